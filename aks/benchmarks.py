@@ -1,0 +1,312 @@
+"""Label files to questions: LongVideoBench, VideoMME, and one's own data.
+
+All three become the same :class:`Question`. Entries keep the label file's order, which is the order
+of ``scores.json``, ``frames.json`` and ``selected_frames.json``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aks.errors import UserError
+
+Evidence = tuple[float, float]  # first and last position, equal for a single point
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about one video.
+
+    Attributes:
+        index: position in the label file, from 0.
+        id: unique within the label file.
+        video: file name of the video, relative to the label set's video folder, or absolute.
+        text: the question alone.
+        options: answer candidates as the label file spells them; empty for an open question.
+        answer: index of the right option, or None where the file does not say.
+        options_prompt: the candidates as the paper's SeViLA prompt spells them for this data set
+            (LongVideoBench: ``"A. text "`` each; VideoMME: its lettered strings, joined).
+        duration_s: length of the video in seconds, or None.
+        group: what recall is reported by, e.g. LongVideoBench's duration group.
+        evidence_frames: evidence as frame numbers, (first, last) each.
+        evidence_times_s: evidence in seconds, (first, last) each.
+    """
+
+    index: int
+    id: str
+    video: str
+    text: str
+    options: tuple[str, ...] = ()
+    answer: int | None = None
+    options_prompt: str = ""
+    duration_s: float | None = None
+    group: str = "all"
+    evidence_frames: tuple[Evidence, ...] = ()
+    evidence_times_s: tuple[Evidence, ...] = ()
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """The questions of one label file.
+
+    Attributes:
+        dataset: ``longvideobench``, ``videomme`` or ``custom``.
+        path: the label file.
+        sha256: digest of the label file's bytes.
+        video_root: folder that relative video names start from.
+        questions: in the label file's order.
+    """
+
+    dataset: str
+    path: Path
+    sha256: str
+    video_root: Path
+    questions: list[Question] = field(repr=False)
+
+    def video_path(self, video: str) -> Path:
+        """Where a question's video lies (an absolute name stays as it is)."""
+        return self.video_root / video
+
+    def by_video(self) -> dict[str, list[Question]]:
+        """Questions grouped by video, videos in the order of their first question."""
+        groups: dict[str, list[Question]] = {}
+        for question in self.questions:
+            groups.setdefault(question.video, []).append(question)
+        return groups
+
+
+class _Entry:
+    """One label entry with checked access; every complaint names file, entry and field."""
+
+    def __init__(self, path: Path, index: int, data: Any) -> None:
+        self.where = f"{path}: entry {index}"
+        if not isinstance(data, dict):
+            raise UserError(f"{self.where} is {type(data).__name__}, not an object; give it named fields")
+        if isinstance(data.get("id", data.get("question_id")), str | int):
+            self.where += f" (id {data.get('id', data.get('question_id'))})"
+        self.data = data
+
+    def fail(self, what: str) -> UserError:
+        return UserError(f"{self.where}: {what}")
+
+    def text(self, key: str) -> str:
+        value = self.data.get(key)
+        if not isinstance(value, str) or not value.strip():
+            state = "is missing" if key not in self.data else f"is {value!r}"
+            raise self.fail(f"{key!r} {state}; it must be a non-empty text")
+        return value
+
+    def texts(self, key: str, required: bool) -> tuple[str, ...]:
+        if self.data.get(key) is None and not required:
+            return ()
+        value = self.data.get(key)
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            state = "is missing" if key not in self.data else "is not a list of texts"
+            raise self.fail(f"{key!r} {state}")
+        return tuple(value)
+
+    def number(self, key: str) -> float | None:
+        value = self.data.get(key)
+        if value is None:
+            return None
+        if not _is_number(value) or value < 0:
+            raise self.fail(f"{key!r} is {value!r}; it must be a number, 0 or more")
+        return float(value)
+
+    def choice(self, value: Any, options: tuple[str, ...]) -> int | None:
+        """An answer given as index, letter or option text, as an index."""
+        if value is None:
+            return None
+        found: int | None = None
+        if isinstance(value, int) and not isinstance(value, bool):
+            found = value
+        elif isinstance(value, str) and value in options:
+            found = options.index(value)
+        elif isinstance(value, str) and len(value.strip()) == 1 and value.strip().isalpha():
+            found = ord(value.strip().upper()) - ord("A")
+        if found is None or found < 0 or (options and found >= len(options)):
+            raise self.fail(f"answer {value!r} is no index, letter or text of its {len(options)} options")
+        return found
+
+    def evidence(self, key: str) -> tuple[Evidence, ...]:
+        """A list of positions, or of [first, last] pairs, as pairs."""
+        value = self.data.get(key)
+        if value is None:
+            return ()
+        if not isinstance(value, list):
+            raise self.fail(f"{key!r} is not a list")
+        pairs = []
+        for item in value:
+            first, last = (item, item) if _is_number(item) else _pair(item)
+            if first is None or last is None or first < 0 or last < first:
+                raise self.fail(f"{key!r} holds {item!r}; use a position or [first, last], 0 or more")
+            pairs.append((float(first), float(last)))
+        return tuple(pairs)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _pair(item: Any) -> tuple[Any, Any]:
+    if isinstance(item, list) and len(item) == 2 and all(_is_number(end) for end in item):
+        return item[0], item[1]
+    return None, None
+
+
+def _longvideobench(index: int, entry: _Entry) -> Question:
+    options = entry.texts("candidates", required=True)
+    return Question(
+        index=index,
+        id=entry.text("id"),
+        video=entry.text("video_path"),
+        text=entry.text("question"),
+        options=options,
+        answer=entry.choice(entry.data.get("correct_choice"), options),
+        options_prompt=_lettered(options),
+        duration_s=entry.number("duration"),
+        group=str(entry.data.get("duration_group", "all")),
+        evidence_frames=entry.evidence("position"),
+    )
+
+
+def _videomme(index: int, entry: _Entry) -> Question:
+    options = entry.texts("options", required=True)
+    return Question(
+        index=index,
+        id=entry.text("question_id"),
+        video=entry.text("videoID") + ".mp4",
+        text=entry.text("question"),
+        options=options,
+        answer=entry.choice(entry.data.get("answer"), options),
+        options_prompt="".join(options),
+        group=str(entry.data.get("duration", "all")),
+    )
+
+
+def _custom(index: int, entry: _Entry) -> Question:
+    options = entry.texts("options", required=False)
+    identifier = entry.data.get("id", index)
+    if not isinstance(identifier, str | int) or isinstance(identifier, bool) or identifier == "":
+        raise entry.fail(f"'id' is {identifier!r}; it must be a text or an integer")
+    return Question(
+        index=index,
+        id=str(identifier),
+        video=entry.text("video"),
+        text=entry.text("question"),
+        options=options,
+        answer=entry.choice(entry.data.get("answer"), options),
+        options_prompt=_lettered(options),
+        duration_s=entry.number("duration"),
+        group=str(entry.data.get("group", "all")),
+        evidence_frames=entry.evidence("evidence_frames"),
+        evidence_times_s=entry.evidence("evidence_times"),
+    )
+
+
+def _lettered(options: tuple[str, ...]) -> str:
+    return "".join(f"{chr(ord('A') + i)}. {text} " for i, text in enumerate(options))
+
+
+@dataclass(frozen=True)
+class _Format:
+    label_name: str | None
+    video_folder: str
+    parse: Callable[[int, _Entry], Question]
+
+
+DATASETS: dict[str, _Format] = {
+    "longvideobench": _Format("lvb_val.json", "videos", _longvideobench),
+    "videomme": _Format("videomme.json", "data", _videomme),
+    "custom": _Format(None, "", _custom),
+}
+
+
+def load_labels(
+    dataset: str, dataset_path: str | Path | None = None, label_file: str | Path | None = None
+) -> LabelSet:
+    """Read and check a label file.
+
+    Args:
+        dataset: ``longvideobench`` (``lvb_val.json``, videos under ``videos/``), ``videomme``
+            (``videomme.json``, videos under ``data/``) or ``custom`` (needs ``label_file``).
+        dataset_path: the data set's folder; None means ``./datasets/<dataset>``, and for ``custom``
+            the label file's own folder.
+        label_file: a label file to read instead of the data set's usual one; ``.jsonl`` holds one
+            entry a line, anything else one JSON list.
+
+    Raises:
+        UserError: unknown data set, file missing, not JSON, or a bad entry (named by index).
+    """
+    if dataset not in DATASETS:
+        raise UserError(f"--dataset_name {dataset}: unknown data set; use one of {', '.join(DATASETS)}")
+    form = DATASETS[dataset]
+    if label_file is not None:
+        path = Path(label_file)
+    elif form.label_name is None:
+        raise UserError(f"--dataset_name {dataset} needs --label_file, a .json or .jsonl file")
+    else:
+        path = Path(dataset_path or f"./datasets/{dataset}") / form.label_name
+    if dataset_path is None:
+        dataset_path = path.parent if form.label_name is None else f"./datasets/{dataset}"
+
+    raw = _read_bytes(path)
+    questions: list[Question] = []
+    first_use: dict[str, int] = {}
+    for index, data in enumerate(_parse_entries(path, raw)):
+        entry = _Entry(path, index, data)
+        question = form.parse(index, entry)
+        if question.id in first_use:
+            raise entry.fail(
+                f"id {question.id!r} was used by entry {first_use[question.id]}; make ids unique"
+            )
+        first_use[question.id] = index
+        questions.append(question)
+    if not questions:
+        raise UserError(f"{path}: holds no entries")
+    return LabelSet(
+        dataset=dataset,
+        path=path,
+        sha256=hashlib.sha256(raw).hexdigest(),
+        video_root=Path(dataset_path) / form.video_folder,
+        questions=questions,
+    )
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: label file not found; check --dataset_path or --label_file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the label file: {error.strerror}") from None
+
+
+def _parse_entries(path: Path, raw: bytes) -> list[Any]:
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    if path.suffix == ".jsonl":
+        entries = []
+        for number, line in enumerate(text.split("\n"), start=1):
+            if not line.strip():
+                continue
+            try:
+                entries.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path}: line {number} is not JSON: {error.msg}") from None
+        return entries
+    try:
+        entries = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON: {error.msg} (line {error.lineno})") from None
+    if not isinstance(entries, list):
+        raise UserError(f"{path}: holds {type(entries).__name__}, not a list of entries")
+    return entries

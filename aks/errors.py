@@ -1,0 +1,34 @@
+"""The two ways a run can go wrong: the user can mend it, or one video is bad."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """A mistake the user can mend; its text is one line naming file, entry and remedy (exit status 2)."""
+
+
+class VideoError(Exception):
+    """One video cannot be read; its text is the reason. The other videos go on (exit status 1)."""
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Run a script's ``main`` and end the process with its status.
+
+    0 (or None) is success, 1 means some videos failed, 2 a user's mistake told in one line on
+    standard error, 130 an interrupted run (what was finished is kept).
+    """
+    try:
+        status = main() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print("interrupted; finished work is kept, run the same command to go on", file=sys.stderr)
+        status = 130
+    except BrokenPipeError:  # the reader of our output (head, less) went away
+        sys.stderr.close()
+        status = 0
+    sys.exit(status)

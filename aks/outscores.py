@@ -1,0 +1,338 @@
+"""The files of a scoring run: parts, run record, failures, and the assembled lists.
+
+A run's folder, ``outscores/<dataset>/<model>/``::
+
+    run.json         what produced the scores; a run with other settings refuses to mix
+    parts/           one file a finished video: frames, times, scores by question id
+    failures.json    videos that could not be scored, with the reason
+    scores.json      assembled in label order: a list of floats per question
+    frames.json      likewise: frame numbers
+    times.json       likewise: seconds
+
+Every file is written whole or not at all, so a killed run leaves only finished parts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import socket
+import uuid
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from aks.benchmarks import LabelSet
+from aks.errors import UserError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one video contributed.
+
+    Attributes:
+        video: its name in the label file.
+        fps: average frame rate, frames a second.
+        num_frames: frames in the video.
+        decoder: which reader decoded it.
+        frames: candidate frame numbers, (n,).
+        times_s: their times in seconds, (n,).
+        scores: question id to relevance scores, (n,) each.
+    """
+
+    video: str
+    fps: float
+    num_frames: int
+    decoder: str
+    frames: list[int]
+    times_s: list[float]
+    scores: dict[str, list[float]]
+
+
+class RunFolder:
+    """One run's folder, shared by any number of processes on one file system."""
+
+    def __init__(self, folder: Path) -> None:
+        """Name the folder; nothing is created before :meth:`begin`."""
+        self.folder = folder
+        self.parts = folder / "parts"
+
+    def begin(self, settings: dict[str, Any]) -> None:
+        """Create the folder and record the run's settings, or compare them with those recorded.
+
+        Raises:
+            UserError: the folder was made with other settings, or cannot be written.
+        """
+        record = self.folder / "run.json"
+        settings = {"format": FORMAT, **settings}
+        try:
+            self.parts.mkdir(parents=True, exist_ok=True)
+            if not record.exists():
+                write_json(record, settings, indent=2, keep_existing=True)
+        except OSError as error:
+            raise UserError(
+                f"{self.folder}: cannot write there: {error.strerror}; check --output_file"
+            ) from None
+        recorded = read_json(record)
+        if not isinstance(recorded, dict):
+            raise UserError(f"{record}: not a run record; remove {self.folder} or use another --output_file")
+        differing = [
+            f"{key} {recorded.get(key)!r} there, {settings.get(key)!r} now"
+            for key in sorted(recorded.keys() | settings.keys())
+            if recorded.get(key) != settings.get(key)
+        ]
+        if differing:
+            raise UserError(
+                f"{record}: made with other settings ({'; '.join(differing)}); "
+                "use another --output_file or remove that folder"
+            )
+        _remove_orphans(self.parts)
+
+    def part_path(self, video: str) -> Path:
+        """Where a video's part lies; the name stays readable and within a file system's limits."""
+        name = quote(video, safe=" ()[]+,=@&!'~")
+        if len(name) > 200:
+            name = name[:150] + "-" + hashlib.sha256(video.encode()).hexdigest()[:32]
+        return self.parts / f"{name}.json"
+
+    def failure_path(self, video: str) -> Path:
+        """Where a video's failure is noted until it succeeds."""
+        return self.part_path(video).with_suffix(".failure")
+
+    def has_part(self, video: str) -> bool:
+        """Whether the video is finished."""
+        return self.part_path(video).exists()
+
+    def write_part(self, part: Part) -> None:
+        """Store a finished video and forget an earlier failure of it."""
+        write_json(self.part_path(part.video), {"format": FORMAT, **asdict(part)})
+        self.failure_path(part.video).unlink(missing_ok=True)
+
+    def read_part(self, video: str) -> Part:
+        """Load a finished video.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        path = self.part_path(video)
+        data = read_json(path)
+        try:
+            fields = {key: data[key] for key in Part.__dataclass_fields__}
+            part = Part(**fields)
+            sizes = {len(part.frames), len(part.times_s), *(len(s) for s in part.scores.values())}
+        except (TypeError, KeyError, AttributeError):
+            sizes = set()
+        if len(sizes) != 1:
+            raise UserError(f"{path}: damaged part file; delete it and run again to score this video anew")
+        return part
+
+    def write_failure(self, video: str, reason: str, questions: list[str]) -> None:
+        """Note that a video could not be scored."""
+        write_json(
+            self.failure_path(video), {"video": video, "reason": reason, "questions": questions}, indent=2
+        )
+
+    def collect_failures(self, labels: LabelSet) -> list[dict[str, Any]]:
+        """The videos without a part that have failed, in label order; also written to ``failures.json``."""
+        failures = []
+        for video in labels.by_video():
+            path = self.failure_path(video)
+            if path.exists() and not self.has_part(video):
+                failures.append(read_json(path))
+        target = self.folder / "failures.json"
+        if failures:
+            write_json(target, failures, indent=2)
+        else:
+            target.unlink(missing_ok=True)
+        return failures
+
+    def assemble(self, labels: LabelSet, allow_missing: bool = False) -> int:
+        """Write ``scores.json``, ``frames.json`` and ``times.json`` in label order.
+
+        Args:
+            labels: the label set the run was made for.
+            allow_missing: give questions of unfinished videos empty lists.
+
+        Returns:
+            The number of questions with empty lists.
+
+        Raises:
+            UserError: a part is damaged, or is missing and ``allow_missing`` is off.
+        """
+        lists: dict[str, list[list[Any]]] = {"scores": [], "frames": [], "times": []}
+        rows: dict[int, tuple[list[float], list[int], list[float]]] = {}
+        missing = 0
+        for video, questions in labels.by_video().items():
+            if not self.has_part(video):
+                if not allow_missing:
+                    raise UserError(f"{self.folder}: {video} is not scored yet; run feature_extract.py again")
+                missing += len(questions)
+                rows.update((question.index, ([], [], [])) for question in questions)
+                continue
+            part = self.read_part(video)
+            for question in questions:
+                if question.id not in part.scores:
+                    raise UserError(
+                        f"{self.part_path(video)}: has no scores for question {question.id}; "
+                        "delete it and run again to score this video anew"
+                    )
+                rows[question.index] = (part.scores[question.id], part.frames, part.times_s)
+        for index in range(len(labels.questions)):
+            for name, row in zip(lists, rows[index], strict=True):
+                lists[name].append(row)
+        for name, rows_of_name in lists.items():
+            write_json(self.folder / f"{name}.json", rows_of_name)
+        return missing
+
+
+def read_scores(score_path: Path, frame_path: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Read and check ``scores.json`` and ``frames.json``, ours or anybody's in the reference's format.
+
+    Args:
+        score_path: a JSON list of lists of finite numbers, one list a question.
+        frame_path: likewise of ascending frame numbers, whole, written as integers or floats.
+
+    Returns:
+        Per question: scores (n,) float64, and frame numbers (n,) int64.
+
+    Raises:
+        UserError: a file is missing or malformed; names the file and the entry.
+    """
+    scores = [_numbers(score_path, index, row) for index, row in enumerate(_rows(score_path))]
+    frames = [_numbers(frame_path, index, row) for index, row in enumerate(_rows(frame_path))]
+    if len(scores) != len(frames):
+        raise UserError(
+            f"{score_path} holds {len(scores)} questions and {frame_path} {len(frames)}; "
+            "both must come from the same run"
+        )
+    for index, (score, frame) in enumerate(zip(scores, frames, strict=True)):
+        if len(score) != len(frame):
+            raise UserError(
+                f"{score_path}: entry {index} has {len(score)} scores, but {len(frame)} frames in "
+                f"{frame_path}; both must come from the same run"
+            )
+    return scores, [check_frame_numbers(frame_path, index, frame) for index, frame in enumerate(frames)]
+
+
+def check_frame_numbers(path: Path, index: int, row: np.ndarray) -> np.ndarray:
+    """One entry's frame numbers as int64, checked to be whole, not negative and ascending.
+
+    Raises:
+        UserError: they are not; names file, entry and position.
+    """
+    whole = np.floor(row)
+    bad = np.flatnonzero((whole != row) | (row < 0))
+    if len(bad):
+        raise UserError(
+            f"{path}: entry {index}, position {bad[0]}: {row[bad[0]]:g} is no frame number (0, 1, 2, ...)"
+        )
+    falls = np.flatnonzero(np.diff(row) <= 0)
+    if len(falls):
+        at = int(falls[0]) + 1
+        raise UserError(
+            f"{path}: entry {index}, position {at}: frame {row[at]:.0f} follows {row[at - 1]:.0f}; "
+            "frame numbers must ascend"
+        )
+    return whole.astype(np.int64)
+
+
+def read_number_lists(path: Path) -> list[np.ndarray]:
+    """A JSON list of lists of finite numbers, as float64 arrays.
+
+    Raises:
+        UserError: the file is missing or something else; names the entry.
+    """
+    return [_numbers(path, index, row) for index, row in enumerate(_rows(path))]
+
+
+def _rows(path: Path) -> list[Any]:
+    rows = read_json(path)
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: holds {type(rows).__name__}, not a list of lists (one a question)")
+    return rows
+
+
+def _numbers(path: Path, index: int, row: Any) -> np.ndarray:
+    if not isinstance(row, list):
+        raise UserError(f"{path}: entry {index} is {type(row).__name__}, not a list of numbers")
+    # NumPy would read true as 1 and "2" as 2.
+    if not set(map(type, row)) <= {int, float}:
+        at = next(at for at, value in enumerate(row) if type(value) not in (int, float))
+        raise UserError(f"{path}: entry {index}, position {at}: {row[at]!r} is no number")
+    array = np.array(row, dtype=np.float64)
+    finite = np.isfinite(array)
+    if not finite.all():
+        at = int(np.flatnonzero(~finite)[0])
+        raise UserError(f"{path}: entry {index}, position {at}: {array[at]} is no finite number")
+    return array
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file.
+
+    Raises:
+        UserError: it is missing, unreadable or not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path}: file not found") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON: {error}") from None
+
+
+def write_json(path: Path, data: Any, *, indent: int | None = None, keep_existing: bool = False) -> None:
+    """Write JSON so that the file is whole or absent, whatever happens to this process.
+
+    Args:
+        path: the file.
+        data: what to write.
+        indent: spaces for people to read, or None for the reference's one-line form.
+        keep_existing: leave a file that another process wrote meanwhile.
+
+    Raises:
+        UserError: it cannot be written (disk full, no permission).
+    """
+    temporary = path.with_name(f".{path.name[:100]}.{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(json.dumps(data, indent=indent, allow_nan=False))
+            file.flush()
+            os.fsync(file.fileno())
+        if keep_existing:
+            with contextlib.suppress(FileExistsError):
+                os.link(temporary, path)
+        else:
+            os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}; finished work is kept") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _host() -> str:
+    return re.sub(r"\W", "_", socket.gethostname())[:40]
+
+
+def _remove_orphans(folder: Path) -> None:
+    """Delete temporary files of this machine's killed processes."""
+    for path in _temporaries(folder):
+        match = re.search(rf"\.{re.escape(_host())}-(\d+)-[0-9a-f]{{8}}\.tmp$", path.name)
+        if match and not Path(f"/proc/{match[1]}").exists() and Path("/proc/self").exists():
+            path.unlink(missing_ok=True)
+
+
+def _temporaries(folder: Path) -> Iterable[Path]:
+    return [*folder.glob(".*.tmp"), *folder.parent.glob(".*.tmp")]

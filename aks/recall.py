@@ -1,0 +1,270 @@
+"""Evidence recall: how much of the labelled evidence a selection has in view. No language model.
+
+For a question it is the share of its evidence positions that have a selected frame within a
+tolerance; for a group of questions the mean of that. Beside it stands uniform sampling at the same
+budget. As a command::
+
+    python -m aks.recall --dataset_name longvideobench --selected_frames selected_frames.json
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from aks import errors
+from aks.benchmarks import LabelSet, Question, load_labels
+from aks.outscores import check_frame_numbers, read_number_lists, write_json
+
+TOLERANCES_S = (1.0, 3.0, 5.0)
+
+
+def evidence_recall(
+    selected: Sequence[float] | np.ndarray, evidence: Sequence[tuple[float, float]], tolerance: float
+) -> float:
+    """Share of evidence with a selected position within ``tolerance``, all in one unit.
+
+    >>> evidence_recall([0, 48], [(50, 60), (100, 100)], tolerance=24)
+    0.5
+
+    Args:
+        selected: selected positions, (n,).
+        evidence: (first, last) positions; a selected one between them is at distance 0.
+        tolerance: greatest distance that counts.
+
+    Raises:
+        ValueError: there is no evidence.
+    """
+    if not len(evidence):
+        raise ValueError("recall needs at least one piece of evidence")
+    at = np.asarray(selected, dtype=np.float64)
+    if not len(at):
+        return 0.0
+    first, last = np.asarray(evidence, dtype=np.float64).T
+    distance = np.maximum(first[:, None] - at, at - last[:, None]).min(axis=1)
+    return float((distance <= tolerance).mean())
+
+
+def uniform_frames(duration_s: float, stride_frames: int, budget: int) -> np.ndarray:
+    """Uniform sampling in frame numbers, (min(budget, whole seconds),) int64, at least one.
+
+    ``int(duration * stride / m) * i`` for ``m = min(budget, int(duration))``: the rule by which the
+    published recall figures were computed.
+    """
+    count = max(1, min(budget, int(duration_s)))
+    return int(duration_s * stride_frames / count) * np.arange(count)
+
+
+def uniform_times(duration_s: float, budget: int) -> np.ndarray:
+    """Uniform sampling in seconds, (min(budget, whole seconds),) float64, at least one."""
+    count = max(1, min(budget, int(duration_s)))
+    return duration_s / count * np.arange(count)
+
+
+def stride_of(frames: np.ndarray) -> int:
+    """The candidate stride that frame numbers share: their greatest common divisor, 0 if unknown.
+
+    It is the true stride unless every selected candidate's position shares a factor, which a list
+    of eight or more practically never does.
+    """
+    return int(np.gcd.reduce(frames)) if len(frames) else 0
+
+
+@dataclass(frozen=True)
+class Recall:
+    """Recall of a group of questions.
+
+    Attributes:
+        group: the group's name; ``all`` for every question.
+        questions: how many questions it holds.
+        selected: tolerance in seconds to recall of the selection.
+        uniform: likewise of uniform sampling at the same budget; empty where durations are unknown.
+    """
+
+    group: str
+    questions: int
+    selected: dict[float, float]
+    uniform: dict[float, float]
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A question's evidence and selections in one unit, ``per_second`` units a second."""
+
+    evidence: tuple[tuple[float, float], ...]
+    selected: np.ndarray
+    uniform: np.ndarray | None
+    per_second: float
+
+
+def recall_table(
+    questions: Sequence[Question],
+    frames: Sequence[np.ndarray],
+    budget: int,
+    *,
+    strides: Sequence[int] | None = None,
+    times_s: Sequence[np.ndarray] | None = None,
+    tolerances_s: Sequence[float] = TOLERANCES_S,
+) -> tuple[list[Recall], int]:
+    """Recall by group and over all questions that have evidence.
+
+    Evidence in frame numbers is compared with frame numbers (a second is one candidate stride), and
+    evidence in seconds with the selected frames' times.
+
+    Args:
+        questions: of the label file.
+        frames: selected frame numbers, one array a question.
+        budget: frames that uniform sampling may use.
+        strides: candidate stride of each question's video in frames; None reads it off the selection.
+        times_s: selected frames' times, one array a question; needed for evidence in seconds.
+        tolerances_s: tolerances in seconds.
+
+    Returns:
+        A row a group in the order of their names (numbers by value), the row ``all`` last; and the number of
+        questions left out because their stride is unknown (fewer than two selected frames).
+
+    Raises:
+        ValueError: no question has evidence, or evidence in seconds comes without ``times_s``.
+    """
+    cases: dict[str, list[_Case]] = {}
+    unknown = 0
+    for question in questions:
+        selected = frames[question.index]
+        if question.evidence_frames:
+            stride = strides[question.index] if strides is not None else stride_of(selected)
+            if not stride:
+                unknown += 1
+                continue
+            uniform = None
+            if question.duration_s is not None:
+                uniform = uniform_frames(question.duration_s, stride, budget)
+            case = _Case(question.evidence_frames, selected, uniform, stride)
+        elif question.evidence_times_s:
+            if times_s is None:
+                raise ValueError("evidence in seconds needs the selected frames' times")
+            uniform = None
+            if question.duration_s is not None:
+                uniform = uniform_times(question.duration_s, budget)
+            case = _Case(question.evidence_times_s, times_s[question.index], uniform, 1)
+        else:
+            continue
+        cases.setdefault(question.group, []).append(case)
+    if not cases:
+        raise ValueError("no question has evidence positions")
+    rows = [_row(group, cases[group], tolerances_s) for group in sorted(cases, key=_group_order)]
+    if len(rows) > 1:
+        rows.append(_row("all", [case for group in cases.values() for case in group], tolerances_s))
+    return rows, unknown
+
+
+def _row(group: str, cases: list[_Case], tolerances_s: Sequence[float]) -> Recall:
+    def mean(which: str, tolerance: float) -> float:
+        shares = [evidence_recall(getattr(c, which), c.evidence, tolerance * c.per_second) for c in cases]
+        return float(np.mean(shares))
+
+    known = all(case.uniform is not None for case in cases)
+    return Recall(
+        group,
+        len(cases),
+        {tolerance: mean("selected", tolerance) for tolerance in tolerances_s},
+        {tolerance: mean("uniform", tolerance) for tolerance in tolerances_s} if known else {},
+    )
+
+
+def _group_order(group: str) -> tuple[bool, float, str]:
+    return (False, float(group), "") if group.replace(".", "", 1).isdigit() else (True, 0.0, group)
+
+
+def format_table(rows: Sequence[Recall]) -> str:
+    """A table for people: groups down, tolerances across, selection beside uniform."""
+    tolerances = list(rows[0].selected)
+    width = max(5, *(len(row.group) for row in rows))
+    head = "".join(f"  within {tolerance:g} s".ljust(20) for tolerance in tolerances)
+    lines = [
+        " " * (width + 11) + head.rstrip(),
+        "group".ljust(width) + "  questions" + "  selected  uniform " * len(tolerances),
+    ]
+    for row in rows:
+        cells = "".join(
+            f"{row.selected[t]:10.3f}" + (f"{row.uniform[t]:9.3f} " if row.uniform else f"{'-':>9} ")
+            for t in tolerances
+        )
+        lines.append(f"{row.group.ljust(width)}  {row.questions:9d}{cells}".rstrip())
+    return "\n".join(lines)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command's flags."""
+    parser = argparse.ArgumentParser(
+        prog="python -m aks.recall",
+        description="Share of labelled evidence positions with a selected frame nearby.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--selected_frames", required=True, help="a selection, ours or the released ones")
+    parser.add_argument("--dataset_name", default="longvideobench", help="longvideobench or custom")
+    parser.add_argument("--dataset_path", help="folder of the data set")
+    parser.add_argument("--label_file", help="a label file in place of the data set's own")
+    parser.add_argument("--frame_path", help="frames.json of step 1: states each video's stride")
+    parser.add_argument(
+        "--max_num_frames", type=int, help="uniform's budget (default: the longest selection)"
+    )
+    parser.add_argument(
+        "--tolerances", type=float, nargs="+", default=list(TOLERANCES_S), help="tolerances in seconds"
+    )
+    parser.add_argument("--output_file", help="also write the table to this JSON file")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Print the table of one selection."""
+    args = parse_arguments()
+    if args.max_num_frames is not None and args.max_num_frames < 1:
+        raise errors.UserError(f"--max_num_frames {args.max_num_frames}: must be 1 or more")
+    if min(args.tolerances) < 0:
+        raise errors.UserError(f"--tolerances {min(args.tolerances):g}: must be 0 or more")
+    labels = load_labels(args.dataset_name, args.dataset_path, args.label_file)
+    path = Path(args.selected_frames)
+    frames = [check_frame_numbers(path, i, row) for i, row in enumerate(_for_labels(path, labels))]
+    strides = None
+    if args.frame_path:
+        candidates = _for_labels(Path(args.frame_path), labels)
+        strides = [int(row[1] - row[0]) if len(row) > 1 else 0 for row in candidates]
+    times_path = path.with_name("selected_times.json")
+    times = _for_labels(times_path, labels) if times_path.exists() else None
+    budget = args.max_num_frames or max(map(len, frames))
+    try:
+        rows, unknown = recall_table(
+            labels.questions, frames, budget, strides=strides, times_s=times, tolerances_s=args.tolerances
+        )
+    except ValueError as error:
+        raise errors.UserError(
+            f"{labels.path}: {error}"
+            if times or "times" not in str(error)
+            else f"{times_path}: {error}; select with times.json beside frames.json"
+        ) from None
+    print(format_table(rows))
+    if unknown:
+        print(f"{unknown} questions left out: too few frames to tell the stride; give --frame_path")
+    if not all(row.uniform for row in rows):
+        print("uniform needs the label file to state every video's duration in seconds")
+    if args.output_file:
+        write_json(Path(args.output_file), [vars(row) for row in rows], indent=2)
+
+
+def _for_labels(path: Path, labels: LabelSet) -> list[np.ndarray]:
+    rows = read_number_lists(path)
+    if len(rows) != len(labels.questions):
+        raise errors.UserError(
+            f"{path} holds {len(rows)} questions and {labels.path} {len(labels.questions)}; "
+            "they must belong together"
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    errors.run(main)

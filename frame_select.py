@@ -1,0 +1,130 @@
+"""Step 2: relevance scores to keyframes, by the paper's recursive relevance / coverage split.
+
+Reads scores.json and frames.json, ours or anybody's in the reference's format, and writes
+selected_frames.json (ascending frame numbers, a list per question) under
+<output_file>/<dataset_name>/<extract_feature_model>/, with selection.json beside it recording how.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from aks import errors
+from aks.outscores import read_json, read_number_lists, read_scores, write_json
+from aks.selection import QUOTAS, STRATEGIES, select_positions
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The documented flags with the reference's defaults, and ours."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--dataset_name", default="longvideobench", help="names the output folder")
+    parser.add_argument("--extract_feature_model", default="blip", help="names the output folder")
+    parser.add_argument("--score_path", help="(default: ./outscores/<dataset_name>/<model>/scores.json)")
+    parser.add_argument("--frame_path", help="(default: frames.json beside the scores)")
+    parser.add_argument("--max_num_frames", type=int, default=64, help="budget: keyframes a question")
+    parser.add_argument("--ratio", type=int, default=1, help="use every ratio-th candidate")
+    parser.add_argument("--t1", type=float, default=0.8, help="threshold on the difference of means")
+    parser.add_argument("--t2", type=float, default=-100, help="threshold on the standard deviation")
+    parser.add_argument("--all_depth", type=int, default=5, help="most halvings of the timeline")
+    parser.add_argument("--output_file", default="./selected_frames", help="folder for the selection")
+    parser.add_argument("--strategy", default="ada", help=f"one of {', '.join(STRATEGIES)}")
+    parser.add_argument(
+        "--quota",
+        default="full",
+        help=f"one of {', '.join(QUOTAS)}; paper loses fractions of the budget as the released code does",
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Select for every question, write the files, say what was done."""
+    args = parse_arguments()
+    score_path = Path(
+        args.score_path or f"./outscores/{args.dataset_name}/{args.extract_feature_model}/scores.json"
+    )
+    frame_path = Path(args.frame_path) if args.frame_path else score_path.with_name("frames.json")
+    options = {
+        "strategy": args.strategy,
+        "ratio": args.ratio,
+        "t1": args.t1,
+        "t2": args.t2,
+        "max_depth": args.all_depth,
+        "quota": args.quota,
+    }
+    try:
+        select_positions([0.0], args.max_num_frames, **options)
+    except ValueError as error:
+        raise errors.UserError(f"frame_select.py: {error} (see --help)") from None
+
+    scores, frames = read_scores(score_path, frame_path)
+    chosen = [select_positions(score, args.max_num_frames, **options) for score in scores]
+
+    folder = Path(args.output_file) / args.dataset_name / args.extract_feature_model
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise errors.UserError(
+            f"{folder}: cannot be created: {error.strerror}; check --output_file"
+        ) from None
+    output = folder / "selected_frames.json"
+    write_json(output, [row[at].tolist() for row, at in zip(frames, chosen, strict=True)])
+    _write_times(frame_path, frames, chosen, folder / "selected_times.json")
+    write_json(
+        folder / "selection.json",
+        {
+            "max_num_frames": args.max_num_frames,
+            **options,
+            "questions": len(chosen),
+            "scores_sha256": _digest(score_path),
+            "scored_by": _origin(score_path),
+        },
+        indent=2,
+    )
+
+    _report(args.max_num_frames, args.ratio, scores, chosen)
+    print(f"wrote {output}: {len(chosen)} questions, {sum(map(len, chosen))} keyframes ({args.strategy})")
+
+
+def _report(budget: int, ratio: int, scores: list[np.ndarray], chosen: list[np.ndarray]) -> None:
+    """Count what a reader of the selection may not expect."""
+    empty = sum(len(score) == 0 for score in scores)
+    few = sum(0 < len(score) // ratio < budget for score in scores)
+    lost = sum(len(at) < min(budget, len(score) // ratio) for score, at in zip(scores, chosen, strict=True))
+    if empty:
+        print(f"{empty} questions have no candidates (their video failed); their selection is empty")
+    if few:
+        print(f"{few} questions have fewer candidates than the budget of {budget}; all are selected")
+    if lost:
+        print(f"{lost} questions get fewer frames than the budget: --quota paper loses fractions of quotas")
+
+
+def _write_times(frame_path: Path, frames: list[np.ndarray], chosen: list[np.ndarray], output: Path) -> None:
+    """The keyframes' times in seconds, where step 1 left times.json beside the frame numbers."""
+    source = frame_path.with_name("times.json")
+    if not source.exists():
+        output.unlink(missing_ok=True)  # an older selection's times must not stay beside a new one
+        return
+    times = read_number_lists(source)
+    if [len(row) for row in times] != [len(row) for row in frames]:
+        raise errors.UserError(f"{source}: does not fit {frame_path}; both must come from the same run")
+    write_json(output, [row[at].tolist() for row, at in zip(times, chosen, strict=True)])
+
+
+def _origin(score_path: Path) -> object:
+    """The run record beside the scores (scorer, label digest), or None for scores from elsewhere."""
+    record = score_path.with_name("run.json")
+    return read_json(record) if record.exists() else None
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+if __name__ == "__main__":
+    errors.run(main)
