@@ -34,7 +34,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output_file", default="./outscores", help="folder for the scores")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu")
     parser.add_argument("--dtype", help="float32, float16 or bfloat16 (default: the original's precision)")
-    parser.add_argument("--batch_size", type=int, default=32, help="frames decoded and encoded at a time")
+    parser.add_argument("--batch_size", type=int, default=16, help="frames decoded and encoded at a time")
     parser.add_argument("--decoder", default="auto", help="auto, decord or pyav")
     parser.add_argument(
         "--allow_missing",

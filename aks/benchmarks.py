@@ -100,6 +100,8 @@ class _Entry:
         if not isinstance(value, str) or not value.strip():
             state = "is missing" if key not in self.data else f"is {value!r}"
             raise self.fail(f"{key!r} {state}; it must be a non-empty text")
+        if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise self.fail(f"{key!r} is {value!r}; it holds a character that is no text")
         return value
 
     def texts(self, key: str, required: bool) -> tuple[str, ...]:

@@ -18,9 +18,10 @@ from aks.benchmarks import LabelSet, Question
 from aks.errors import VideoError
 from aks.outscores import Part, RunFolder
 from aks.scorers import Scorer
+from aks.selection import select_positions
 from aks.video import Frames, Video, estimate_candidates
 
-BATCH_FRAMES = 32
+BATCH_FRAMES = 16
 
 
 @dataclass
@@ -68,21 +69,19 @@ def score_frames(
         yield frames, scores
 
 
-def open_candidates(path: Any, decoder: str) -> tuple[Video, np.ndarray]:
-    """Open a video and list its candidate frames.
+def check_candidates(video: Video) -> np.ndarray:
+    """The candidate frame numbers of a video.
 
     Raises:
-        VideoError: it cannot be opened, or is too short to have a candidate.
+        VideoError: it is too short to have one.
     """
-    video = Video(path, decoder)
     candidates = video.candidates()
     if not len(candidates):
-        video.close()
         raise VideoError(
             f"too short: {video.num_frames} frames at {video.fps:g} a second, one candidate frame needs "
             f"{video.stride_frames}"
         )
-    return video, candidates
+    return candidates
 
 
 def score_video(
@@ -97,8 +96,8 @@ def score_video(
     expected: int,
 ) -> Part:
     """Score one video for all its questions; ``expected`` is what the bar already counts for it."""
-    video, candidates = open_candidates(labels.video_path(name), decoder)
-    with video:
+    with Video(labels.video_path(name), decoder) as video:
+        candidates = check_candidates(video)
         bar.total += len(candidates) - expected
         bar.refresh()
         times: list[np.ndarray] = []
@@ -182,3 +181,52 @@ def extract(
         summary.empty_questions = run.assemble(labels, allow_missing)
         summary.complete = True
     return summary
+
+
+@dataclass(frozen=True)
+class Keyframe:
+    """A selected frame: its number, its time in seconds and its relevance score."""
+
+    number: int
+    time_s: float
+    score: float
+
+
+def find_keyframes(
+    video: Video,
+    question: Question,
+    scorer: Scorer,
+    budget: int,
+    *,
+    strategy: str = "ada",
+    batch_frames: int = BATCH_FRAMES,
+) -> list[Keyframe]:
+    """The keyframes of one open video for one question, in order of time.
+
+    Args:
+        video: the video; its candidate frames are decoded once.
+        question: ``Question(0, "q", "", "What ...?")`` will do; scorers read its text and options.
+        scorer: who scores.
+        budget: number of keyframes, 1 or more.
+        strategy: ``ada``, ``top``, ``bin`` or ``uniform``.
+        batch_frames: frames decoded and encoded at a time; bounds memory.
+
+    Raises:
+        VideoError: the video has no candidate frame or cannot be decoded.
+        ValueError: budget or strategy out of range.
+    """
+    candidates = check_candidates(video)
+    select_positions([0.0], budget, strategy=strategy)  # a wrong argument must not cost an hour's scoring
+    times: list[np.ndarray] = []
+    scores: list[np.ndarray] = []
+    batches = video.read(candidates, batch_frames)
+    with tqdm(total=len(candidates), unit="frame", desc=scorer.name) as bar:
+        for frames, table in score_frames(scorer, batches, [question]):
+            times.append(frames.times_s)
+            scores.append(table[0])
+            bar.update(len(frames))
+    all_times, all_scores = np.concatenate(times), np.concatenate(scores)
+    return [
+        Keyframe(int(candidates[at]), float(all_times[at]), float(all_scores[at]))
+        for at in select_positions(all_scores, budget, strategy=strategy)
+    ]

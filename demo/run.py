@@ -1,0 +1,170 @@
+"""The demo: film, scores, selections, recall table, pictures. Started by demo.sh.
+
+Every step is the project's own command, shown before it runs; a step whose result is there already
+is passed over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from aks import errors
+from aks.benchmarks import LabelSet, load_labels
+from aks.outscores import read_number_lists, read_scores
+from aks.recall import recall_table
+from aks.selection import STRATEGIES
+
+ROOT = Path(__file__).resolve().parent.parent
+
+BUDGETS = (8, 16, 32)
+PICTURED = 8  # the budget whose keyframes are shown
+GROUPS = {"imagenet": "content ImageNet knows", "other": "other content", "all": "all questions"}
+ATTRIBUTION = "Big Buck Bunny, (c) copyright 2008 Blender Foundation, www.bigbuckbunny.org, CC BY 3.0"
+PHOTO_CREDIT = "photos: scikit-image's and scikit-learn's sample data (flower.jpg, china.jpg: CC BY 2.0)"
+
+
+def step(*command: str) -> None:
+    """Show a command as the user would type it, then run it.
+
+    Raises:
+        SystemExit: it failed; with its status.
+    """
+    print("$ python " + shlex.join(command), flush=True)
+    status = subprocess.run([sys.executable, *command], cwd=ROOT).returncode
+    if status:
+        sys.exit(status if status > 0 else 128 - status)
+
+
+def newer(result: Path, *sources: Path) -> bool:
+    """Whether a result is there and none of its sources is younger."""
+    return result.exists() and all(result.stat().st_mtime_ns >= s.stat().st_mtime_ns for s in sources)
+
+
+def selection_path(work: Path, strategy: str, budget: int) -> Path:
+    """Where a selection's frame numbers lie."""
+    return work / f"selected_frames/{strategy}_{budget}/custom/conse/selected_frames.json"
+
+
+def print_table(work: Path, labels: LabelSet, tolerance_s: float = 1.0) -> None:
+    """Evidence recall of every strategy at every budget, for both kinds of needles."""
+    table: dict[tuple[int, str, str], float] = {}
+    counts: dict[str, int] = {}
+    for budget in BUDGETS:
+        for strategy in STRATEGIES:
+            path = selection_path(work, strategy, budget)
+            times = read_number_lists(path.with_name("selected_times.json"))
+            rows, _ = recall_table(labels.questions, read_number_lists(path), budget, times_s=times)
+            for row in rows:
+                table[budget, row.group, strategy] = row.selected[tolerance_s]
+                counts[row.group] = row.questions
+    print(f"\nEvidence recall: share of questions with a keyframe within {tolerance_s:g} s of their photo")
+    print(f"{'':32}" + "".join(f"{strategy:>9}" for strategy in STRATEGIES))
+    for budget in BUDGETS:
+        for group, words in GROUPS.items():
+            name = f"{words} ({counts[group]})"
+            cells = "".join(f"{table[budget, group, strategy]:9.3f}" for strategy in STRATEGIES)
+            print(f"{f'{budget} frames' if group == 'imagenet' else '':10}{name:22}{cells}")
+
+
+def draw(work: Path, labels: LabelSet) -> None:
+    """A contact sheet of ADA's keyframes, and a score curve for every question."""
+    from aks.report import clock, contact_sheet, question_figure
+    from aks.video import Video
+
+    scores, frames = read_scores(work / "outscores/custom/conse/scores.json", frames_path(work))
+    times = read_number_lists(frames_path(work).with_name("times.json"))
+    chosen = {
+        strategy: [
+            np.searchsorted(row, selected)
+            for row, selected in zip(
+                frames, read_number_lists(selection_path(work, strategy, PICTURED)), strict=True
+            )
+        ]
+        for strategy in ("ada", "uniform")
+    }
+    pictures: dict[int, np.ndarray] = {}
+    wanted = sorted({int(n) for row, at in zip(frames, chosen["ada"], strict=True) for n in row[at]})
+    with Video(labels.video_path(labels.questions[0].video)) as video:
+        for batch in video.read(wanted):
+            # A quarter of the width is plenty for a thumbnail, and keeps a hundred frames small.
+            pictures.update(zip(batch.numbers.tolist(), batch.pixels[:, ::3, ::3].copy(), strict=True))
+
+    folder = work / "pictures"
+    folder.mkdir(exist_ok=True)
+    sheet = []
+    for question in labels.questions:
+        i = question.index
+        at = chosen["ada"][i]
+        thumbnails = [pictures[int(n)] for n in frames[i][at]]
+        captions = [f"{clock(times[i][p])}   {scores[i][p]:.3f}" for p in at]
+        sheet.append((f"{question.id}: {question.text}", thumbnails, captions))
+        question_figure(
+            question.text,
+            times[i],
+            scores[i],
+            {strategy: rows[i] for strategy, rows in chosen.items()},
+            thumbnails,
+            folder / f"{question.id}.png",
+            evidence_s=question.evidence_times_s,
+        )
+    contact_sheet(sheet, folder / f"keyframes_ada_{PICTURED}.jpg")
+
+
+def frames_path(work: Path) -> Path:
+    """Step 1's frame numbers."""
+    return work / "outscores/custom/conse/frames.json"
+
+
+def main() -> None:
+    """Run what has no result yet, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--device", default="cpu", help="cuda scores on the GPU")
+    args = parser.parse_args()
+    began = time.monotonic()
+    work = Path(os.environ.get("DEMO_DIR", ROOT / "demo/work")).resolve()
+    os.chdir(ROOT)
+    if work.is_relative_to(ROOT):
+        work = work.relative_to(ROOT)
+    print(ATTRIBUTION)
+    print(PHOTO_CREDIT)
+
+    label_file = work / "labels.json"
+    step("-m", "demo.make_film", "--output", str(work))
+    scores = work / "outscores/custom/conse/scores.json"
+    if not newer(scores.with_name("run.json"), label_file):  # scores of an older version's labels
+        shutil.rmtree(work / "outscores", ignore_errors=True)
+    if not newer(scores, label_file):
+        step(
+            *("feature_extract.py", "--dataset_name", "custom", "--label_file", str(label_file)),
+            *("--extract_feature_model", "conse", "--device", args.device),
+            *("--output_file", str(work / "outscores")),
+        )
+    for budget in BUDGETS:
+        for strategy in STRATEGIES:
+            if not newer(selection_path(work, strategy, budget), scores):
+                step(
+                    *("frame_select.py", "--dataset_name", "custom", "--extract_feature_model", "conse"),
+                    *("--score_path", str(scores), "--max_num_frames", str(budget)),
+                    *("--strategy", strategy),
+                    *("--output_file", str(work / f"selected_frames/{strategy}_{budget}")),
+                )
+    labels = load_labels("custom", label_file=label_file)
+    sheet = work / f"pictures/keyframes_ada_{PICTURED}.jpg"
+    if not newer(sheet, selection_path(work, "ada", PICTURED), selection_path(work, "uniform", PICTURED)):
+        draw(work, labels)
+    print_table(work, labels)
+    print(f"\npictures: {sheet} (ADA's keyframes), {work}/pictures/<question>.png (score curves)")
+    print(f"done in {time.monotonic() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    errors.run(main)

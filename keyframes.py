@@ -1,0 +1,88 @@
+"""The keyframes of one video for one question: frame number, time and score, tab-separated.
+
+python keyframes.py talk.mp4 "When does the speaker show a bicycle?" --budget 8 --images frames/
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from aks import errors
+from aks.selection import STRATEGIES
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command's flags."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("video", help="a video file")
+    parser.add_argument("question", help="what to look for")
+    parser.add_argument("--budget", type=int, default=8, help="number of keyframes (default: 8)")
+    parser.add_argument("--images", metavar="DIR", help="write the keyframes there as JPEG pictures")
+    parser.add_argument("--strategy", default="ada", help=f"one of {', '.join(STRATEGIES)} (default: ada)")
+    parser.add_argument(
+        "--extract_feature_model",
+        default="conse",
+        help="blip, clip, sevila (the paper's), or conse, which needs no download (default: conse)",
+    )
+    parser.add_argument("--checkpoint", help="weights: a hub name or a folder (default: the model's own)")
+    parser.add_argument("--device", help="cuda, cuda:N or cpu (default: cuda where there is one)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Score the video, print the keyframes, write the pictures."""
+    args = parse_arguments()
+    if args.budget < 1:
+        raise errors.UserError(f"--budget {args.budget}: must be 1 or more")
+    if args.strategy not in STRATEGIES:
+        raise errors.UserError(f"--strategy {args.strategy}: use one of {', '.join(STRATEGIES)}")
+    if not args.question.strip():
+        raise errors.UserError("the question is empty; say what to look for")
+
+    import torch
+    from PIL import Image
+
+    from aks.benchmarks import Question
+    from aks.extraction import find_keyframes
+    from aks.outscores import write_atomically
+    from aks.scorers import create_scorer
+    from aks.video import Video
+
+    try:
+        with Video(args.video) as video:
+            device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+            scorer = create_scorer(args.extract_feature_model, checkpoint=args.checkpoint, device=device)
+            if scorer.name == "conse":
+                print(
+                    "scored by conse, a small stand-in that knows ImageNet's objects; for the paper's scorer "
+                    "add --extract_feature_model blip",
+                    file=sys.stderr,
+                )
+            question = Question(0, "question", args.video, args.question)
+            keyframes = find_keyframes(video, question, scorer, args.budget, strategy=args.strategy)
+            print("frame\ttime_s\tscore")
+            for keyframe in keyframes:
+                print(f"{keyframe.number}\t{keyframe.time_s:.3f}\t{keyframe.score:.6f}")
+            if args.images:
+                folder = Path(args.images)
+                try:
+                    folder.mkdir(parents=True, exist_ok=True)
+                except OSError as error:
+                    raise errors.UserError(
+                        f"--images {folder}: cannot be created: {error.strerror}"
+                    ) from None
+                for frames in video.read([keyframe.number for keyframe in keyframes], chunk_frames=1):
+                    path = folder / f"frame_{frames.numbers[0]:07d}.jpg"
+                    image = Image.fromarray(frames.pixels[0])
+                    write_atomically(path, lambda target, image=image: image.save(target, quality=95))
+                print(f"{len(keyframes)} pictures in {folder}", file=sys.stderr)
+    except errors.VideoError as error:
+        raise errors.UserError(f"{args.video}: {error}") from None
+
+
+if __name__ == "__main__":
+    errors.run(main)

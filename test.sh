@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# All tests and the style checks, from a bare machine: bash test.sh [pytest arguments]
+set -euo pipefail
+cd "$(dirname "$0")"
+source ./environment.sh
+environment_for requirements.txt nodeps:requirements-conse.txt requirements-dev.txt
+export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+ruff check .
+ruff format --check .
+python -m pytest "$@"

@@ -1,0 +1,60 @@
+"""Shared fixtures: a few fixture videos, the real label data where it is present, script runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from media import write_video
+
+# Several processes that each spin up a thread pool on few cores wait for one another; one thread each
+# is faster, and sums are then the same in every process.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).resolve().parent.parent
+REFERENCE = Path(os.environ.get("AKS_REFERENCE_DATA", ROOT.parent / "shared/reference/data"))
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """Folder with the real label files and the released selections; not part of the project."""
+    if not REFERENCE.is_dir():
+        pytest.skip("the real label files are not here (AKS_REFERENCE_DATA)")
+    return REFERENCE
+
+
+@pytest.fixture
+def run_script():
+    """Run a script of the project as a user would; returns the finished process, text decoded."""
+
+    def run(*arguments, cwd: Path = ROOT, **options) -> subprocess.CompletedProcess:
+        first, *rest = map(str, arguments)
+        command = [first, *rest] if first == "-m" else [str(ROOT / first), *rest]
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+        return subprocess.run(
+            [sys.executable, *command],
+            cwd=cwd,
+            env=env,
+            text=True,
+            capture_output=True,
+            timeout=300,
+            **options,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory) -> Path:
+    """A folder with three short videos: one.mp4 (5 s), two.mp4 (3 s), sub/three.mkv (4 s)."""
+    folder = tmp_path_factory.mktemp("clips")
+    (folder / "sub").mkdir()
+    write_video(folder / "one.mp4", frames=125, fps=25)
+    write_video(folder / "two.mp4", frames=72, fps=24, size=(64, 96))
+    write_video(folder / "sub/three.mkv", frames=48, fps=12)
+    return folder

@@ -1,0 +1,82 @@
+"""Small real videos made by the tests: real containers, real codecs."""
+
+from __future__ import annotations
+
+import struct
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+
+def picture(number: int, width: int, height: int) -> np.ndarray:
+    """A picture that differs in every frame: moving colour blocks, (height, width, 3) uint8."""
+    rng = np.random.default_rng(7)
+    blocks = rng.integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
+    whole = blocks.repeat(8, axis=0).repeat(8, axis=1)[:height, :width]
+    return np.roll(whole, number * 3, axis=1)
+
+
+def write_video(
+    path: Path,
+    *,
+    frames: int = 60,
+    fps: int = 24,
+    size: tuple[int, int] = (96, 64),
+    codec: str = "libx264",
+    pixel_format: str = "yuv420p",
+    options: dict[str, str] | None = None,
+    gop: int = 12,
+    pts: list[int] | None = None,
+    draw=picture,
+) -> Path:
+    """Encode ``frames`` pictures; ``pts`` in milliseconds makes the frame rate variable."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=fps)
+        stream.width, stream.height = size
+        stream.pix_fmt = pixel_format
+        stream.options = options or {}
+        stream.codec_context.gop_size = gop
+        time_base = Fraction(1, 1000) if pts else Fraction(1, fps)
+        stream.codec_context.time_base = time_base
+        for number in range(frames):
+            frame = av.VideoFrame.from_ndarray(draw(number, *size), format="rgb24").reformat(
+                format=pixel_format
+            )
+            frame.pts = pts[number] if pts else number
+            frame.time_base = time_base
+            for packet in stream.encode(frame):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    return path
+
+
+def write_audio(path: Path) -> Path:
+    """A file with sound and no picture."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        for _ in range(20):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            frame.sample_rate = 44100
+            for packet in stream.encode(frame):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    return path
+
+
+def rotate(source: Path, target: Path, degrees: int) -> Path:
+    """Copy an MP4 with another display matrix in its track header."""
+    one = 0x10000
+    matrix = {
+        90: (0, one, 0, -one, 0, 0, 0, 0, 0x40000000),
+        180: (-one, 0, 0, 0, -one, 0, 0, 0, 0x40000000),
+        270: (0, -one, 0, one, 0, 0, 0, 0, 0x40000000),
+    }[degrees]
+    data = bytearray(source.read_bytes())
+    at = data.find(b"tkhd") + 4 + 40  # version 0: 40 bytes before the matrix
+    data[at : at + 36] = struct.pack(">9i", *matrix)
+    target.write_bytes(data)
+    return target

@@ -1,0 +1,316 @@
+"""Step 1: files, grouping, resume, kills, failures; with the real conse scorer on real videos."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from aks import UserError, VideoError
+from aks.benchmarks import load_labels
+from aks.extraction import extract, find_keyframes, score_frames
+from aks.outscores import Part, RunFolder, read_scores, write_json
+from aks.scorers import create_scorer
+from aks.video import Video
+
+ENTRIES = [
+    {"id": "a", "video": "one.mp4", "question": "Where is the cat?"},
+    {"id": "b", "video": "two.mp4", "question": "How many cups of coffee are there?"},
+    {"id": "c", "video": "one.mp4", "question": "Which car is red?"},
+    {"id": "d", "video": "sub/three.mkv", "question": "Who plays the violin?"},
+]
+
+
+@pytest.fixture(scope="module")
+def conse():
+    return create_scorer("conse")
+
+
+@pytest.fixture
+def data(clips, tmp_path) -> Path:
+    """A folder of one's own data: three videos, four questions."""
+    folder = tmp_path / "data"
+    shutil.copytree(clips, folder)
+    (folder / "labels.json").write_text(json.dumps(ENTRIES))
+    return folder
+
+
+def labels_of(folder: Path):
+    return load_labels("custom", label_file=folder / "labels.json")
+
+
+def files_of(run: RunFolder) -> dict[str, bytes]:
+    return {name: (run.folder / name).read_bytes() for name in ("scores.json", "frames.json", "times.json")}
+
+
+def test_scores_and_frames_stand_in_label_order_in_the_references_format(data, tmp_path, conse):
+    run = RunFolder(tmp_path / "out")
+    summary = extract(labels_of(data), conse, run)
+    assert (summary.videos, summary.scored, summary.failures, summary.complete) == (3, 3, [], True)
+    scores, frames = (json.loads((run.folder / f"{name}.json").read_text()) for name in ("scores", "frames"))
+    assert frames == [[0, 25, 50, 75, 100], [0, 24, 48], [0, 25, 50, 75, 100], [0, 12, 24, 36]]
+    assert [len(row) for row in scores] == [5, 3, 5, 4]
+    assert all(type(x) is float for row in scores for x in row)
+    assert all(type(x) is int for row in frames for x in row)
+    assert json.loads((run.folder / "times.json").read_text())[3] == [0.0, 1.0, 2.0, 3.0]
+    # The reference writes both files on one line, as json.dump does.
+    assert (run.folder / "scores.json").read_text() == json.dumps(scores)
+    read_scores(run.folder / "scores.json", run.folder / "frames.json")
+
+
+def test_scoring_all_questions_at_once_equals_one_frame_and_one_question_at_a_time(data, tmp_path, conse):
+    run = RunFolder(tmp_path / "out")
+    labels = labels_of(data)
+    extract(labels, conse, run, batch_frames=4)
+    scores, frames = read_scores(run.folder / "scores.json", run.folder / "frames.json")
+    for question in labels.questions:
+        with Video(labels.video_path(question.video)) as video:
+            alone = [
+                conse.score(
+                    conse.encode_frames(conse.prepare(f.pixels[0])[None]), [conse.encode_question(question)]
+                )
+                for f in video.read(frames[question.index], chunk_frames=1)
+            ]
+        np.testing.assert_allclose(scores[question.index], np.concatenate(alone, axis=1)[0], atol=1e-5)
+
+
+def test_a_finished_run_does_no_work_and_an_interrupted_one_only_what_is_missing(data, tmp_path, conse):
+    labels, run = labels_of(data), RunFolder(tmp_path / "out")
+    extract(labels, conse, run)
+    before = files_of(run)
+    stamps = {path: path.stat().st_mtime_ns for path in run.parts.iterdir()}
+    assert extract(labels, conse, run).reused == 3
+    run.part_path("two.mp4").unlink()
+    (run.folder / "scores.json").unlink()
+    summary = extract(labels, conse, run)
+    assert (summary.reused, summary.scored) == (2, 1)
+    assert files_of(run) == before
+    changed = [path.name for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp]
+    assert changed == ["two.mp4.json"]
+
+
+def test_runs_killed_at_random_moments_lose_only_the_video_in_flight(data, tmp_path, conse):
+    entries = list(ENTRIES)
+    for number in range(8):
+        shutil.copy(data / "one.mp4", data / f"copy{number}.mp4")
+        entries.append({"id": f"k{number}", "video": f"copy{number}.mp4", "question": "Where is the cat?"})
+    (data / "labels.json").write_text(json.dumps(entries))
+    driver = [sys.executable, Path(__file__).with_name("kill_driver.py")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    arguments = [data / "labels.json", tmp_path / "killed", "12", "5"]
+    done = subprocess.run([*driver, *arguments], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    children = [json.loads(line) for line in done.stdout.splitlines()]
+    assert sum(child["killed"] for child in children) >= 6
+    for child in children:  # what was finished is not touched again
+        assert child["before"].items() <= child["after"].items()
+    killed, whole = RunFolder(tmp_path / "killed"), RunFolder(tmp_path / "whole")
+    extract(labels_of(data), conse, killed)
+    extract(labels_of(data), conse, whole)
+    assert files_of(killed) == files_of(whole)
+    assert list(killed.folder.rglob(".*")) == []  # no temporary file is left
+
+
+def test_the_command_itself_killed_and_started_again(data, tmp_path, run_script):
+    def command(out):
+        return [
+            *("feature_extract.py", "--dataset_name", "custom", "--label_file", data / "labels.json"),
+            *("--extract_feature_model", "conse", "--device", "cpu", "--output_file", out),
+        ]
+
+    root = Path(__file__).parent.parent
+    first, *rest = map(str, command(tmp_path / "killed"))
+    process = subprocess.Popen(
+        [sys.executable, str(root / first), *rest], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    parts = tmp_path / "killed/custom/conse/parts"
+    deadline = time.monotonic() + 120
+    while not list(parts.glob("[!.]*.json")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    kept = {path.name: path.read_bytes() for path in parts.glob("[!.]*.json")}
+    assert kept
+    again = run_script(*command(tmp_path / "killed"))
+    assert again.returncode == 0, again.stderr
+    assert f"{3 - len(kept)} scored now, {len(kept)} finished before, 0 failed" in again.stdout
+    assert {name: (parts / name).read_bytes() for name in kept} == kept
+    assert run_script(*command(tmp_path / "whole")).returncode == 0
+    for name in ("scores.json", "frames.json", "times.json", "run.json"):
+        paths = [tmp_path / out / "custom/conse" / name for out in ("killed", "whole")]
+        assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_a_bad_video_is_listed_and_the_others_go_on(data, tmp_path, run_script):
+    entries = [*ENTRIES, {"id": "e", "video": "absent.mp4", "question": "Who?"}]
+    (data / "labels.json").write_text(json.dumps(entries))
+    original = (data / "two.mp4").read_bytes()
+    (data / "two.mp4").write_bytes(b"no video")
+    command = [
+        *("feature_extract.py", "--dataset_name", "custom", "--label_file", data / "labels.json"),
+        *("--extract_feature_model", "conse", "--device", "cpu", "--output_file", tmp_path),
+    ]
+    done = run_script(*command)
+    assert done.returncode == 1
+    assert (
+        "3 videos" not in done.stdout and "4 videos: 2 scored now, 0 finished before, 2 failed" in done.stdout
+    )
+    assert "absent.mp4 (1 questions): file not found" in done.stdout
+    folder = tmp_path / "custom/conse"
+    failures = json.loads((folder / "failures.json").read_text())
+    assert [(f["video"], f["questions"]) for f in failures] == [("two.mp4", ["b"]), ("absent.mp4", ["e"])]
+    assert "Invalid data" in failures[0]["reason"]
+    assert not (folder / "scores.json").exists()
+
+    (data / "two.mp4").write_bytes(original)  # mended: only it is tried again; the other is waived
+    done = run_script(*command, "--allow_missing")
+    assert done.returncode == 1
+    assert "1 scored now, 2 finished before, 1 failed" in done.stdout
+    assert "1 questions of failed videos have empty lists" in done.stdout
+    scores, frames = read_scores(folder / "scores.json", folder / "frames.json")
+    assert [len(row) for row in scores] == [len(row) for row in frames] == [5, 3, 5, 4, 0]
+    done = run_script(
+        *("frame_select.py", "--dataset_name", "custom", "--extract_feature_model", "conse"),
+        *("--score_path", folder / "scores.json", "--max_num_frames", "2", "--output_file", tmp_path / "sel"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "1 questions have no candidates" in done.stdout
+
+
+def test_a_video_shorter_than_its_stride_is_a_failure_with_that_reason(tmp_path, conse):
+    from media import write_video
+
+    write_video(tmp_path / "blink.mp4", frames=10, fps=24)
+    (tmp_path / "labels.json").write_text(json.dumps([{"video": "blink.mp4", "question": "What?"}]))
+    summary = extract(labels_of(tmp_path), conse, RunFolder(tmp_path / "out"))
+    assert "too short: 10 frames at 24 a second" in summary.failures[0]["reason"]
+
+
+def test_a_score_that_is_no_number_is_a_failure(clips, conse, monkeypatch):
+    question = load_labels_one(clips)
+    monkeypatch.setattr(conse, "_centre", conse._centre * float("nan"))
+    with Video(clips / "two.mp4") as video, pytest.raises(VideoError, match="gives nan for frame 0"):
+        list(score_frames(conse, video.read(video.candidates()), [question]))
+
+
+def load_labels_one(folder: Path):
+    path = folder / "single.json"
+    path.write_text(json.dumps([{"video": "two.mp4", "question": "Where is the cat?"}]))
+    return load_labels("custom", label_file=path).questions[0]
+
+
+def test_another_runs_settings_are_refused_and_told(data, tmp_path, conse):
+    run = RunFolder(tmp_path / "out")
+    extract(labels_of(data), conse, run)
+    record = json.loads((run.folder / "run.json").read_text())
+    write_json(run.folder / "run.json", {**record, "dtype": "bfloat16"})
+    with pytest.raises(UserError, match=r"dtype 'bfloat16' there, 'float32' now"):
+        extract(labels_of(data), conse, run)
+    write_json(run.folder / "run.json", record)
+    (data / "labels.json").write_text(json.dumps(ENTRIES[:2]))
+    with pytest.raises(UserError, match="label_sha256"):
+        extract(labels_of(data), conse, run)
+
+
+def test_a_damaged_part_is_named(data, tmp_path, conse):
+    run = RunFolder(tmp_path / "out")
+    extract(labels_of(data), conse, run)
+    for damage in ('{"video": "one.mp4"', '{"video": "one.mp4"}', "[]"):
+        run.part_path("one.mp4").write_text(damage)
+        with pytest.raises(UserError, match=r"one\.mp4\.json"):
+            extract(labels_of(data), conse, run)
+
+
+def test_part_names_are_distinct_and_fit_the_file_system(tmp_path):
+    run = RunFolder(tmp_path / "out")
+    run.begin({})
+    names = [
+        "a/b.mp4",
+        "a_b.mp4",
+        "a%2Fb.mp4",
+        "x" * 400 + ".mp4",
+        "x" * 401 + ".mp4",
+        "日本語.mp4",
+        "../up.mp4",
+    ]
+    for name in names:
+        run.write_part(Part(name, 25.0, 25, "decord", [0], [0.0], {"q": [0.5]}))
+    assert len(list(run.parts.iterdir())) == len(names)
+    assert [run.read_part(name).video for name in names] == names
+
+
+def test_a_full_disk_ends_in_one_line_and_keeps_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "scores.json"
+    write_json(path, [1])
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"scores\.json: cannot be written: No space left on device"):
+        write_json(path, [2])
+    assert path.read_text() == "[1]"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--dataset_name", "custom", "--label_file", "absent.json"], "absent.json: label file not found"),
+        (["--dataset_name", "lvb"], "--dataset_name lvb: unknown data set"),
+        (["--extract_feature_model", "dino"], "--extract_feature_model dino: unknown model"),
+        (["--extract_feature_model", "conse", "--dtype", "int8"], "--dtype int8"),
+        (["--extract_feature_model", "conse", "--device", "tpu"], "--device tpu"),
+        (["--extract_feature_model", "conse", "--batch_size", "0"], "--batch_size 0"),
+        (["--extract_feature_model", "conse", "--checkpoint", "x"], "conse takes none"),
+        (["--extract_feature_model", "conse", "--decoder", "gpu"], "--decoder gpu"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_status_2(data, tmp_path, run_script, arguments, words):
+    defaults = ["--dataset_name", "custom", "--label_file", str(data / "labels.json"), "--device", "cpu"]
+    done = run_script(
+        "feature_extract.py", *defaults, *arguments, "--output_file", tmp_path / "out", cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
+    assert done.stdout == ""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_asked_for_where_there_is_none(data, run_script):
+    done = run_script(
+        *("feature_extract.py", "--dataset_name", "custom", "--label_file", data / "labels.json"),
+        *("--extract_feature_model", "conse"),
+    )
+    assert done.returncode == 2
+    assert "no usable CUDA device; use --device cpu" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_an_output_folder_that_cannot_be_made_is_told(data, tmp_path, conse):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="check --output_file"):
+        extract(labels_of(data), conse, RunFolder(tmp_path / "file/out"))
+
+
+def test_find_keyframes_is_extraction_and_selection_in_one(data, tmp_path, conse):
+    labels, run = labels_of(data), RunFolder(tmp_path / "out")
+    extract(labels, conse, run)
+    scores, frames = read_scores(run.folder / "scores.json", run.folder / "frames.json")
+    with Video(data / "one.mp4") as video:
+        found = find_keyframes(video, labels.questions[0], conse, 2, strategy="top")
+        best = np.sort(np.argsort(-scores[0], kind="stable")[:2])
+        assert [k.number for k in found] == frames[0][best].tolist()
+        np.testing.assert_allclose([k.score for k in found], scores[0][best])
+        assert [k.time_s for k in found] == [k.number / 25 for k in found]
+        with pytest.raises(ValueError, match="budget is 0"):
+            find_keyframes(video, labels.questions[0], conse, 0)

@@ -1,0 +1,238 @@
+"""Selection against an independent, naive reading of the method, and its general promises."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aks import select_keyframes
+from aks.selection import judge_and_split, normalise, select_positions, spend
+
+# --- the naive reading: plain lists, level by level, as the method is described ----------------------
+
+
+def naive_ada(scores, frames, budget, ratio, t1, t2, all_depth):
+    """The method's five steps on plain lists. Quotas are cut to whole numbers, as published code does."""
+    count = int(len(scores) / ratio)
+    s = [scores[k * ratio] for k in range(count)]
+    f = [frames[k * ratio] for k in range(count)]
+    if count < budget:
+        return f, None
+    low, high = min(s), max(s)
+    s = [(x - low) / (high - low) if high > low else 0.0 for x in s]
+    level = [(list(zip(s, f, strict=True)), 0)]
+    final = []
+    while level:
+        below = []
+        for segment, depth in level:
+            values = [x for x, _ in segment]
+            best = sorted(values, reverse=True)[:budget]
+            keep = False
+            if values:
+                keep = np.mean(best) - np.mean(values) > t1 and np.std(values) > t2
+            if keep or depth >= all_depth:
+                final.append((segment, depth))
+            else:
+                half = len(segment) // 2
+                below += [(segment[:half], depth + 1), (segment[half:], depth + 1)]
+        level = below
+    chosen = []
+    for segment, depth in final:
+        quota = int(budget / 2**depth)
+        ranked = sorted(segment, key=lambda pair: -pair[0])  # stable: the earlier of equals first
+        chosen += [frame for _, frame in ranked[:quota]]
+    return sorted(chosen), final
+
+
+def naive_full(scores, frames, budget, ratio, t1, t2, all_depth):
+    """The same, the lost fractions handed out: largest remainder first, then by score."""
+    chosen, final = naive_ada(scores, frames, budget, ratio, t1, t2, all_depth)
+    if final is None or len(chosen) == budget:
+        return chosen
+    chosen = set(chosen)
+    queue = []
+    for segment, depth in final:
+        remainder = budget / 2**depth - int(budget / 2**depth)
+        rest = sorted((pair for pair in segment if pair[1] not in chosen), key=lambda pair: -pair[0])
+        if remainder > 0 and rest:
+            queue.append((remainder, rest[0]))
+    queue.sort(key=lambda item: (-item[0], -item[1][0], item[1][1]))
+    for _, (_, frame) in queue:
+        if len(chosen) < budget:
+            chosen.add(frame)
+    everything = sorted((pair for segment, _ in final for pair in segment), key=lambda p: (-p[0], p[1]))
+    for _, frame in everything:
+        if len(chosen) < budget:
+            chosen.add(frame)
+    return sorted(chosen)
+
+
+def score_list(kind: str, n: int, rng: np.random.Generator) -> np.ndarray:
+    if kind == "blip":  # mostly near 0, a few spikes near 1
+        return rng.random(n) ** 20
+    if kind == "clip":  # a slow drift around .25
+        return 0.25 + np.cumsum(rng.normal(size=n)) * 0.003
+    if kind == "sevila":  # negative logits in bf16 steps
+        return np.round(-rng.random(n) * 10 * 16) / 16
+    if kind == "ties":
+        return rng.integers(0, 4, n) / 4
+    if kind == "constant":
+        return np.full(n, rng.normal())
+    if kind == "needle":
+        scores = np.zeros(n)
+        scores[rng.integers(n)] = 1
+        return scores
+    raise AssertionError(kind)
+
+
+KINDS = ("blip", "clip", "sevila", "ties", "constant", "needle")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_selection_equals_the_naive_reading(kind):
+    rng = np.random.default_rng(KINDS.index(kind))
+    losses = 0
+    for trial in range(500):
+        n = int(rng.integers(1, 4001 if trial % 25 == 0 else 300))
+        budget = int(rng.integers(1, 129))
+        ratio = int(rng.choice([1, 1, 2, 3]))
+        t1 = float(rng.choice([-0.1, 0.0, 0.1, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0]))
+        t2 = float(rng.choice([-100, 0, 0.05, 0.2]))
+        depth = int(rng.integers(0, 7))
+        scores = score_list(kind, n, rng).tolist()
+        frames = (np.arange(n) * 24).tolist()
+        case = f"{kind} n={n} budget={budget} ratio={ratio} t1={t1} t2={t2} depth={depth}"
+        options = {"ratio": ratio, "t1": t1, "t2": t2, "max_depth": depth}
+
+        paper, _ = naive_ada(scores, frames, budget, ratio, t1, t2, depth)
+        assert select_keyframes(scores, frames, budget, quota="paper", **options) == paper, case
+        ours = select_keyframes(scores, frames, budget, **options)
+        assert ours == naive_full(scores, frames, budget, ratio, t1, t2, depth), case
+        assert set(paper) <= set(ours), case
+        losses += len(paper) < len(ours)
+    assert losses  # the trials reach both sides: whole quotas, and quotas that lose fractions
+
+
+@pytest.mark.parametrize(("budget", "depth", "left"), [(16, 5, 0), (48, 5, 32), (8, 3, 8), (12, 3, 8)])
+def test_paper_quota_loses_fractions_and_the_default_does_not(budget, depth, left):
+    scores, frames = np.linspace(0, 1, 640), np.arange(640)
+    options = {"t1": 2.0, "max_depth": depth}  # nothing passes the judge: all segments at full depth
+    assert len(select_keyframes(scores, frames, budget, quota="paper", **options)) == left
+    assert len(select_keyframes(scores, frames, budget, **options)) == budget
+
+
+def test_a_lone_spike_keeps_the_timeline_whole_and_flat_scores_split_it():
+    spike = np.zeros(1000)
+    spike[[700, 705, 710, 715]] = 1.0
+    assert [segment.depth for segment in judge_and_split(spike, 4, 0.8, -100, 5)] == [0]
+    assert select_positions(spike, 4).tolist() == [700, 705, 710, 715]
+    flat = np.zeros(1000)
+    assert [segment.depth for segment in judge_and_split(flat, 4, 0.8, -100, 2)] == [2] * 4
+    assert select_positions(flat, 4, max_depth=2).tolist() == [0, 250, 500, 750]
+
+
+def test_constant_scores_give_the_same_as_any_equal_scores():
+    for value in (0.0, -3.5, 1e300, 5e-324):
+        with np.errstate(all="raise"):
+            assert (
+                select_positions(np.full(100, value), 8).tolist()
+                == select_positions(np.ones(100), 8).tolist()
+            )
+
+
+def test_scores_at_both_ends_of_the_float_range_do_not_overflow():
+    scores = np.array([-1.7e308, 0.0, 1.7e308])
+    assert normalise(scores).tolist() == [0.0, 0.5, 1.0]
+    assert select_positions(scores, 1, strategy="top").tolist() == [2]
+
+
+def test_equal_remainders_go_to_the_segment_with_the_better_next_frame():
+    scores = np.array([0, 0.2, 0, 0.9, 0, 0.1, 0, 0.8], dtype=float)
+    segments = judge_and_split(scores, 2, 2.0, -100, 2)
+    assert [(s.start, s.stop, s.depth) for s in segments] == [(0, 2, 2), (2, 4, 2), (4, 6, 2), (6, 8, 2)]
+    assert spend(scores, segments, 2, "full").tolist() == [3, 7]
+
+
+def test_uniform_spans_the_video_and_ignores_scores():
+    rng = np.random.default_rng(0)
+    first = select_positions(rng.random(100), 5, strategy="uniform")
+    assert first.tolist() == [0, 24, 49, 74, 99]
+    assert select_positions(rng.random(100), 5, strategy="uniform").tolist() == first.tolist()
+    assert select_positions(rng.random(100), 1, strategy="uniform").tolist() == [0]
+
+
+def test_bin_takes_an_equal_share_of_every_bin():
+    scores = np.random.default_rng(1).random(320)
+    chosen = select_positions(scores, 64, strategy="bin", max_depth=5)
+    assert np.bincount(chosen // 10).tolist() == [2] * 32
+
+
+def test_top_takes_the_best_and_the_earlier_of_equals():
+    assert select_positions([1, 3, 3, 3, 0], 2, strategy="top").tolist() == [1, 2]
+
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+arguments = st.fixed_dictionaries(
+    {
+        "strategy": st.sampled_from(["uniform", "top", "bin", "ada"]),
+        "ratio": st.integers(1, 4),
+        "t1": st.sampled_from([0.0, 0.2, 0.5, 0.8]),
+        "t2": st.sampled_from([-100.0, 0.1]),
+        "max_depth": st.integers(0, 6),
+    }
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(scores=st.lists(finite, max_size=200), budget=st.integers(1, 128), options=arguments)
+def test_selection_is_sorted_unique_and_of_the_exact_size(scores, budget, options):
+    frames = [7 * position for position in range(len(scores))]
+    chosen = select_keyframes(scores, frames, budget, **options)
+    kept = frames[:: options["ratio"]][: len(scores) // options["ratio"]]
+    assert len(chosen) == min(budget, len(kept))
+    assert chosen == sorted(set(chosen))
+    assert set(chosen) <= set(kept)
+    assert all(type(number) is int for number in chosen)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    scores=st.lists(st.integers(-1000, 1000), min_size=1, max_size=200),
+    budget=st.integers(1, 64),
+    scale=st.integers(1, 1000),
+    shift=st.integers(-(10**6), 10**6),
+    quota=st.sampled_from(["full", "paper"]),
+    options=arguments,
+)
+def test_selection_does_not_change_under_positive_affine_maps(scores, budget, scale, shift, quota, options):
+    # Whole numbers, so that the map itself is exact.
+    mapped = [scale * score + shift for score in scores]
+    before = select_positions(scores, budget, quota=quota, **options)
+    assert select_positions(mapped, budget, quota=quota, **options).tolist() == before.tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"budget": 0}, "budget is 0"),
+        ({"budget": 2.5}, "budget is 2.5"),
+        ({"ratio": 0}, "ratio is 0"),
+        ({"max_depth": -1}, "max_depth is -1"),
+        ({"max_depth": 99}, "max_depth is 99"),
+        ({"t1": float("nan")}, "t1"),
+        ({"strategy": "best"}, "'best'"),
+        ({"quota": "half"}, "'half'"),
+        ({"scores": [0.0, float("nan")]}, "score 1 is nan"),
+        ({"scores": [float("inf"), 0.0]}, "score 0 is inf"),
+        ({"scores": [1.0]}, "1 scores for 2 frames"),
+        ({"frames": [24, 0]}, "0 follows 24"),
+        ({"frames": [0, 0]}, "0 follows 0"),
+        ({"frames": [0, 1.5]}, "whole number"),
+    ],
+)
+def test_a_bad_argument_is_named(change, words):
+    call = {"scores": [0.1, 0.2], "frames": [0, 24], "budget": 1, **change}
+    with pytest.raises(ValueError, match=words):
+        select_keyframes(**call)
