@@ -53,7 +53,9 @@ def main() -> int:
 
     from aks.extraction import extract  # torch takes seconds to load; label mistakes come first
     from aks.scorers import create_scorer
+    from aks.video import check_decoder
 
+    check_decoder(args.decoder)
     scorer = create_scorer(
         args.extract_feature_model, checkpoint=args.checkpoint, device=args.device, dtype=args.dtype
     )

@@ -71,7 +71,7 @@ def stride_of(frames: np.ndarray) -> int:
     It is the true stride unless every selected candidate's position shares a factor, which a list
     of eight or more practically never does.
     """
-    return int(np.gcd.reduce(frames)) if len(frames) else 0
+    return int(np.gcd.reduce(frames.astype(np.int64))) if len(frames) else 0
 
 
 @dataclass(frozen=True)

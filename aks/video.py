@@ -79,8 +79,7 @@ class Video:
             VideoError: the file is missing or no decoder can open it; the text is the reason.
             UserError: unknown decoder.
         """
-        if decoder not in DECODERS:
-            raise UserError(f"--decoder {decoder}: use one of {', '.join(DECODERS)}")
+        check_decoder(decoder)
         self.path = Path(path)
         self._reader = _open(self.path, decoder)
         self.decoder = self._reader.name
@@ -146,6 +145,16 @@ class Video:
     ) -> None:
         """Release the decoder."""
         self.close()
+
+
+def check_decoder(decoder: str) -> None:
+    """Refuse an unknown decoder.
+
+    Raises:
+        UserError: it is none of ``DECODERS``.
+    """
+    if decoder not in DECODERS:
+        raise UserError(f"--decoder {decoder}: use one of {', '.join(DECODERS)}")
 
 
 def estimate_candidates(path: Path) -> int:

@@ -25,6 +25,7 @@ from aks.scorers import Scorer
 SIDE = 260  # EfficientNet-Lite2's input, pixels
 MARGIN = 32  # its evaluation crop: the short side is resized to SIDE + MARGIN first
 TOP_CLASSES = 10  # T in the ConSE paper
+CPU_PIECE = 4  # frames
 WEIGHTS = "models/efficientnet-lite2-9656183e.pth"
 PACKAGES = (
     "efficientnet_lite_pytorch",
@@ -84,7 +85,9 @@ class ConseScorer(Scorer):
     def encode_frames(self, inputs: torch.Tensor) -> torch.Tensor:
         """(n, 3, 260, 260) to centred, normalised embeddings (n, 384) float32."""
         inputs = inputs.to(self.device, self.dtype, memory_format=torch.channels_last)
-        probabilities = self._classifier(inputs).float().softmax(dim=1)
+        # On a CPU small pieces stay in the caches: 32 frames at once take twice as long as 4 by 4.
+        pieces = inputs.split(CPU_PIECE) if self.device.type == "cpu" else [inputs]
+        probabilities = torch.cat([self._classifier(piece) for piece in pieces]).float().softmax(dim=1)
         weights, classes = probabilities.topk(TOP_CLASSES, dim=1)
         weights = weights / weights.sum(dim=1, keepdim=True)
         embeddings = torch.einsum("nk,nkd->nd", weights, self._classes[classes])

@@ -1,0 +1,110 @@
+"""The conse scorer: real weights, real photos, and the promises every scorer makes."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from media import picture
+from PIL import Image
+
+from aks import UserError
+from aks.benchmarks import Question
+from aks.scorers import conse as conse_module
+from aks.scorers import create_scorer
+
+PHOTO_TEXTS = {
+    "chelsea.png": "Which cat looks into the camera?",
+    "coffee.png": "What is in the coffee cup?",
+    "rocket.jpg": "Where does the rocket stand?",
+    "motorcycle_left.png": "Which motorcycle is parked in the garage?",
+    "camera.png": "On what does the photographer's camera stand?",
+}
+
+
+@pytest.fixture(scope="module")
+def conse():
+    return create_scorer("conse")
+
+
+@pytest.fixture(scope="module")
+def photos() -> list[np.ndarray]:
+    found = importlib.util.find_spec("skimage")
+    folder = Path(found.submodule_search_locations[0]) / "data"
+    return [np.asarray(Image.open(folder / name).convert("RGB")) for name in PHOTO_TEXTS]
+
+
+def question(text: str) -> Question:
+    return Question(0, "q", "v.mp4", text)
+
+
+def test_every_question_finds_its_photo(conse, photos):
+    features = conse.encode_frames(torch.stack([conse.prepare(photo) for photo in photos]))
+    scores = conse.score(features, [conse.encode_question(question(text)) for text in PHOTO_TEXTS.values()])
+    assert scores.argmax(axis=1).tolist() == list(range(len(photos)))
+
+
+def test_a_batch_scores_as_its_frames_alone(conse, photos):
+    inputs = torch.stack([conse.prepare(photo) for photo in photos])
+    asked = [conse.encode_question(question(text)) for text in PHOTO_TEXTS.values()]
+    together = conse.score(conse.encode_frames(inputs), asked)
+    assert together.shape == (len(asked), len(photos)) and together.dtype == np.float64
+    alone = [conse.score(conse.encode_frames(frame[None]), [q]) for q in asked for frame in inputs]
+    np.testing.assert_allclose(together.ravel(), np.concatenate(alone).ravel(), atol=1e-5)
+
+
+def test_the_crop_is_the_centre_of_the_resized_frame(conse, photos):
+    whole = Image.fromarray(photos[0])
+    scale = 292 / min(whole.size)
+    whole = whole.resize((round(whole.width * scale), round(whole.height * scale)), Image.Resampling.BICUBIC)
+    ours = conse.prepare(photos[0]).permute(1, 2, 0).numpy() * 128 + 127
+    assert ours.shape == (260, 260, 3)
+
+    def difference(shift: int) -> float:
+        left, top = (whole.width - 260) // 2 + shift, (whole.height - 260) // 2
+        return np.abs(ours - np.asarray(whole.crop((left, top, left + 260, top + 260)))).mean()
+
+    assert difference(0) < 5  # the same crop to a fraction of a pixel, of 255 grey levels
+    assert min(difference(-4), difference(4)) > 2 * difference(0)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (1000, 20), (97, 641)])
+def test_any_frame_size_gives_one_input_size(conse, size):
+    assert conse.prepare(picture(1, *size)).shape == (3, 260, 260)
+
+
+def test_a_very_long_question_is_cut_not_refused(conse):
+    vector = conse.encode_question(question("what is the cat doing " * 500))
+    assert torch.isfinite(vector).all()
+
+
+def test_half_precision_ranks_alike(conse, photos):
+    half = create_scorer("conse", dtype="bfloat16")
+    inputs = torch.stack([conse.prepare(photo) for photo in photos])
+    text = question(PHOTO_TEXTS["coffee.png"])
+    scores = [s.score(s.encode_frames(inputs), [s.encode_question(text)])[0] for s in (conse, half)]
+    assert scores[0].argmax() == scores[1].argmax()
+    assert half.identity()["dtype"] == "bfloat16"
+
+
+def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
+    monkeypatch.setattr(conse_module, "PACKAGES", ("timm", "no_such_package"))
+    with pytest.raises(UserError, match=r"no_such_package; run: pip install .*requirements-conse\.txt"):
+        create_scorer("conse")
+
+
+def test_importing_the_library_is_light():
+    code = "import sys, aks; print('torch' in sys.modules, 'decord' in sys.modules, 'av' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["False", "False", "False"]

@@ -1,0 +1,133 @@
+"""Step 2 as a command: the reference's files in and out, budgets kept, mistakes told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aks import select_keyframes
+
+RNG = np.random.default_rng(3)
+SCORES = [RNG.random(200).tolist(), RNG.random(50).tolist(), [0.5] * 100, [1, 2, 3]]
+FRAMES = [(np.arange(len(row)) * 29).tolist() for row in SCORES]
+
+
+def write(folder: Path, scores=None, frames=None) -> list:
+    """Write both files as anybody might; returns the flags that name them."""
+    for name, data in (("scores", SCORES if scores is None else scores), ("frames", frames or FRAMES)):
+        text = data if isinstance(data, str) else json.dumps(data)
+        (folder / f"{name}.json").write_text(text)
+    return ["--score_path", folder / "scores.json", "--frame_path", folder / "frames.json"]
+
+
+def test_the_documented_files_from_precomputed_scores(tmp_path, run_script):
+    done = run_script("frame_select.py", *write(tmp_path), "--output_file", tmp_path / "sel")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "sel/longvideobench/blip"
+    selected = json.loads((folder / "selected_frames.json").read_text())
+    assert selected == [select_keyframes(s, f, 64) for s, f in zip(SCORES, FRAMES, strict=True)]
+    assert [len(row) for row in selected] == [64, 50, 64, 3]
+    assert "2 questions have fewer candidates than the budget of 64" in done.stdout
+    record = json.loads((folder / "selection.json").read_text())
+    assert (record["max_num_frames"], record["t1"], record["max_depth"], record["strategy"]) == (
+        64,
+        0.8,
+        5,
+        "ada",
+    )
+    assert record["scored_by"] is None and len(record["scores_sha256"]) == 64
+    assert not (folder / "selected_times.json").exists()
+
+
+def test_defaults_are_the_documented_paths(tmp_path, run_script):
+    folder = tmp_path / "outscores/videomme/clip"
+    folder.mkdir(parents=True)
+    write(folder)
+    done = run_script(
+        "frame_select.py", "--dataset_name", "videomme", "--extract_feature_model", "clip", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "selected_frames/videomme/clip/selected_frames.json").exists()
+
+
+def test_frame_numbers_written_as_floats_are_read_and_come_out_whole(tmp_path, run_script):
+    floats = [[float(number) for number in row] for row in FRAMES]
+    done = run_script("frame_select.py", *write(tmp_path, frames=floats), "--output_file", tmp_path / "sel")
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "sel/longvideobench/blip/selected_frames.json").read_text()
+    assert "." not in text
+    assert json.loads(text)[3] == [0, 29, 58]
+
+
+def test_options_reach_the_selection(tmp_path, run_script):
+    options = {"strategy": "ada", "ratio": 2, "t1": 0.2, "t2": 0.01, "max_depth": 3, "quota": "paper"}
+    flags = ["--ratio", 2, "--t1", 0.2, "--t2", 0.01, "--all_depth", 3, "--quota", "paper"]
+    done = run_script(
+        "frame_select.py", *write(tmp_path), *flags, "--max_num_frames", 20, "--output_file", tmp_path / "sel"
+    )
+    assert done.returncode == 0, done.stderr
+    selected = json.loads((tmp_path / "sel/longvideobench/blip/selected_frames.json").read_text())
+    expected = [select_keyframes(s, f, 20, **options) for s, f in zip(SCORES, FRAMES, strict=True)]
+    assert selected == expected
+    assert "--quota paper loses fractions" in done.stdout
+
+
+def test_times_follow_where_step_1_left_them_and_old_ones_go(tmp_path, run_script):
+    flags = write(tmp_path)
+    times = [[number / 29.97 for number in row] for row in FRAMES]
+    (tmp_path / "times.json").write_text(json.dumps(times))
+    output = tmp_path / "sel/longvideobench/blip"
+    assert run_script("frame_select.py", *flags, "--output_file", tmp_path / "sel").returncode == 0
+    selected = json.loads((output / "selected_frames.json").read_text())
+    np.testing.assert_allclose(
+        np.concatenate([np.array(row) / 29.97 for row in selected]),
+        np.concatenate(json.loads((output / "selected_times.json").read_text())),
+    )
+    (tmp_path / "times.json").write_text(json.dumps(times[:-1]))
+    done = run_script("frame_select.py", *flags, "--output_file", tmp_path / "sel")
+    assert done.returncode == 2 and "times.json: does not fit" in done.stderr
+    (tmp_path / "times.json").unlink()
+    assert run_script("frame_select.py", *flags, "--output_file", tmp_path / "sel").returncode == 0
+    assert not (output / "selected_times.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("scores", "frames", "flags", "words"),
+    [
+        (SCORES[:3], FRAMES, [], "holds 3 questions and"),
+        ([*SCORES[:3], [1, 2]], FRAMES, [], "entry 3 has 2 scores, but 3 frames"),
+        ("[[0.1, NaN]]", [[0, 1]], [], "entry 0, position 1: nan is no finite number"),
+        ("[[-Infinity, 1]]", [[0, 1]], [], "entry 0, position 0: -inf is no finite number"),
+        ("[[1e999, 1]]", [[0, 1]], [], "entry 0, position 0: inf"),
+        ([[1, None]], [[0, 1]], [], "entry 0, position 1: None is no number"),
+        ([[1, True]], [[0, 1]], [], "True is no number"),
+        ([["1", 2]], [[0, 1]], [], "'1' is no number"),
+        ([0.5], [[0, 1]], [], "entry 0 is float, not a list"),
+        ('{"a": 1}', [[0]], [], "holds dict"),
+        ("[[1, 2", [[0]], [], "scores.json: not JSON"),
+        ([[1, 2]], [[29, 0]], [], "entry 0, position 1: frame 0 follows 29"),
+        ([[1, 2]], [[5, 5]], [], "frame 5 follows 5"),
+        ([[1, 2]], [[0, 2.5]], [], "2.5 is no frame number"),
+        ([[1, 2]], [[-1, 2]], [], "-1 is no frame number"),
+        (SCORES, FRAMES, ["--max_num_frames", 0], "budget is 0"),
+        (SCORES, FRAMES, ["--ratio", 0], "ratio is 0"),
+        (SCORES, FRAMES, ["--all_depth", -1], "max_depth is -1"),
+        (SCORES, FRAMES, ["--t1", "nan"], "t1 and t2 must be numbers"),
+        (SCORES, FRAMES, ["--strategy", "best"], "strategy 'best'"),
+        (SCORES, FRAMES, ["--quota", "half"], "quota 'half'"),
+        (SCORES, FRAMES, ["--score_path", "absent.json"], "absent.json: file not found"),
+    ],
+)
+def test_a_mistake_is_one_line_status_2_and_nothing_is_written(
+    tmp_path, run_script, scores, frames, flags, words
+):
+    done = run_script(
+        "frame_select.py", *write(tmp_path, scores, frames), *flags, "--output_file", tmp_path / "sel"
+    )
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "sel").exists()

@@ -1,0 +1,151 @@
+"""Evidence recall: by hand, by the published figures, and as a command."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from aks.benchmarks import load_labels
+from aks.outscores import read_number_lists
+from aks.recall import evidence_recall, format_table, recall_table, stride_of, uniform_frames, uniform_times
+
+
+def test_recall_by_hand():
+    assert evidence_recall([0, 100], [(10, 10), (50, 50), (99, 99), (130, 140)], tolerance=10) == 0.5
+    assert evidence_recall([0, 100], [(90, 110)], tolerance=0) == 1  # inside an interval
+    assert evidence_recall([], [(5, 5)], tolerance=1000) == 0
+    with pytest.raises(ValueError, match="at least one"):
+        evidence_recall([1], [], tolerance=1)
+
+
+def test_uniform_sampling_by_hand():
+    assert uniform_frames(10.9, 25, 4).tolist() == [0, 68, 136, 204]
+    assert uniform_frames(3.2, 25, 64).tolist() == [0, 26, 52]  # no more than one a second
+    assert uniform_times(10, 4).tolist() == [0, 2.5, 5, 7.5]
+    assert stride_of(np.array([0, 58, 145])) == 29
+    assert stride_of(np.array([0])) == 0
+
+
+@pytest.mark.parametrize(
+    ("budget", "group", "selected", "uniform"),
+    [
+        (64, "600", 0.490, 0.360),
+        (64, "3600", 0.252, 0.096),
+        (32, "600", 0.370, 0.153),
+        (32, "3600", 0.205, 0.053),
+    ],
+)
+def test_the_released_selections_have_the_published_recall(reference, budget, group, selected, uniform):
+    folder = reference / "longvideobench"
+    labels = load_labels("longvideobench", label_file=folder / "lvb_val.json")
+    frames = read_number_lists(folder / f"selected_frames_{budget}.json")
+    rows, unknown = recall_table(labels.questions, frames, budget)
+    assert unknown == 0
+    (row,) = (row for row in rows if row.group == group)
+    assert round(row.selected[1.0], 3) == selected
+    assert round(row.uniform[1.0], 3) == uniform
+
+
+ENTRIES = [
+    {
+        "id": number,
+        "video": "a.mp4",
+        "question": "What?",
+        "evidence_frames": evidence,
+        "duration": 100,
+        "group": group,
+    }
+    for number, (evidence, group) in enumerate([([100], "10"), ([1000, 2000], "9"), ([500], "9")])
+]
+SELECTED = [[75, 125], [25, 1025], [0, 25]]
+
+
+@pytest.fixture
+def files(tmp_path):
+    (tmp_path / "labels.json").write_text(json.dumps(ENTRIES))
+    (tmp_path / "selected_frames.json").write_text(json.dumps(SELECTED))
+    return [
+        *("-m", "aks.recall", "--dataset_name", "custom", "--label_file", tmp_path / "labels.json"),
+        *("--selected_frames", tmp_path / "selected_frames.json"),
+    ]
+
+
+def test_the_command_prints_groups_in_order_beside_uniform(files, tmp_path, run_script):
+    done = run_script(*files, "--output_file", tmp_path / "table.json")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[:2] for line in lines[2:]] == [["9", "2"], ["10", "1"], ["all", "3"]]
+    rows = json.loads((tmp_path / "table.json").read_text())
+    # stride 25: frame 1025 is within 1 s of 1000; nothing is near 2000 and 500; 75 and 125 are 1 s off 100
+    assert [row["selected"]["1.0"] for row in rows] == [0.25, 1.0, 0.5]
+    # uniform at the selection's own budget of two: frames 0 and 1250
+    assert [row["uniform"]["1.0"] for row in rows] == [0, 0, 0]
+    assert [row["uniform"]["5.0"] for row in rows][1] == 1.0
+
+
+def test_evidence_in_seconds_uses_the_selected_times(tmp_path, run_script):
+    entry = {"video": "a.mp4", "question": "What?", "evidence_times": [[10, 12], 40]}
+    (tmp_path / "labels.json").write_text(json.dumps([entry]))
+    (tmp_path / "selected_frames.json").write_text("[[300, 600]]")
+    command = [
+        *("-m", "aks.recall", "--dataset_name", "custom", "--label_file", tmp_path / "labels.json"),
+        *("--selected_frames", tmp_path / "selected_frames.json"),
+    ]
+    done = run_script(*command)
+    assert done.returncode == 2 and "selected_times.json" in done.stderr and done.stderr.count("\n") == 1
+    (tmp_path / "selected_times.json").write_text("[[12.9, 25.0]]")
+    done = run_script(*command, "--tolerances", 1)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[2].split() == ["all", "1", "0.500", "-"]
+    assert "uniform needs the label file to state every video's duration" in done.stdout
+
+
+def test_a_stride_that_cannot_be_told_is_left_out_and_counted(files, tmp_path, run_script):
+    (tmp_path / "selected_frames.json").write_text(json.dumps([[75, 125], [0], []]))
+    done = run_script(*files)
+    assert done.returncode == 0, done.stderr
+    assert "2 questions left out" in done.stdout
+    (tmp_path / "frames.json").write_text(json.dumps([[0, 25, 50]] * 3))
+    done = run_script(*files, "--frame_path", tmp_path / "frames.json")
+    assert "left out" not in done.stdout
+
+
+def test_mistakes(files, tmp_path, run_script):
+    for content, words in [
+        ("[[1]]", "holds 1 questions and"),
+        ("[[1, 2], [3, x]]", "not JSON"),
+        ("[[2, 1], [], []]", "frame 1 follows 2"),
+    ]:
+        (tmp_path / "selected_frames.json").write_text(content)
+        done = run_script(*files)
+        assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
+    (tmp_path / "labels.json").write_text(json.dumps([{"video": "a", "question": "b"}] * 1))
+    (tmp_path / "selected_frames.json").write_text("[[1]]")
+    done = run_script(*files)
+    assert done.returncode == 2 and "no question has evidence" in done.stderr
+
+
+def test_the_table_aligns():
+    rows, _ = recall_table(load_questions(), [np.array(row) for row in SELECTED], 2)
+    lines = format_table(rows).splitlines()
+    ends = {line.rstrip().rfind(".") for line in lines[2:]}
+    assert len(ends) == 1
+
+
+def load_questions():
+    from aks.benchmarks import Question
+
+    return [
+        Question(
+            e["id"],
+            str(e["id"]),
+            "a",
+            "b",
+            duration_s=100.0,
+            group=e["group"],
+            evidence_frames=tuple((float(x), float(x)) for x in e["evidence_frames"]),
+        )
+        for e in ENTRIES
+    ]
