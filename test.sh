@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 source ./environment.sh
-environment_for requirements.txt nodeps:requirements-conse.txt requirements-dev.txt
+environment_for requirements.txt nodeps:requirements-conse.txt requirements-dev.txt nodeps:requirements-dev-nodeps.txt
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 ruff check .
 ruff format --check .
