@@ -17,6 +17,7 @@ from tqdm import tqdm
 from aks.benchmarks import LabelSet, Question
 from aks.errors import VideoError
 from aks.outscores import Part, RunFolder
+from aks.progress import progress
 from aks.scorers import Scorer
 from aks.selection import select_positions
 from aks.video import Frames, Video, estimate_candidates
@@ -146,15 +147,7 @@ def extract(
     summary = Summary(videos=len(videos), reused=len(videos) - len(pending))
 
     expected = {name: estimate_candidates(labels.video_path(name)) for name in pending}
-    # Standard error is the bar's place; where it is a file, a line a minute is enough.
-    interval = 0.1 if sys.stderr.isatty() else 60
-    with tqdm(
-        total=sum(expected.values()),
-        unit="frame",
-        desc=scorer.name,
-        mininterval=interval,
-        disable=not pending,
-    ) as bar:
+    with progress(total=sum(expected.values()), unit="frame", desc=scorer.name, disable=not pending) as bar:
         for name, questions in pending.items():
             done = bar.n
             try:
@@ -220,7 +213,7 @@ def find_keyframes(
     times: list[np.ndarray] = []
     scores: list[np.ndarray] = []
     batches = video.read(candidates, batch_frames)
-    with tqdm(total=len(candidates), unit="frame", desc=scorer.name) as bar:
+    with progress(total=len(candidates), unit="frame", desc=scorer.name) as bar:
         for frames, table in score_frames(scorer, batches, [question]):
             times.append(frames.times_s)
             scores.append(table[0])

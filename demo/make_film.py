@@ -20,10 +20,10 @@ from typing import NamedTuple
 import av
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from aks import errors
 from aks.outscores import read_json, write_json
+from aks.progress import progress
 
 SEED = 2025
 RECIPE = 1  # raise when the film or the labels would come out differently
@@ -231,14 +231,14 @@ def splice(source: Path, splices: list[Splice], photos: Path, output: Path) -> N
         stream.thread_type = "AUTO"
         out = target.add_stream("libx264", rate=stream.average_rate)
         out.width, out.height, out.pix_fmt = stream.width, stream.height, "yuv420p"
-        out.options = {"preset": "superfast", "crf": "23"}
+        out.options = {"preset": "ultrafast", "crf": "28"}
         out.codec_context.time_base = Fraction(1) / stream.average_rate
         for place in splices:
             picture = fit(photos / place.needle.photo, stream.width, stream.height)
             pictures.update(dict.fromkeys(range(place.start, place.stop), picture))
 
         def encoded() -> Iterator[av.Packet]:
-            bar = tqdm(film.decode(stream), total=stream.frames, unit="frame", desc="encoding")
+            bar = progress(iterable=film.decode(stream), total=stream.frames, unit="frame", desc="encoding")
             for number, frame in enumerate(bar):
                 if number in pictures:
                     new = av.VideoFrame.from_ndarray(pictures[number], format="rgb24").reformat(
