@@ -1,0 +1,193 @@
+"""BLIP: the probability that a frame and the question match, as LAVIS's ``BlipITM`` computes it.
+
+The paper's scorer. The model is transformers' ``BlipForImageTextRetrieval``, whose own ``forward``
+differs from LAVIS in ways that move the scores; this scorer feeds its parts as LAVIS does:
+
+- the first text token is [ENC] for the matching head (the forward leaves [CLS]: 4e-2 off in logits);
+- the vision tower's layer norms use 1e-6 (transformers' configuration: 1e-5, 8e-5 off);
+- the question is cleaned like a caption and cut at 50 words, then at 35 tokens;
+- a frame is squashed to a square by PIL's bicubic filter, without cropping.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from aks.benchmarks import Question
+from aks.errors import UserError
+from aks.scorers import Scorer
+from aks.scorers.clip import cosine
+from aks.scorers.weights import find_folder, load_part, load_pretrained
+
+DEFAULT_CHECKPOINT = "Salesforce/blip-itm-large-coco"
+HEADS = ("itm", "itc")
+MAX_WORDS = 50  # LAVIS's caption processor
+MAX_TOKENS = 35  # LAVIS's max_txt_len, both model sizes
+ENC_TOKEN_ID = 30523  # bert-base-uncased has 30522 tokens; LAVIS adds [DEC], then [ENC]
+VISION_EPS = 1e-6  # LAVIS's vision transformer
+# CLIP's, which BLIP was trained with.
+PIXEL_MEAN = torch.tensor((0.48145466, 0.4578275, 0.40821073)).view(3, 1, 1)
+PIXEL_STD = torch.tensor((0.26862954, 0.26130258, 0.27577711)).view(3, 1, 1)
+# Bounds of one pass of the text encoder: 16 frames x 8 full questions take about 0.5 GB in float32.
+FRAMES_PER_PASS = 16
+TOKENS_PER_PASS = 8 * MAX_TOKENS
+
+_PUNCTUATION = str.maketrans(dict.fromkeys('.!"()*#:;~', " "))
+
+
+def clean_caption(text: str, max_words: int = MAX_WORDS) -> str:
+    """A text as LAVIS's caption processor leaves it.
+
+    Lower case, the marks ``.!"()*#:;~`` to spaces, runs of white space to one space, at most
+    ``max_words`` words (parted by single spaces, as there).
+    """
+    text = re.sub(r"\s{2,}", " ", text.lower().translate(_PUNCTUATION))
+    return " ".join(text.rstrip("\n").strip(" ").split(" ")[:max_words])
+
+
+def prepare_pixels(pixels: np.ndarray, side: int) -> torch.Tensor:
+    """A frame, (height, width, 3) uint8 RGB, to (3, side, side) float32, to the bit as LAVIS does it."""
+    image = Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC)
+    tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div(255)
+    return tensor.sub(PIXEL_MEAN).div(PIXEL_STD).contiguous()
+
+
+class BlipScorer(Scorer):
+    """BLIP image-text matching or contrastive score of frames.
+
+    Features are, for head ``itm``, the vision tower's tokens, (577, 1024) a frame with the large
+    model, and for ``itc`` the 256 projected values. Scores are probabilities or cosines.
+
+    Args:
+        checkpoint: hub name or folder in the transformers layout, large or base.
+        device: where the model runs.
+        dtype: type of its parameters and features; None for the original's, float32.
+        blip_head: ``itm`` (cross-attention, the paper's) or ``itc`` (cosine of projections).
+
+    Raises:
+        UserError: unknown head, or weights that cannot be used.
+    """
+
+    name = "blip"
+
+    def __init__(
+        self,
+        checkpoint: str | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        *,
+        blip_head: str = "itm",
+    ) -> None:
+        """Load the checkpoint."""
+        from transformers import AutoTokenizer, BlipConfig, BlipForImageTextRetrieval
+
+        if blip_head not in HEADS:
+            raise UserError(f"--blip_head {blip_head}: use one of {', '.join(HEADS)}")
+        self.checkpoint = checkpoint or DEFAULT_CHECKPOINT
+        self.device, self.dtype, self.head = torch.device(device), dtype or torch.float32, blip_head
+
+        folder = find_folder(self.checkpoint, model_type="blip", needs=[("vocab.txt", "tokenizer.json")])
+        config = load_part(BlipConfig.from_pretrained, folder, "configuration")
+        _check_config(config, folder)
+        config.vision_config.layer_norm_eps = VISION_EPS
+        self.side = config.vision_config.image_size
+        self.tokenizer = load_part(AutoTokenizer.from_pretrained, folder, "tokenizer")
+        model = load_pretrained(BlipForImageTextRetrieval, folder, config)
+        self.model = model.to(device=self.device, dtype=self.dtype)
+
+    def identity(self) -> dict[str, Any]:
+        """The base's settings and the head."""
+        return {**super().identity(), "blip_head": self.head}
+
+    def prepare(self, pixels: np.ndarray) -> torch.Tensor:
+        """A frame to (3, 384, 384); see :func:`prepare_pixels`."""
+        return prepare_pixels(pixels, self.side)
+
+    @torch.no_grad()
+    def encode_frames(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Model inputs to vision tokens (n, 577, width), or for ``itc`` to projections (n, 256)."""
+        inputs = inputs.to(device=self.device, dtype=self.dtype)
+        tokens = self.model.vision_model(pixel_values=inputs).last_hidden_state
+        return self.model.vision_proj(tokens[:, 0]) if self.head == "itc" else tokens
+
+    @torch.no_grad()
+    def encode_question(self, question: Question) -> torch.Tensor:
+        """Token ids of a question, (length,), or for ``itc`` its projection, (256,)."""
+        ids = self.tokenizer(
+            clean_caption(question.text), truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
+        ).input_ids.to(self.device)
+        if self.head == "itm":
+            ids[0, 0] = ENC_TOKEN_ID
+            return ids[0]
+        text_encoder = self.model.text_encoder
+        hidden = text_encoder.encoder(text_encoder.embeddings(ids)).last_hidden_state
+        return self.model.text_proj(hidden[0, 0])
+
+    @torch.no_grad()
+    def score(self, features: torch.Tensor, questions: Sequence[torch.Tensor]) -> np.ndarray:
+        """Probability of a match (``itm``) or cosine (``itc``), (questions, frames)."""
+        if self.head == "itc":
+            return cosine(features.to(self.device), questions)
+        scores = np.empty((len(questions), len(features)))
+        for frames in _slices(len(features), FRAMES_PER_PASS):
+            tokens = features[frames].to(device=self.device, dtype=self.dtype)
+            for group in _groups([len(ids) for ids in questions], TOKENS_PER_PASS):
+                scores[group, frames] = self._match(tokens, questions[group]).T.double().cpu().numpy()
+        return scores
+
+    def _match(self, tokens: torch.Tensor, questions: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Matching probability of frames (n, 577, width) and questions, (n, questions).
+
+        The questions stand behind one another in one sequence, each blind to the others and
+        counting its own positions. So the costly part, the keys and values of a frame's 577
+        tokens in 12 layers, is computed once for all of them.
+        """
+        ids = torch.cat(list(questions))
+        lengths = torch.tensor([len(question) for question in questions], device=self.device)
+        owner = torch.repeat_interleave(torch.arange(len(questions), device=self.device), lengths)
+        starts = torch.cumsum(lengths, 0) - lengths
+        positions = torch.arange(len(ids), device=self.device) - starts[owner]
+        blind = torch.zeros(len(ids), len(ids), device=self.device, dtype=self.dtype)
+        blind[owner[:, None] != owner[None, :]] = -10000.0  # BERT's; its exp() is 0 in every type
+
+        text_encoder = self.model.text_encoder
+        hidden = text_encoder.embeddings(ids[None], position_ids=positions[None])
+        hidden = text_encoder.encoder(
+            hidden.expand(len(tokens), -1, -1),
+            attention_mask=blind[None, None],
+            encoder_hidden_states=tokens,
+        ).last_hidden_state
+        return self.model.itm_head(hidden[:, starts]).float().softmax(dim=-1)[..., 1]
+
+
+def _slices(total: int, step: int) -> Iterator[slice]:
+    return (slice(start, start + step) for start in range(0, total, step))
+
+
+def _groups(lengths: Sequence[int], limit: int) -> Iterator[slice]:
+    """Runs of neighbours whose lengths add up to at most ``limit``."""
+    start, used = 0, 0
+    for index, length in enumerate(lengths):
+        if used and used + length > limit:
+            yield slice(start, index)
+            start, used = index, 0
+        used += length
+    if used:
+        yield slice(start, len(lengths))
+
+
+def _check_config(config: Any, folder: Path) -> None:
+    """The vocabulary must have room for [ENC] at its place."""
+    found = config.text_config.vocab_size
+    if found != ENC_TOKEN_ID + 1:
+        raise UserError(
+            f"{folder / 'config.json'}: text vocabulary of {found} tokens, not {ENC_TOKEN_ID + 1}: "
+            "another model than BLIP image-text matching"
+        )

@@ -1,0 +1,110 @@
+"""CLIP: cosine of frame and question features, with any checkpoint in the transformers layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from aks.benchmarks import Question
+from aks.scorers import Scorer
+from aks.scorers.weights import find_folder, load_part, load_pretrained
+
+DEFAULT_CHECKPOINT = "openai/clip-vit-base-patch32"
+
+
+def cosine(features: torch.Tensor, questions: Sequence[torch.Tensor]) -> np.ndarray:
+    """Cosines of frame vectors (n, d) and question vectors (d,), (questions, n), in float32."""
+    frames = torch.nn.functional.normalize(features.float(), dim=-1)
+    texts = torch.nn.functional.normalize(torch.stack(list(questions)).float(), dim=-1)
+    return (texts @ frames.T).double().cpu().numpy()
+
+
+def _pil_image_processor() -> type:
+    """The image processor that resizes with PIL, which CLIP was trained with, in transformers 4 and 5.
+
+    From transformers 5 the plain name means the torchvision one: it differs by a grey level on some
+    0.5 % of the values, and needs torchvision.
+    """
+    try:
+        from transformers import CLIPImageProcessorPil as processor
+    except ImportError:
+        from transformers import CLIPImageProcessor as processor
+    return processor
+
+
+def _projected(output: Any) -> torch.Tensor:
+    """What ``get_*_features`` means: a tensor in transformers 4, a field of an object in 5."""
+    return output if isinstance(output, torch.Tensor) else output.pooler_output
+
+
+class ClipScorer(Scorer):
+    """CLIP cosine of frames and question; features are the projected vectors, (512,) a frame by default.
+
+    Args:
+        checkpoint: hub name or folder in the transformers layout.
+        device: where the model runs.
+        dtype: type of its parameters and features; None for the original's, float32.
+
+    Raises:
+        UserError: weights that cannot be used.
+    """
+
+    name = "clip"
+
+    def __init__(
+        self,
+        checkpoint: str | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Load the checkpoint."""
+        from transformers import AutoTokenizer, CLIPConfig, CLIPModel
+
+        self.checkpoint = checkpoint or DEFAULT_CHECKPOINT
+        self.device, self.dtype = torch.device(device), dtype or torch.float32
+        folder = find_folder(
+            self.checkpoint,
+            model_type="clip",
+            needs=[
+                ("tokenizer.json", "vocab.json"),
+                ("tokenizer.json", "merges.txt"),
+                ("preprocessor_config.json", "processor_config.json"),
+            ],
+        )
+        config = load_part(CLIPConfig.from_pretrained, folder, "configuration")
+        self.max_tokens = config.text_config.max_position_embeddings  # 77
+        self.tokenizer = load_part(AutoTokenizer.from_pretrained, folder, "tokenizer")
+        self.processor = load_part(_pil_image_processor().from_pretrained, folder, "image processor")
+        model = load_pretrained(CLIPModel, folder, config)
+        self.model = model.to(device=self.device, dtype=self.dtype)
+
+    def prepare(self, pixels: np.ndarray) -> torch.Tensor:
+        """A frame to (3, 224, 224): shorter side resized by PIL's bicubic filter, centre cropped."""
+        # Named, because a frame 3 pixels high would pass for channels first.
+        batch = self.processor(pixels, return_tensors="np", input_data_format="channels_last")
+        return torch.from_numpy(np.asarray(batch["pixel_values"])[0])
+
+    @torch.no_grad()
+    def encode_frames(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Model inputs to projected image features (n, 512), not normalised."""
+        inputs = inputs.to(device=self.device, dtype=self.dtype)
+        return _projected(self.model.get_image_features(pixel_values=inputs))
+
+    @torch.no_grad()
+    def encode_question(self, question: Question) -> torch.Tensor:
+        """The question's projected text features, (512,); text beyond 77 tokens is cut."""
+        tokens = self.tokenizer(
+            question.text, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        ).to(self.device)
+        return _projected(
+            self.model.get_text_features(
+                input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
+            )
+        )[0]
+
+    def score(self, features: torch.Tensor, questions: Sequence[torch.Tensor]) -> np.ndarray:
+        """Cosines, (questions, frames)."""
+        return cosine(features.to(self.device), questions)

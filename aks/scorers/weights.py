@@ -1,0 +1,252 @@
+"""Checkpoints: where they lie, what they lack, and whether they are the model that was asked for.
+
+Weights are read as safetensors, or with ``torch.load(weights_only=True)``; nothing here unpickles
+objects. Every complaint is a :class:`~aks.errors.UserError` of one line.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aks.errors import UserError
+
+LOCAL_ROOT = Path("checkpoints")  # relative to the working directory, see checkpoints/README.md
+
+# One of these holds the weights of a folder in the transformers layout; the first found is used.
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+# Buffers that older versions of transformers saved and newer ones compute.
+HARMLESS_KEYS = re.compile(r"(^|\.)position_ids$")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def _reason(error: BaseException) -> str:
+    """An exception's type and the first line of its text."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].rstrip(' .:')}" if lines else type(error).__name__
+
+
+def find_folder(
+    checkpoint: str, *, model_type: str, needs: Sequence[Sequence[str]] = (), root: Path | None = None
+) -> Path:
+    """The local folder of a checkpoint in the transformers layout, downloaded if need be.
+
+    Looked for as a path, then as ``checkpoints/<last part of the name>``, then on the model hub
+    (or in its cache when offline).
+
+    Args:
+        checkpoint: folder or hub name (``owner/name``).
+        model_type: what ``config.json`` must say, e.g. ``blip``.
+        needs: files wanted beside ``config.json`` and the weights, each as its alternatives:
+            ``[("tokenizer.json", "vocab.txt")]``.
+        root: folder to use for ``./checkpoints``.
+
+    Raises:
+        UserError: not found, a file is missing, or it is a model of another type.
+    """
+    local = (LOCAL_ROOT if root is None else root) / Path(checkpoint).name
+    for folder in (Path(checkpoint), local):
+        if folder.is_dir():
+            break
+    else:
+        if Path(checkpoint).is_file():
+            raise UserError(f"{checkpoint}: is a file; give the folder that holds it and its config.json")
+        if not _HUB_NAME.fullmatch(checkpoint):
+            raise UserError(f"{checkpoint}: no such checkpoint folder (nor {local}), and not a hub name")
+        folder = _download(checkpoint, local, needs)
+
+    for names in (("config.json",), WEIGHT_FILES, *needs):
+        if not any((folder / name).is_file() for name in names):
+            raise UserError(
+                f"{folder}: has no {' or '.join(names)}; get the whole checkpoint, see checkpoints/README.md"
+            )
+    config = _read_json(folder / "config.json")
+    if config.get("model_type") != model_type:
+        found = config.get("model_type")
+        raise UserError(
+            f"{folder / 'config.json'}: another model: model_type is {found!r}, not {model_type!r}"
+        )
+    for path in weight_files(folder):
+        if not path.is_file():
+            raise UserError(f"{folder}: has no {path.name}, which its index lists; get the whole checkpoint")
+        if path.suffix == ".safetensors":
+            _check_safetensors(path)
+    return folder
+
+
+def _download(name: str, local: Path, needs: Sequence[Sequence[str]]) -> Path:
+    """A hub repository's configuration, tokenizer and weights; safetensors where it has them."""
+    from huggingface_hub import snapshot_download
+
+    small = ["*.json", *(file for names in needs for file in names)]
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=[*small, "model*.safetensors"]))
+        if not any(folder.glob("model*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=[*small, "pytorch_model*.bin"]))
+    except Exception as error:  # the hub client raises many unrelated types
+        raise UserError(
+            f"{name}: not in {local}, and the model hub did not give it ({_reason(error)}); on a machine "
+            f"with access run: hf download {name} --local-dir {local}"
+        ) from None
+    return folder
+
+
+def find_file(checkpoint: str, *, source: str, root: Path | None = None) -> Path:
+    """A checkpoint that is one file: a path, or its name under ``./checkpoints``.
+
+    Args:
+        checkpoint: path, or file name in ``./checkpoints``.
+        source: where to download it from, for the message.
+        root: folder to use for ``./checkpoints``.
+
+    Raises:
+        UserError: no such file.
+    """
+    local = (LOCAL_ROOT if root is None else root) / Path(checkpoint).name
+    for path in (Path(checkpoint), local):
+        if path.is_file():
+            return path
+    raise UserError(f"{checkpoint}: no such checkpoint file; download {source} to {local}")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight file of a folder, or the shards its index lists (which may be missing)."""
+    name = next(name for name in WEIGHT_FILES if (folder / name).is_file())
+    if not name.endswith(".index.json"):
+        return [folder / name]
+    shards = _read_json(folder / name).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise UserError(f"{folder / name}: has no weight_map; download it again")
+    return [folder / shard for shard in sorted(set(shards.values()))]
+
+
+def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a ``.safetensors`` or PyTorch file (there: the dictionary itself or its ``model``).
+
+    Raises:
+        UserError: damaged, holds more than tensors, or not a state dict.
+    """
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        _check_safetensors(path)
+        return load_file(path)
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle and tensor errors alike
+        raise UserError(f"{path}: cannot be read as weights ({_reason(error)}); download it again") from None
+    if isinstance(data, dict) and isinstance(data.get("model"), dict):
+        data = data["model"]
+    if not isinstance(data, dict) or not all(isinstance(value, torch.Tensor) for value in data.values()):
+        raise UserError(f"{path}: is not a state dict (names to tensors)")
+    return data
+
+
+def check_keys(
+    where: str | Path,
+    *,
+    missing: Iterable[str] = (),
+    unexpected: Iterable[str] = (),
+    mismatched: Iterable[str] = (),
+) -> None:
+    """Refuse weights that do not fill a model exactly.
+
+    Args:
+        where: the file or folder, for the message.
+        missing: parameters of the model that the weights lack.
+        unexpected: tensors that the model has no place for.
+        mismatched: tensors of another shape.
+
+    Raises:
+        UserError: any key that is not harmless, with the first of each kind.
+    """
+    found = {"missing": missing, "unexpected": unexpected, "of another shape": mismatched}
+    parts = []
+    for kind, keys in found.items():
+        named = sorted(key for key in keys if not HARMLESS_KEYS.search(key))
+        if named:
+            more = f" and {len(named) - 3} more" if len(named) > 3 else ""
+            parts.append(f"{kind}: {', '.join(named[:3])}{more}")
+    if parts:
+        raise UserError(f"{where}: these are the weights of another model ({'; '.join(parts)})")
+
+
+def load_state(model: torch.nn.Module, state: Mapping[str, torch.Tensor], where: str | Path) -> None:
+    """Copy a state dict into a model that it must fill exactly; see :func:`check_keys`."""
+    own = model.state_dict()
+    check_keys(
+        where,
+        missing=own.keys() - state.keys(),
+        unexpected=state.keys() - own.keys(),
+        mismatched=[key for key in own.keys() & state.keys() if own[key].shape != state[key].shape],
+    )
+    model.load_state_dict({key: state[key] for key in own.keys() & state.keys()}, strict=False)
+
+
+def load_pretrained(model_class: type, folder: Path, config: Any) -> Any:
+    """``model_class.from_pretrained``, evaluation mode, float32, every key accounted for.
+
+    Args:
+        model_class: a transformers model class.
+        folder: what :func:`find_folder` returned.
+        config: the model's configuration.
+
+    Raises:
+        UserError: damaged weights, or those of another model.
+    """
+    try:
+        model, info = model_class.from_pretrained(
+            folder,
+            config=config,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that they are reported with the other keys
+        )
+    except Exception as error:  # safetensors, zip, pickle, tensor and configuration errors alike
+        raise UserError(f"{folder}: cannot be loaded as {model_class.__name__} ({_reason(error)})") from None
+    check_keys(
+        folder,
+        missing=info["missing_keys"],
+        unexpected=info["unexpected_keys"],
+        # transformers gives (name, shape, shape)
+        mismatched=[key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]],
+    )
+    return model.float().eval().requires_grad_(False)
+
+
+def load_part(load: Callable[[Path], Any], folder: Path, what: str) -> Any:
+    """A configuration, tokenizer or image processor of a folder: ``load(folder)``, errors in one line."""
+    try:
+        return load(folder)
+    except Exception as error:  # transformers and its back ends raise many unrelated types
+        raise UserError(f"{folder}: its {what} cannot be loaded ({_reason(error)})") from None
+
+
+def _check_safetensors(path: Path) -> None:
+    """A cheap look at a file's header, which must account for every byte of it."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: damaged or incomplete ({_reason(error)}); download it again") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as JSON ({_reason(error)}); download it again") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: holds no JSON object; download it again")
+    return data
