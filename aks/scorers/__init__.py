@@ -14,6 +14,7 @@ and never sees a question; features may be stored and scored later.
 from __future__ import annotations
 
 import importlib
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -30,6 +31,12 @@ SCORERS: dict[str, tuple[str, str]] = {
     "clip": ("aks.scorers.clip", "ClipScorer"),
     "sevila": ("aks.scorers.sevila", "SevilaScorer"),
     "conse": ("aks.scorers.conse", "ConseScorer"),
+}
+
+# The original stack, for those who have it installed (requirements-lavis.txt).
+LAVIS_SCORERS: dict[str, tuple[str, str]] = {
+    "blip": ("aks.scorers.lavis_blip", "LavisBlipScorer"),
+    "sevila": ("aks.scorers.lavis_sevila", "LavisSevilaScorer"),
 }
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -100,6 +107,7 @@ def create_scorer(
     checkpoint: str | None = None,
     device: str = "cpu",
     dtype: str | None = None,
+    backend: str = "transformers",
     **options: Any,
 ) -> Scorer:
     """Load a scorer by name.
@@ -110,17 +118,28 @@ def create_scorer(
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: ``float32``, ``float16`` or ``bfloat16``; None for the precision of the scorer's
             original (float32; SeViLA keeps its T5 in bfloat16).
-        options: the scorer's own keyword arguments (``blip_head``, ``truncation``).
+        backend: ``transformers``, or ``lavis`` for the original implementation of blip and sevila.
+        options: the scorer's own keyword arguments (``blip_head``; ``truncation``, ``base``).
 
     Raises:
-        UserError: unknown name, device or dtype, or weights that cannot be loaded.
+        UserError: unknown name, device, dtype or backend, an option the scorer does not have, or weights
+            that cannot be loaded.
     """
     if name not in SCORERS:
         raise UserError(f"--extract_feature_model {name}: unknown model; use one of {', '.join(SCORERS)}")
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"--dtype {dtype}: use one of {', '.join(DTYPES)}")
+    if backend not in ("transformers", "lavis"):
+        raise UserError(f"--backend {backend}: use transformers or lavis")
+    scorers = LAVIS_SCORERS if backend == "lavis" else SCORERS
+    if name not in scorers:
+        raise UserError(f"--backend lavis has no {name}; it has {', '.join(scorers)}")
     resolved = resolve_device(device)
-    module, cls = SCORERS[name]
+    module, cls = scorers[name]
     scorer_class = getattr(importlib.import_module(module), cls)
+    accepted = inspect.signature(scorer_class.__init__).parameters
+    for option in options:
+        if option not in accepted:
+            raise UserError(f"--{option} does not go with the {name} scorer ({backend})")
     precision = None if dtype is None else DTYPES[dtype]
     return scorer_class(checkpoint=checkpoint, device=resolved, dtype=precision, **options)

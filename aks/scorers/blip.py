@@ -143,11 +143,20 @@ class BlipScorer(Scorer):
         return scores
 
     def _match(self, tokens: torch.Tensor, questions: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Matching probability of frames (n, 577, width) and questions, (n, questions).
+        """Matching probability of frames (n, 577, width) and questions, (n, questions)."""
+        return self.model.itm_head(self.bind(tokens, questions)).float().softmax(dim=-1)[..., 1]
+
+    @torch.no_grad()
+    def bind(self, tokens: torch.Tensor, questions: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The [ENC] vector of each frame and question after cross-attention, (n, questions, 768).
 
         The questions stand behind one another in one sequence, each blind to the others and
         counting its own positions. So the costly part, the keys and values of a frame's 577
         tokens in 12 layers, is computed once for all of them.
+
+        Args:
+            tokens: vision tokens (n, 577, width).
+            questions: token ids of each question, (length,).
         """
         ids = torch.cat(list(questions))
         lengths = torch.tensor([len(question) for question in questions], device=self.device)
@@ -164,7 +173,7 @@ class BlipScorer(Scorer):
             attention_mask=blind[None, None],
             encoder_hidden_states=tokens,
         ).last_hidden_state
-        return self.model.itm_head(hidden[:, starts]).float().softmax(dim=-1)[..., 1]
+        return hidden[:, starts]
 
 
 def _slices(total: int, step: int) -> Iterator[slice]:
