@@ -60,6 +60,17 @@ environment_for() {
     source "$root/.venv/bin/activate"
 }
 
+# torchvision fitting the installed torch, for LAVIS. Its metadata pins torch, so without dependencies;
+# 0.28.0 goes with torch 2.13.0 but imports only beside a CUDA build, 0.16.2's transforms work anywhere.
+environment_torchvision() {
+    local version=0.16.2
+    if [ -n "$(python -c 'import torch; print(torch.version.cuda or "")')" ]; then version=0.28.0; fi
+    python -c "import importlib.metadata as m, sys; sys.exit(m.version('torchvision') != '$version')" \
+        2>/dev/null && return
+    echo "installing torchvision $version" >&2
+    python -m pip install --quiet --disable-pip-version-check --no-deps "torchvision==$version"
+}
+
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then
     echo "source this file, do not run it: source environment.sh" >&2
     exit 2

@@ -6,59 +6,31 @@ was stopped goes on where it stopped when the same command is given again.
 
 from __future__ import annotations
 
-import argparse
+import sys
 from pathlib import Path
 
-from aks import errors
-from aks.benchmarks import DATASETS, load_labels
+from aks import cli, errors
 from aks.outscores import RunFolder
 
-MODELS = ("blip", "clip", "sevila", "conse")
 
-
-def parse_arguments() -> argparse.Namespace:
-    """The documented flags with the reference's defaults, and ours."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--dataset_name", default="longvideobench", help=f"one of {', '.join(DATASETS)}")
-    parser.add_argument(
-        "--dataset_path",
-        help="folder of the data set (default: ./datasets/<dataset_name>; custom: the labels')",
-    )
-    parser.add_argument(
-        "--label_file", help="a label file in place of the data set's own (needed for custom)"
-    )
-    parser.add_argument("--extract_feature_model", default="blip", help=f"one of {', '.join(MODELS)}")
-    parser.add_argument("--checkpoint", help="weights: a hub name or a folder (default: the model's own)")
-    parser.add_argument("--output_file", default="./outscores", help="folder for the scores")
-    parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu")
-    parser.add_argument("--dtype", help="float32, float16 or bfloat16 (default: the original's precision)")
-    parser.add_argument("--batch_size", type=int, default=16, help="frames decoded and encoded at a time")
-    parser.add_argument("--decoder", default="auto", help="auto, decord or pyav")
+def main() -> int:
+    """Score, then say what was done; 1 if a video failed."""
+    parser = cli.parser(__doc__, output="./outscores")
+    parser.add_argument("--blip_head", help="blip: itm (default, the paper's) or itc")
+    parser.add_argument("--features", help="score the features stored in this folder; no video is needed")
     parser.add_argument(
         "--allow_missing",
         action="store_true",
         help="write the files although videos failed; empty lists for them",
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    labels = cli.load_question_set(args)
 
+    from aks.extraction import extract
+    from aks.features import FeatureStore
 
-def main() -> int:
-    """Score, then say what was done; 1 if a video failed."""
-    args = parse_arguments()
-    if args.batch_size < 1:
-        raise errors.UserError(f"--batch_size {args.batch_size}: must be 1 or more")
-    labels = load_labels(args.dataset_name, args.dataset_path, args.label_file)
-
-    from aks.extraction import extract  # torch takes seconds to load; label mistakes come first
-    from aks.scorers import create_scorer
-    from aks.video import check_decoder
-
-    check_decoder(args.decoder)
-    scorer = create_scorer(
-        args.extract_feature_model, checkpoint=args.checkpoint, device=args.device, dtype=args.dtype
-    )
+    store = FeatureStore.open(Path(args.features)) if args.features else None
+    scorer = cli.load_scorer(args)
     run = RunFolder(Path(args.output_file) / args.dataset_name / args.extract_feature_model)
     summary = extract(
         labels,
@@ -67,13 +39,9 @@ def main() -> int:
         decoder=args.decoder,
         batch_frames=args.batch_size,
         allow_missing=args.allow_missing,
+        features=store,
     )
-    print(
-        f"{summary.videos} videos: {summary.scored} scored now, {summary.reused} finished before, "
-        f"{len(summary.failures)} failed"
-    )
-    for failure in summary.failures:
-        print(f"  failed: {failure['video']} ({len(failure['questions'])} questions): {failure['reason']}")
+    cli.report(summary, "scored")
     if summary.complete:
         print(
             f"wrote {run.folder}/scores.json, frames.json and times.json ({len(labels.questions)} questions)"
@@ -85,6 +53,7 @@ def main() -> int:
             f"scores.json not written: see {run.folder}/failures.json; mend the videos and run again, or add "
             "--allow_missing"
         )
+    sys.stdout.flush()
     return 1 if summary.failures else 0
 
 

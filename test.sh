@@ -3,7 +3,10 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 source ./environment.sh
-environment_for requirements.txt nodeps:requirements-conse.txt requirements-dev.txt nodeps:requirements-dev-nodeps.txt
+environment_for requirements.txt nodeps:requirements-conse.txt \
+    requirements-dev.txt nodeps:requirements-dev-nodeps.txt \
+    requirements-lavis.txt nodeps:requirements-lavis-nodeps.txt
+environment_torchvision
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 ruff check .
 ruff format --check .

@@ -61,10 +61,11 @@ class Part:
 class RunFolder:
     """One run's folder, shared by any number of processes on one file system."""
 
-    def __init__(self, folder: Path) -> None:
-        """Name the folder; nothing is created before :meth:`begin`."""
+    def __init__(self, folder: Path, parts: str = "parts", suffix: str = ".json") -> None:
+        """Name the folder, its folder of parts and their suffix; nothing is created yet."""
         self.folder = folder
-        self.parts = folder / "parts"
+        self.parts = folder / parts
+        self.suffix = suffix
 
     def begin(self, settings: dict[str, Any]) -> None:
         """Create the folder and record the run's settings, or compare them with those recorded.
@@ -102,7 +103,7 @@ class RunFolder:
         name = quote(video, safe=" ()[]+,=@&!'~")
         if len(name) > 200:
             name = name[:150] + "-" + hashlib.sha256(video.encode()).hexdigest()[:32]
-        return self.parts / f"{name}.json"
+        return self.parts / f"{name}{self.suffix}"
 
     def failure_path(self, video: str) -> Path:
         """Where a video's failure is noted until it succeeds."""

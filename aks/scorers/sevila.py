@@ -158,7 +158,7 @@ def find_localizer(checkpoint: str | None) -> Path:
         except Exception as error:  # the hub client raises many unrelated types
             raise UserError(
                 f"{path}: not in {LOCAL_ROOT}, and the model hub did not give it ({type(error).__name__}); "
-                f"on a machine with access run: huggingface-cli download {REPOSITORY} {path} "
+                f"on a machine with access run: hf download {REPOSITORY} {path} "
                 f"--local-dir {LOCAL_ROOT}"
             ) from None
     return find_file(str(path), source=f"{DEFAULT_CHECKPOINT} of {REPOSITORY}")

@@ -1,0 +1,270 @@
+"""Stored frame features: encode a video once, score new questions later, without the video.
+
+A store's folder, ``features/<dataset>/<model>/``, holds ``run.json`` (model, checkpoint, precision,
+stored type), ``failures.json``, and under ``videos/`` one safetensors file a video:
+
+- ``frames``: candidate frame numbers, (n,) int64
+- ``times_s``: their times in seconds, (n,) float64
+- ``features``: (n, ...) in the stored type
+- metadata: ``video``, ``fps``, ``num_frames``, ``decoder``
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+
+from aks.benchmarks import LabelSet
+from aks.errors import UserError, VideoError
+from aks.outscores import RunFolder, read_json, write_atomically
+from aks.scorers import DTYPES, Scorer
+
+# safetensors' names of the types a store may have.
+STORED_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+FRAME_FEATURES = "frame"
+QUESTION_BOUND = "question-bound itm-e"
+
+
+@dataclass(frozen=True)
+class EncodedVideo:
+    """A video's candidate frames as features, in batches.
+
+    Attributes:
+        fps: average frame rate, frames a second.
+        num_frames: frames in the video.
+        decoder: which reader decoded it.
+        frames: candidate frame numbers, (n,) int64.
+        batches: times in seconds (k,) and features (k, ...), in order, n in all.
+    """
+
+    fps: float
+    num_frames: int
+    decoder: str
+    frames: np.ndarray
+    batches: Iterator[tuple[np.ndarray, torch.Tensor]]
+
+
+class FeatureStore:
+    """A folder of stored features.
+
+    Attributes:
+        folder: where it lies.
+        dtype: type on disk.
+        kind: ``frame``, or ``question-bound itm-e`` for vectors that fit their own question alone.
+        run: its files; a video with a part is finished.
+    """
+
+    def __init__(self, folder: Path, dtype: str, kind: str = FRAME_FEATURES) -> None:
+        """Name a store; nothing is created before :meth:`begin`.
+
+        Raises:
+            UserError: unknown type.
+        """
+        check_stored_type(dtype)
+        self.folder, self.kind, self._dtype_name = folder, kind, dtype
+        self.dtype = DTYPES[dtype]
+        self.run = RunFolder(folder, parts="videos", suffix=".safetensors")
+
+    @classmethod
+    def open(cls, folder: Path) -> FeatureStore:
+        """An existing store.
+
+        Raises:
+            UserError: there is none.
+        """
+        record = read_json(folder / "run.json")
+        if not isinstance(record, dict) or "stored_dtype" not in record:
+            raise UserError(f"{folder}: no stored features; make them with feature_extract_store.py")
+        return cls(folder, record["stored_dtype"], record.get("kind", FRAME_FEATURES))
+
+    def begin(self, scorer: Scorer, labels: LabelSet) -> None:
+        """Create the folder, or check that it holds the same model's features in the same type."""
+        settings = {
+            "dataset": labels.dataset,
+            "kind": self.kind,
+            "stored_dtype": self._dtype_name,
+            **scorer.identity(),
+        }
+        if self.kind == QUESTION_BOUND:
+            settings["label_sha256"] = labels.sha256
+        self.run.begin(settings)
+
+    def check(self, scorer: Scorer, labels: LabelSet) -> None:
+        """Refuse to score features that another model made, or that are damaged.
+
+        Raises:
+            UserError: they are not this scorer's; says what differs. Or a file is truncated.
+        """
+        if self.kind == QUESTION_BOUND:
+            raise UserError(
+                f"{self.folder}: holds question-bound vectors, which score no other question; store frame "
+                "features with --blip_features patch"
+            )
+        record = read_json(self.folder / "run.json")
+        differing = [
+            f"{key} {record.get(key)!r} stored, {value!r} now"
+            for key, value in scorer.identity().items()
+            if record.get(key) != value
+        ]
+        if differing:
+            raise UserError(f"{self.folder}: features of another model ({'; '.join(differing)})")
+        for name in labels.by_video():
+            if self.run.has_part(name):
+                self.count(name)
+
+    def rounding(self) -> dict[str, str]:
+        """What storing did to the numbers, for the record of scores made from them; empty if nothing."""
+        record = read_json(self.folder / "run.json")
+        lossless = self._dtype_name in ("float32", record.get("dtype"))
+        return {} if lossless else {"features": self._dtype_name}
+
+    def count(self, name: str) -> int:
+        """Frames stored of a video; 0 where it is not stored."""
+        if not self.run.has_part(name):
+            return 0
+        with self._open(name) as file:
+            return int(file.get_slice("frames").get_shape()[0])
+
+    def write(
+        self,
+        name: str,
+        encoded: EncodedVideo,
+        *,
+        on_batch: Callable[[int], object] = lambda count: None,
+        metadata: dict[str, str] | None = None,
+    ) -> None:
+        """Store a video, batch by batch: memory does not grow with its length.
+
+        Raises:
+            VideoError: the video cannot be decoded, or a feature does not fit the stored type.
+            UserError: the file cannot be written.
+        """
+        facts = {
+            "video": name,
+            "fps": repr(encoded.fps),
+            "num_frames": str(encoded.num_frames),
+            "decoder": encoded.decoder,
+            **(metadata or {}),
+        }
+
+        def fill(path: Path) -> None:
+            times: list[np.ndarray] = []
+            with open(path, "wb") as file:
+                for batch_times, features in encoded.batches:
+                    stored = features.detach().to("cpu", self.dtype).contiguous()
+                    if not torch.isfinite(stored).all():
+                        raise VideoError(
+                            f"a feature does not fit {self._dtype_name}; store bfloat16 or float32"
+                        )
+                    if not times:
+                        file.write(self._header(len(encoded.frames), stored.shape[1:], facts))
+                    file.write(stored.view(torch.uint8).numpy().tobytes())
+                    times.append(batch_times)
+                    on_batch(len(batch_times))
+                file.write(encoded.frames.astype("<i8").tobytes())
+                file.write(np.concatenate(times).astype("<f8").tobytes())
+
+        write_atomically(self.run.part_path(name), fill)
+        self.run.failure_path(name).unlink(missing_ok=True)
+
+    def read(self, name: str, batch_frames: int) -> EncodedVideo:
+        """A stored video, read batch by batch.
+
+        Raises:
+            VideoError: it is not stored.
+            UserError: its file is damaged.
+        """
+        if not self.run.has_part(name):
+            raise VideoError(f"no stored features in {self.folder}")
+        with self._open(name) as file:
+            facts, frames, times = file.metadata(), file.get_tensor("frames"), file.get_tensor("times_s")
+
+        def batches() -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+            with self._open(name) as file:
+                rows = file.get_slice("features")
+                for start in range(0, len(frames), batch_frames):
+                    stop = min(start + batch_frames, len(frames))
+                    yield times[start:stop].numpy(), rows[start:stop]
+
+        return EncodedVideo(
+            float(facts["fps"]), int(facts["num_frames"]), facts["decoder"], frames.numpy(), batches()
+        )
+
+    def _open(self, name: str) -> Any:
+        path = self.run.part_path(name)
+        try:
+            file = safe_open(path, framework="pt")
+            facts = file.metadata() or {}
+            shapes = [file.get_slice(key).get_shape()[0] for key in ("frames", "times_s", "features")]
+            if facts.get("video") != name or len(set(shapes)) != 1:
+                raise ValueError("another file's content")
+        except (SafetensorError, OSError, ValueError) as error:
+            raise UserError(
+                f"{path}: damaged or incomplete ({str(error).splitlines()[0]}); delete it and store that "
+                "video again"
+            ) from None
+        return file
+
+    def _header(self, count: int, shape: torch.Size, facts: dict[str, str]) -> bytes:
+        """The head of a safetensors file: a length, then names, types, shapes and places as JSON."""
+        size = count * shape.numel() * self.dtype.itemsize
+        entries = {
+            "__metadata__": facts,
+            "features": {
+                "dtype": STORED_TYPES[self._dtype_name],
+                "shape": [count, *shape],
+                "data_offsets": [0, size],
+            },
+            "frames": {"dtype": "I64", "shape": [count], "data_offsets": [size, size + 8 * count]},
+            "times_s": {
+                "dtype": "F64",
+                "shape": [count],
+                "data_offsets": [size + 8 * count, size + 16 * count],
+            },
+        }
+        text = json.dumps(entries).encode()
+        text += b" " * (-len(text) % 8)  # aligned, as the format asks
+        return len(text).to_bytes(8, "little") + text
+
+
+def check_stored_type(dtype: str) -> None:
+    """Refuse a type that features cannot be stored in.
+
+    Raises:
+        UserError: it is none of ``STORED_TYPES``.
+    """
+    if dtype not in STORED_TYPES:
+        raise UserError(f"--feature_dtype {dtype}: use one of {', '.join(STORED_TYPES)}")
+
+
+def bytes_per_frame(scorer: Scorer, dtype: torch.dtype) -> int:
+    """Bytes that one stored frame takes, by encoding a black one."""
+    black = scorer.prepare(np.zeros((32, 32, 3), dtype=np.uint8))
+    return scorer.encode_frames(black[None])[0].numel() * dtype.itemsize + 16
+
+
+def check_free_space(folder: Path, needed: int) -> None:
+    """Compare an estimate with the free disk.
+
+    Args:
+        folder: where to write; need not exist.
+        needed: bytes.
+
+    Raises:
+        UserError: it does not fit.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise UserError(
+            f"{folder}: the features need about {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; use "
+            "--feature_dtype float16, smaller features, or another --output_file"
+        )

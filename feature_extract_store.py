@@ -1,0 +1,63 @@
+"""Step 1': videos to frame features that any later question can be scored against, without the video.
+
+Writes one safetensors file a video under <output_file>/<dataset_name>/<model>/. Score them with
+feature_extract.py --features <that folder>. A run that was stopped goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from aks import cli, errors
+
+BLIP_FEATURES = ("patch", "itc", "itm-e")
+
+
+def main() -> int:
+    """Encode and store, then say what was done; 1 if a video failed."""
+    parser = cli.parser(__doc__, output="./features")
+    parser.add_argument(
+        "--blip_features",
+        help="blip: patch (default; the vision tokens that scoring needs), itc (256 values), or itm-e (the "
+        "reference's vectors, bound to the label file's questions)",
+    )
+    parser.add_argument(
+        "--feature_dtype", help="type on disk: float32, float16 or bfloat16 (default: --dtype's)"
+    )
+    args = parser.parse_args()
+    if args.blip_features not in (None, *BLIP_FEATURES):
+        raise errors.UserError(f"--blip_features {args.blip_features}: use one of {', '.join(BLIP_FEATURES)}")
+    if args.blip_features and args.extract_feature_model != "blip":
+        raise errors.UserError("--blip_features goes with --extract_feature_model blip")
+    args.blip_head = "itc" if args.blip_features == "itc" else None
+    labels = cli.load_question_set(args)
+
+    from aks.extraction import store_features
+    from aks.features import FRAME_FEATURES, QUESTION_BOUND, FeatureStore, check_stored_type
+
+    if args.feature_dtype:
+        check_stored_type(args.feature_dtype)
+    scorer = cli.load_scorer(args)
+    bound = args.blip_features == "itm-e"
+    if bound and not hasattr(scorer, "bind"):
+        raise errors.UserError("--blip_features itm-e goes with --backend transformers")
+    # Kinds of features do not mix, so each has a folder of its own name.
+    name = args.extract_feature_model + {"itc": "-itc", "itm-e": "-itm-e-question-bound"}.get(
+        args.blip_features, ""
+    )
+    store = FeatureStore(
+        Path(args.output_file) / args.dataset_name / name,
+        args.feature_dtype or str(scorer.dtype).removeprefix("torch."),
+        QUESTION_BOUND if bound else FRAME_FEATURES,
+    )
+    summary = store_features(labels, scorer, store, decoder=args.decoder, batch_frames=args.batch_size)
+    cli.report(summary, "stored")
+    size = sum(path.stat().st_size for path in store.run.parts.glob("[!.]*.safetensors"))
+    print(f"{store.folder}: {size / 1e6:.1f} MB")
+    if not bound:
+        print(f"score them: python feature_extract.py --features {store.folder} ...")
+    return 1 if summary.failures else 0
+
+
+if __name__ == "__main__":
+    errors.run(main)
