@@ -80,6 +80,7 @@ class Video:
             UserError: unknown decoder.
         """
         check_decoder(decoder)
+        calm_decoders()
         self.path = Path(path)
         self._reader = _open(self.path, decoder)
         self.decoder = self._reader.name
@@ -159,6 +160,7 @@ def check_decoder(decoder: str) -> None:
 
 def estimate_candidates(path: Path) -> int:
     """Candidates of a video by its header alone, for progress bars; 0 where it does not tell."""
+    calm_decoders()
     try:
         if not path.is_file():
             return 0
@@ -201,7 +203,17 @@ def _open(path: Path, decoder: str) -> _Reader:
     return reader
 
 
-decord.logging.set_level(decord.logging.FATAL)  # its codec chatter would tear the progress bar
+def calm_decoders() -> None:
+    """Undo what other libraries in this process do to decord and PyAV; keep codec chatter off the terminal.
+
+    LAVIS makes decord return torch tensors. torchvision routes FFmpeg's log through Python: a codec's
+    thread then waits for the interpreter lock while the thread that holds it waits for the codec to
+    close, for ever.
+    """
+    decord.bridge.set_bridge("native")
+    decord.logging.set_level(decord.logging.FATAL)
+    av.logging.restore_default_callback()
+    av.logging.set_libav_level(av.logging.PANIC)
 
 
 class _DecordReader:
@@ -210,8 +222,6 @@ class _DecordReader:
     name = "decord"
 
     def __init__(self, path: Path) -> None:
-        # Another library in this process may have asked decord for its own tensors.
-        decord.bridge.set_bridge("native")
         try:
             self._video = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
             self.num_frames = len(self._video)

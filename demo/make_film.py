@@ -24,6 +24,7 @@ from PIL import Image
 from aks import errors
 from aks.outscores import read_json, write_json
 from aks.progress import progress
+from aks.video import calm_decoders
 
 SEED = 2025
 RECIPE = 1  # raise when the film or the labels would come out differently
@@ -226,6 +227,7 @@ def fit(photo: Path, width: int, height: int) -> np.ndarray:
 def splice(source: Path, splices: list[Splice], photos: Path, output: Path) -> None:
     """Re-encode the film as H.264 with the needles in the place of its own frames."""
     pictures: dict[int, np.ndarray] = {}
+    calm_decoders()
     with av.open(str(source)) as film, av.open(str(output), "w", format="mp4") as target:
         stream = film.streams.video[0]
         stream.thread_type = "AUTO"

@@ -9,6 +9,8 @@ from pathlib import Path
 import av
 import numpy as np
 
+from aks.video import calm_decoders
+
 
 def picture(number: int, width: int, height: int) -> np.ndarray:
     """A picture that differs in every frame: moving colour blocks, (height, width, 3) uint8."""
@@ -32,6 +34,7 @@ def write_video(
     draw=picture,
 ) -> Path:
     """Encode ``frames`` pictures; ``pts`` in milliseconds makes the frame rate variable."""
+    calm_decoders()
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=fps)
         stream.width, stream.height = size

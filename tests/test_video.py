@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import decord
 import numpy as np
@@ -133,6 +136,18 @@ def test_frames_stay_arrays_when_another_library_asked_decord_for_tensors(tmp_pa
         assert type(next(Video(path, "decord").read([0])).pixels) is np.ndarray
     finally:
         decord.bridge.set_bridge("native")
+
+
+def test_reading_does_not_hang_where_another_library_routes_the_codecs_log_through_python(tmp_path):
+    path = write_video(tmp_path / "v.mp4", frames=50)
+    # As importing torchvision does; readers given up early close while codec threads still work.
+    code = (
+        "import av, sys; from aks.video import Video; av.logging.set_level(av.logging.ERROR)\n"
+        "for _ in range(200):\n"
+        "    with Video(sys.argv[1], 'pyav') as video: next(video.read([0, 5, 10], chunk_frames=1))"
+    )
+    root = Path(__file__).parent.parent
+    subprocess.run([sys.executable, "-c", code, str(path)], cwd=root, check=True, timeout=60)
 
 
 def test_a_bad_file_is_told_by_its_reason(tmp_path):
