@@ -1,4 +1,4 @@
-# Makes the project's virtual environment and activates it. Sourced by demo.sh and test.sh; for a shell
+# Makes the project's virtual environment and puts it first on PATH. Sourced by demo.sh and test.sh; for a shell
 # of your own: source environment.sh
 #
 #   environment_for FILE...   make .venv once and install the requirement files that changed since;
@@ -56,8 +56,8 @@ environment_for() {
         }
         cp "$root/$file" "$stamp"
     done
-    # shellcheck disable=SC1091
-    source "$root/.venv/bin/activate"
+    # Not by its activate script, which names the folder the environment was made in.
+    export VIRTUAL_ENV="$root/.venv" PATH="$root/.venv/bin:$PATH"
 }
 
 # torchvision fitting the installed torch, for LAVIS. Its metadata pins torch, so without dependencies;

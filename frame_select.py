@@ -65,6 +65,16 @@ def main() -> None:
     scores, frames = read_scores(score_path, frame_path)
     chosen = [select_positions(score, args.max_num_frames, **options) for score in scores]
 
+    # Everything is read and checked before anything is written; the selection itself comes last.
+    times = _times(frame_path, frames, chosen)
+    record = {
+        "max_num_frames": args.max_num_frames,
+        **options,
+        "questions": len(chosen),
+        "scores_sha256": hashlib.sha256(score_path.read_bytes()).hexdigest(),
+        "scored_by": _origin(score_path),
+        "strides": [int(row[1] - row[0]) if len(row) > 1 else 0 for row in frames],
+    }
     folder = Path(args.output_file) / args.dataset_name / args.extract_feature_model
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -72,20 +82,14 @@ def main() -> None:
         raise errors.UserError(
             f"{folder}: cannot be created: {error.strerror}; check --output_file"
         ) from None
-    output = folder / "selected_frames.json"
+    output, times_output = folder / "selected_frames.json", folder / "selected_times.json"
+    output.unlink(missing_ok=True)  # an older selection must not stand beside the new one's times
+    write_json(folder / "selection.json", record)
+    if times is None:
+        times_output.unlink(missing_ok=True)
+    else:
+        write_json(times_output, times)
     write_json(output, [row[at].tolist() for row, at in zip(frames, chosen, strict=True)])
-    _write_times(frame_path, frames, chosen, folder / "selected_times.json")
-    write_json(
-        folder / "selection.json",
-        {
-            "max_num_frames": args.max_num_frames,
-            **options,
-            "questions": len(chosen),
-            "scores_sha256": _digest(score_path),
-            "scored_by": _origin(score_path),
-        },
-        indent=2,
-    )
 
     _report(args.max_num_frames, args.ratio, scores, chosen)
     print(f"wrote {output}: {len(chosen)} questions, {sum(map(len, chosen))} keyframes ({args.strategy})")
@@ -95,35 +99,33 @@ def _report(budget: int, ratio: int, scores: list[np.ndarray], chosen: list[np.n
     """Count what a reader of the selection may not expect."""
     empty = sum(len(score) == 0 for score in scores)
     few = sum(0 < len(score) // ratio < budget for score in scores)
+    thinned = sum(0 == len(score) // ratio < len(score) for score in scores)
     lost = sum(len(at) < min(budget, len(score) // ratio) for score, at in zip(scores, chosen, strict=True))
     if empty:
         print(f"{empty} questions have no candidates (their video failed); their selection is empty")
+    if thinned:
+        print(f"{thinned} questions have fewer candidates than --ratio {ratio}; their selection is empty")
     if few:
         print(f"{few} questions have fewer candidates than the budget of {budget}; all are selected")
     if lost:
         print(f"{lost} questions get fewer frames than the budget: --quota paper loses fractions of quotas")
 
 
-def _write_times(frame_path: Path, frames: list[np.ndarray], chosen: list[np.ndarray], output: Path) -> None:
+def _times(frame_path: Path, frames: list[np.ndarray], chosen: list[np.ndarray]) -> list[list[float]] | None:
     """The keyframes' times in seconds, where step 1 left times.json beside the frame numbers."""
     source = frame_path.with_name("times.json")
     if not source.exists():
-        output.unlink(missing_ok=True)  # an older selection's times must not stay beside a new one
-        return
+        return None
     times = read_number_lists(source)
     if [len(row) for row in times] != [len(row) for row in frames]:
         raise errors.UserError(f"{source}: does not fit {frame_path}; both must come from the same run")
-    write_json(output, [row[at].tolist() for row, at in zip(times, chosen, strict=True)])
+    return [row[at].tolist() for row, at in zip(times, chosen, strict=True)]
 
 
 def _origin(score_path: Path) -> object:
     """The run record beside the scores (scorer, label digest), or None for scores from elsewhere."""
     record = score_path.with_name("run.json")
     return read_json(record) if record.exists() else None
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 if __name__ == "__main__":

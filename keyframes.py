@@ -40,6 +40,8 @@ def main() -> None:
         raise errors.UserError(f"--budget {args.budget}: must be 1 or more")
     if args.strategy not in STRATEGIES:
         raise errors.UserError(f"--strategy {args.strategy}: use one of {', '.join(STRATEGIES)}")
+    if any("\ud800" <= letter <= "\udfff" for letter in args.question):
+        raise errors.UserError("the question holds bytes that are no UTF-8 text")
     if not args.question.strip():
         raise errors.UserError("the question is empty; say what to look for")
 
@@ -52,6 +54,12 @@ def main() -> None:
     from aks.scorers import create_scorer
     from aks.video import Video
 
+    folder = Path(args.images) if args.images else None
+    if folder is not None:  # a mistake here must not cost the scoring
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise errors.UserError(f"--images {folder}: cannot be created: {error.strerror}") from None
     try:
         with Video(args.video) as video:
             device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +33,7 @@ class Question:
         options_prompt: the candidates as the paper's SeViLA prompt spells them for this data set
             (LongVideoBench: ``"A. text "`` each; VideoMME: its lettered strings, joined).
         duration_s: length of the video in seconds, or None.
-        group: what recall is reported by, e.g. LongVideoBench's duration group.
+        group: what recall is reported by, e.g. LongVideoBench's duration group; ``-`` for none.
         evidence_frames: evidence as frame numbers, (first, last) each.
         evidence_times_s: evidence in seconds, (first, last) each.
     """
@@ -46,7 +46,7 @@ class Question:
     answer: int | None = None
     options_prompt: str = ""
     duration_s: float | None = None
-    group: str = "all"
+    group: str = "-"
     evidence_frames: tuple[Evidence, ...] = ()
     evidence_times_s: tuple[Evidence, ...] = ()
 
@@ -130,7 +130,7 @@ class _Entry:
             found = value
         elif isinstance(value, str) and value in options:
             found = options.index(value)
-        elif isinstance(value, str) and len(value.strip()) == 1 and value.strip().isalpha():
+        elif isinstance(value, str) and value.strip().isascii() and re.fullmatch("[A-Za-z]", value.strip()):
             found = ord(value.strip().upper()) - ord("A")
         if found is None or found < 0 or (options and found >= len(options)):
             raise self.fail(f"answer {value!r} is no index, letter or text of its {len(options)} options")
@@ -153,7 +153,9 @@ class _Entry:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < 1e15  # also keeps whole numbers within what a float holds; false for NaN
 
 
 def _pair(item: Any) -> tuple[Any, Any]:
@@ -173,7 +175,7 @@ def _longvideobench(index: int, entry: _Entry) -> Question:
         answer=entry.choice(entry.data.get("correct_choice"), options),
         options_prompt=_lettered(options),
         duration_s=entry.number("duration"),
-        group=str(entry.data.get("duration_group", "all")),
+        group=str(entry.data.get("duration_group", "-")),
         evidence_frames=entry.evidence("position"),
     )
 
@@ -188,7 +190,7 @@ def _videomme(index: int, entry: _Entry) -> Question:
         options=options,
         answer=entry.choice(entry.data.get("answer"), options),
         options_prompt="".join(options),
-        group=str(entry.data.get("duration", "all")),
+        group=str(entry.data.get("duration", "-")),
     )
 
 
@@ -206,7 +208,7 @@ def _custom(index: int, entry: _Entry) -> Question:
         answer=entry.choice(entry.data.get("answer"), options),
         options_prompt=_lettered(options),
         duration_s=entry.number("duration"),
-        group=str(entry.data.get("group", "all")),
+        group=str(entry.data.get("group", "-")),
         evidence_frames=entry.evidence("evidence_frames"),
         evidence_times_s=entry.evidence("evidence_times"),
     )
@@ -302,13 +304,13 @@ def _parse_entries(path: Path, raw: bytes) -> list[Any]:
                 continue
             try:
                 entries.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}: line {number} is not JSON: {error.msg}") from None
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path}: line {number} is not JSON: {error}") from None
         return entries
     try:
         entries = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON: {error.msg} (line {error.lineno})") from None
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
+        raise UserError(f"{path}: not JSON: {error}") from None
     if not isinstance(entries, list):
         raise UserError(f"{path}: holds {type(entries).__name__}, not a list of entries")
     return entries

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 
@@ -20,6 +21,9 @@ def run(main: Callable[[], int | None]) -> None:
     0 (or None) is success, 1 means some videos failed, 2 a user's mistake told in one line on
     standard error, 130 an interrupted run (what was finished is kept).
     """
+    for stream in (sys.stdout, sys.stderr):  # file names need not fit the terminal's encoding
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = main() or 0
     except UserError as error:

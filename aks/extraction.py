@@ -20,7 +20,7 @@ from tqdm import tqdm
 from aks.benchmarks import LabelSet, Question
 from aks.errors import VideoError
 from aks.features import QUESTION_BOUND, EncodedVideo, FeatureStore, bytes_per_frame, check_free_space
-from aks.outscores import Part, RunFolder
+from aks.outscores import Part, RunFolder, file_bytes
 from aks.progress import progress
 from aks.scorers import Scorer
 from aks.selection import select_positions
@@ -68,7 +68,8 @@ def encode_video(scorer: Scorer, video: Video, batch_frames: int = BATCH_FRAMES)
             inputs = torch.stack([scorer.prepare(pixels) for pixels in frames.pixels])
             yield frames.times_s, scorer.encode_frames(inputs)
 
-    return EncodedVideo(video.fps, video.num_frames, video.decoder, candidates, batches())
+    size = file_bytes(video.path)
+    return EncodedVideo(video.fps, video.num_frames, size, video.decoder, candidates, batches())
 
 
 def score_video(
@@ -147,6 +148,7 @@ def extract(
                 video=name,
                 fps=encoded.fps,
                 num_frames=encoded.num_frames,
+                video_bytes=encoded.video_bytes,
                 decoder=encoded.decoder,
                 frames=encoded.frames.tolist(),
                 times_s=times.tolist(),
@@ -158,6 +160,8 @@ def extract(
         return features.count(name) if features else estimate_candidates(labels.video_path(name))
 
     summary = _each_video(labels, run, scorer.name, estimate, score)
+    if not allow_missing and summary.failures:
+        (run.folder / "scores.json").unlink(missing_ok=True)  # of an earlier run with --allow_missing
     if allow_missing or all(run.has_part(name) for name in labels.by_video()):
         summary.empty_questions = run.assemble(labels, allow_missing)
         summary.complete = True
@@ -224,6 +228,10 @@ def _each_video(
     with progress(total=total, unit="frame", desc=description, disable=not pending) as bar:
         for name, questions in pending.items():
             done = bar.n
+            if run.has_part(name):  # another process on this folder was faster
+                summary.reused += 1
+                _correct_total(bar, -expected[name])
+                continue
             try:
                 process(name, questions, bar, expected[name])
             except VideoError as error:

@@ -6,7 +6,7 @@ stored type), ``failures.json``, and under ``videos/`` one safetensors file a vi
 - ``frames``: candidate frame numbers, (n,) int64
 - ``times_s``: their times in seconds, (n,) float64
 - ``features``: (n, ...) in the stored type
-- metadata: ``video``, ``fps``, ``num_frames``, ``decoder``
+- metadata: ``video``, ``fps``, ``num_frames``, ``video_bytes``, ``decoder``
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 
 from aks.benchmarks import LabelSet
 from aks.errors import UserError, VideoError
-from aks.outscores import RunFolder, read_json, write_atomically
+from aks.outscores import RunFolder, check_same_video, read_json, write_atomically
 from aks.scorers import DTYPES, Scorer
 
 # safetensors' names of the types a store may have.
@@ -40,6 +40,7 @@ class EncodedVideo:
     Attributes:
         fps: average frame rate, frames a second.
         num_frames: frames in the video.
+        video_bytes: size of its file.
         decoder: which reader decoded it.
         frames: candidate frame numbers, (n,) int64.
         batches: times in seconds (k,) and features (k, ...), in order, n in all.
@@ -47,6 +48,7 @@ class EncodedVideo:
 
     fps: float
     num_frames: int
+    video_bytes: int | None
     decoder: str
     frames: np.ndarray
     batches: Iterator[tuple[np.ndarray, torch.Tensor]]
@@ -96,6 +98,7 @@ class FeatureStore:
         if self.kind == QUESTION_BOUND:
             settings["label_sha256"] = labels.sha256
         self.run.begin(settings)
+        self.check_videos(labels)
 
     def check(self, scorer: Scorer, labels: LabelSet) -> None:
         """Refuse to score features that another model made, or that are damaged.
@@ -116,9 +119,21 @@ class FeatureStore:
         ]
         if differing:
             raise UserError(f"{self.folder}: features of another model ({'; '.join(differing)})")
+        if record.get("dataset") != labels.dataset:
+            raise UserError(f"{self.folder}: features of {record.get('dataset')}, not of {labels.dataset}")
+        self.check_videos(labels)
+
+    def check_videos(self, labels: LabelSet) -> None:
+        """Refuse damaged files, and features of other videos of the same names.
+
+        Raises:
+            UserError: names the first.
+        """
         for name in labels.by_video():
             if self.run.has_part(name):
-                self.count(name)
+                with self._open(name) as file:
+                    recorded = json.loads(file.metadata()["video_bytes"])
+                check_same_video(self.run.part_path(name), recorded, labels.video_path(name))
 
     def rounding(self) -> dict[str, str]:
         """What storing did to the numbers, for the record of scores made from them; empty if nothing."""
@@ -151,6 +166,7 @@ class FeatureStore:
             "video": name,
             "fps": repr(encoded.fps),
             "num_frames": str(encoded.num_frames),
+            "video_bytes": json.dumps(encoded.video_bytes),
             "decoder": encoded.decoder,
             **(metadata or {}),
         }
@@ -195,7 +211,12 @@ class FeatureStore:
                     yield times[start:stop].numpy(), rows[start:stop]
 
         return EncodedVideo(
-            float(facts["fps"]), int(facts["num_frames"]), facts["decoder"], frames.numpy(), batches()
+            float(facts["fps"]),
+            int(facts["num_frames"]),
+            json.loads(facts["video_bytes"]),
+            facts["decoder"],
+            frames.numpy(),
+            batches(),
         )
 
     def _open(self, name: str) -> Any:

@@ -33,6 +33,7 @@ from aks.benchmarks import LabelSet
 from aks.errors import UserError
 
 FORMAT = 1
+MAX_FRAME = 2**53  # the last whole number before floats skip some
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Part:
         video: its name in the label file.
         fps: average frame rate, frames a second.
         num_frames: frames in the video.
+        video_bytes: size of its file; None where it was not at hand.
         decoder: which reader decoded it.
         frames: candidate frame numbers, (n,).
         times_s: their times in seconds, (n,).
@@ -52,6 +54,7 @@ class Part:
     video: str
     fps: float
     num_frames: int
+    video_bytes: int | None
     decoder: str
     frames: list[int]
     times_s: list[float]
@@ -83,9 +86,12 @@ class RunFolder:
             raise UserError(
                 f"{self.folder}: cannot write there: {error.strerror}; check --output_file"
             ) from None
-        recorded = read_json(record)
+        try:
+            recorded = read_json(record)
+        except UserError:
+            recorded = None
         if not isinstance(recorded, dict):
-            raise UserError(f"{record}: not a run record; remove {self.folder} or use another --output_file")
+            raise UserError(f"{record}: damaged; remove {self.folder} or use another --output_file")
         differing = [
             f"{key} {recorded.get(key)!r} there, {settings.get(key)!r} now"
             for key in sorted(recorded.keys() | settings.keys())
@@ -125,14 +131,15 @@ class RunFolder:
             UserError: the file is damaged.
         """
         path = self.part_path(video)
-        data = read_json(path)
         try:
-            fields = {key: data[key] for key in Part.__dataclass_fields__}
-            part = Part(**fields)
-            sizes = {len(part.frames), len(part.times_s), *(len(s) for s in part.scores.values())}
-        except (TypeError, KeyError, AttributeError):
-            sizes = set()
-        if len(sizes) != 1:
+            data = read_json(path)
+            part = Part(**{key: data[key] for key in Part.__dataclass_fields__})
+            columns = [part.frames, part.times_s, *part.scores.values()]
+            whole = all(np.isfinite(np.array(column, dtype=np.float64)).all() for column in columns)
+            whole = whole and part.video == video and len(set(map(len, columns))) == 1
+        except (UserError, TypeError, KeyError, AttributeError, ValueError):
+            whole = False
+        if not whole:
             raise UserError(f"{path}: damaged part file; delete it and run again to score this video anew")
         return part
 
@@ -180,6 +187,7 @@ class RunFolder:
                 rows.update((question.index, ([], [], [])) for question in questions)
                 continue
             part = self.read_part(video)
+            check_same_video(self.part_path(video), part.video_bytes, labels.video_path(video))
             for question in questions:
                 if question.id not in part.scores:
                     raise UserError(
@@ -190,9 +198,31 @@ class RunFolder:
         for index in range(len(labels.questions)):
             for name, row in zip(lists, rows[index], strict=True):
                 lists[name].append(row)
-        for name, rows_of_name in lists.items():
-            write_json(self.folder / f"{name}.json", rows_of_name)
+        for name in ("times", "frames", "scores"):  # who finds scores.json finds the others, too
+            write_json(self.folder / f"{name}.json", lists[name])
         return missing
+
+
+def file_bytes(path: Path) -> int | None:
+    """Size of a file; None where it is not at hand."""
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):
+        return None
+
+
+def check_same_video(made_from_it: Path, video_bytes: int | None, video: Path) -> None:
+    """Refuse what was made from another video of the same name; no complaint where it is not at hand.
+
+    Raises:
+        UserError: the sizes differ.
+    """
+    size = file_bytes(video)
+    if None not in (size, video_bytes) and size != video_bytes:
+        raise UserError(
+            f"{made_from_it}: made from another {video.name} ({video_bytes} bytes; {video} has {size}); "
+            "delete it, or use another --output_file"
+        )
 
 
 def read_scores(score_path: Path, frame_path: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -231,7 +261,7 @@ def check_frame_numbers(path: Path, index: int, row: np.ndarray) -> np.ndarray:
         UserError: they are not; names file, entry and position.
     """
     whole = np.floor(row)
-    bad = np.flatnonzero((whole != row) | (row < 0))
+    bad = np.flatnonzero((whole != row) | (row < 0) | (row > MAX_FRAME))
     if len(bad):
         raise UserError(
             f"{path}: entry {index}, position {bad[0]}: {row[bad[0]]:g} is no frame number (0, 1, 2, ...)"
@@ -269,7 +299,10 @@ def _numbers(path: Path, index: int, row: Any) -> np.ndarray:
     if not set(map(type, row)) <= {int, float}:
         at = next(at for at, value in enumerate(row) if type(value) not in (int, float))
         raise UserError(f"{path}: entry {index}, position {at}: {row[at]!r} is no number")
-    array = np.array(row, dtype=np.float64)
+    try:
+        array = np.array(row, dtype=np.float64)
+    except OverflowError:
+        raise UserError(f"{path}: entry {index}: holds a number too large for a float") from None
     finite = np.isfinite(array)
     if not finite.all():
         at = int(np.flatnonzero(~finite)[0])
@@ -289,7 +322,7 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: file not found") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
         raise UserError(f"{path}: not JSON: {error}") from None
 
 

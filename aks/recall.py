@@ -18,7 +18,7 @@ import numpy as np
 
 from aks import errors
 from aks.benchmarks import LabelSet, Question, load_labels
-from aks.outscores import check_frame_numbers, read_number_lists, write_json
+from aks.outscores import check_frame_numbers, read_json, read_number_lists, write_json
 
 TOLERANCES_S = (1.0, 3.0, 5.0)
 
@@ -66,12 +66,12 @@ def uniform_times(duration_s: float, budget: int) -> np.ndarray:
 
 
 def stride_of(frames: np.ndarray) -> int:
-    """The candidate stride that frame numbers share: their greatest common divisor, 0 if unknown.
+    """The greatest common divisor of frame numbers, a guess at the candidate stride; 0 for fewer than two.
 
-    It is the true stride unless every selected candidate's position shares a factor, which a list
-    of eight or more practically never does.
+    Right where the selected candidates' positions share no factor, as a few dozen scattered ones
+    never do; wrong for evenly spaced ones.
     """
-    return int(np.gcd.reduce(frames.astype(np.int64))) if len(frames) else 0
+    return int(np.gcd.reduce(frames.astype(np.int64))) if len(frames) > 1 else 0
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,8 @@ def recall_table(
         questions: of the label file.
         frames: selected frame numbers, one array a question.
         budget: frames that uniform sampling may use.
-        strides: candidate stride of each question's video in frames; None reads it off the selection.
+        strides: candidate stride of each question's video in frames; None guesses it by
+            :func:`stride_of`, which is for selections that come without their candidates.
         times_s: selected frames' times, one array a question; needed for evidence in seconds.
         tolerances_s: tolerances in seconds.
 
@@ -153,6 +154,8 @@ def recall_table(
         else:
             continue
         cases.setdefault(question.group, []).append(case)
+    if not cases and unknown:
+        raise ValueError("too few frames are selected to tell any video's stride; give --frame_path")
     if not cases:
         raise ValueError("no question has evidence positions")
     rows = [_row(group, cases[group], tolerances_s) for group in sorted(cases, key=_group_order)]
@@ -176,7 +179,10 @@ def _row(group: str, cases: list[_Case], tolerances_s: Sequence[float]) -> Recal
 
 
 def _group_order(group: str) -> tuple[bool, float, str]:
-    return (False, float(group), "") if group.replace(".", "", 1).isdigit() else (True, 0.0, group)
+    try:
+        return (False, float(group), "")
+    except ValueError:
+        return (True, 0.0, group)
 
 
 def format_table(rows: Sequence[Recall]) -> str:
@@ -230,12 +236,12 @@ def main() -> None:
     labels = load_labels(args.dataset_name, args.dataset_path, args.label_file)
     path = Path(args.selected_frames)
     frames = [check_frame_numbers(path, i, row) for i, row in enumerate(_for_labels(path, labels))]
-    strides = None
-    if args.frame_path:
-        candidates = _for_labels(Path(args.frame_path), labels)
-        strides = [int(row[1] - row[0]) if len(row) > 1 else 0 for row in candidates]
+    strides, times = _strides(args.frame_path, path, labels), None
     times_path = path.with_name("selected_times.json")
-    times = _for_labels(times_path, labels) if times_path.exists() else None
+    if path.name == "selected_frames.json" and times_path.exists():
+        times = _for_labels(times_path, labels)
+        if [len(row) for row in times] != [len(row) for row in frames]:
+            raise errors.UserError(f"{times_path}: does not fit {path}; run frame_select.py again")
     budget = args.max_num_frames or max(map(len, frames))
     try:
         rows, unknown = recall_table(
@@ -248,12 +254,29 @@ def main() -> None:
             else f"{times_path}: {error}; select with times.json beside frames.json"
         ) from None
     print(format_table(rows))
+    if strides is None and any(question.evidence_frames for question in labels.questions):
+        print("candidate strides are guessed from the selected frames; --frame_path states them")
     if unknown:
         print(f"{unknown} questions left out: too few frames to tell the stride; give --frame_path")
     if not all(row.uniform for row in rows):
         print("uniform needs the label file to state every video's duration in seconds")
     if args.output_file:
         write_json(Path(args.output_file), [vars(row) for row in rows], indent=2)
+
+
+def _strides(frame_path: str | None, selection: Path, labels: LabelSet) -> list[int] | None:
+    """Each question's stride, by frames.json or the record beside a selection; None if neither tells."""
+    if frame_path:
+        rows = _for_labels(Path(frame_path), labels)
+        return [int(row[1] - row[0]) if len(row) > 1 else 0 for row in rows]
+    record = selection.with_name("selection.json")
+    if selection.name != "selected_frames.json" or not record.exists():
+        return None
+    made = read_json(record)
+    strides = made.get("strides") if isinstance(made, dict) else None
+    if not isinstance(strides, list) or len(strides) != len(labels.questions):
+        raise errors.UserError(f"{record}: does not fit {selection}; run frame_select.py again")
+    return [int(stride) for stride in strides]
 
 
 def _for_labels(path: Path, labels: LabelSet) -> list[np.ndarray]:

@@ -30,7 +30,8 @@ def normalise(scores: np.ndarray) -> np.ndarray:
     if low == high:
         return np.zeros(len(scores))
     # Halved first, so that scores near both ends of the float range do not overflow.
-    return (scores / 2 - low / 2) / (high / 2 - low / 2)
+    span = high / 2 - low / 2
+    return (scores / 2 - low / 2) / span if span > 0 else np.zeros(len(scores))
 
 
 def best_first(scores: np.ndarray) -> np.ndarray:

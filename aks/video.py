@@ -7,6 +7,7 @@ open (AV1, for one). Frames stream in chunks, so memory does not grow with the l
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from aks.errors import UserError, VideoError
 
 DECODERS = ("auto", "decord", "pyav")
 NEWER_THAN_DECORD = {"av1", "vvc"}  # codecs of which decord 0.6.0 knows nothing
+CUT_SHORT = 0.95  # headers may count a little more than there is, but not this much
 CHUNK_FRAMES = 16  # frames decoded at a time: 44 MB at 720p, 400 MB at 4K
 
 
@@ -81,7 +83,9 @@ class Video:
         """
         check_decoder(decoder)
         calm_decoders()
-        self.path = Path(path)
+        # Absolute, because FFmpeg takes what stands before a colon for a protocol.
+        self.path = Path(path).absolute()
+        self._choice = decoder
         self._reader = _open(self.path, decoder)
         self.decoder = self._reader.name
         self.num_frames = self._reader.num_frames
@@ -117,11 +121,30 @@ class Video:
             ValueError: numbers out of range or not ascending.
         """
         numbers = self._checked(numbers)
-        start = 0
-        for pixels in self._reader.chunks(numbers, chunk_frames):
-            part = numbers[start : start + len(pixels)]
-            yield Frames(part, self.times_s(part), pixels)
-            start += len(pixels)
+        done = 0
+        while done < len(numbers):
+            try:
+                for pixels in self._reader.chunks(numbers[done:], chunk_frames):
+                    part = numbers[done : done + len(pixels)]
+                    yield Frames(part, self.times_s(part), pixels)
+                    done += len(pixels)
+            except VideoError:
+                if self._choice != "auto" or not self._take_other_reader():
+                    raise
+
+    def _take_other_reader(self) -> bool:
+        """Go on with PyAV where decord fails in the middle; they number the frames alike."""
+        if self._reader.name != "decord":
+            return False
+        try:
+            other = _PyAVReader(self.path)
+        except VideoError:
+            return False
+        if (other.num_frames, other.fps) != (self.num_frames, self.fps):
+            return False
+        self._reader.close()
+        self._reader, self.decoder = other, other.name
+        return True
 
     def _checked(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
         numbers = np.asarray(numbers, dtype=np.int64)
@@ -164,10 +187,15 @@ def estimate_candidates(path: Path) -> int:
     try:
         if not path.is_file():
             return 0
-        with av.open(str(path)) as container:
+        with _container(path.absolute()) as container:
             return int((container.duration or 0) / av.time_base)
     except (OSError, av.FFmpegError):
         return 0
+
+
+def _container(path: Path) -> av.container.InputContainer:
+    """Open a file with PyAV; titles and tags that are not UTF-8 do not matter here."""
+    return av.open(str(path), metadata_errors="ignore")
 
 
 def _open(path: Path, decoder: str) -> _Reader:
@@ -179,13 +207,17 @@ def _open(path: Path, decoder: str) -> _Reader:
         if path.stat().st_size == 0:
             raise VideoError("file is empty")
         # PyAV looks first: its reasons are clear, and decord logs to the terminal what it cannot open.
-        with av.open(str(path)) as container:
+        with _container(path) as container:
             if not container.streams.video:
                 raise VideoError("no video stream")
             codec = container.streams.video[0].codec_context
             if codec is None:
                 raise VideoError("no decoder for its video codec")
-            decord_knows = codec.codec.canonical_name not in NEWER_THAN_DECORD
+            # decord shifts a transport stream's frames by its first group of pictures.
+            decord_knows = (
+                codec.codec.canonical_name not in NEWER_THAN_DECORD and container.format.name != "mpegts"
+            )
+            announced = container.streams.video[0].frames  # by the header; 0 where it does not say
     except (av.FFmpegError, OSError) as error:
         raise VideoError(f"cannot be opened: {_reason(error)}") from None
     if decoder == "pyav" or (decoder == "auto" and not decord_knows):
@@ -200,6 +232,9 @@ def _open(path: Path, decoder: str) -> _Reader:
     if not math.isfinite(reader.fps) or reader.fps <= 0:
         reader.close()
         raise VideoError("the file states no frame rate")
+    if reader.num_frames < CUT_SHORT * announced:
+        reader.close()
+        raise VideoError(f"cut short: {reader.num_frames} of {announced} frames are there")
     return reader
 
 
@@ -259,7 +294,7 @@ class _PyAVReader:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            with av.open(str(path)) as container:
+            with _container(path) as container:
                 stream = container.streams.video[0]
                 rate, self._time_base = stream.average_rate, stream.time_base
                 stamps = [packet.pts for packet in container.demux(stream) if packet.size]
@@ -281,11 +316,16 @@ class _PyAVReader:
     def chunks(self, numbers: np.ndarray, size: int) -> Iterator[np.ndarray]:
         wanted = set(numbers.tolist())
         chunk: list[np.ndarray] = []
+        shape = None
         for number, frame in self._decode():
             if number not in wanted:
                 continue
             wanted.remove(number)
-            chunk.append(_to_rgb(frame))
+            pixels = _to_rgb(frame)
+            if shape is not None and pixels.shape != shape:
+                raise VideoError(f"the picture changes its size at frame {number}")
+            shape = pixels.shape
+            chunk.append(pixels)
             if len(chunk) == size or not wanted:
                 yield np.stack(chunk)
                 chunk = []
@@ -297,7 +337,7 @@ class _PyAVReader:
     def _decode(self) -> Iterator[tuple[int, av.VideoFrame]]:
         count = 0
         try:
-            with av.open(str(self._path)) as container:
+            with _container(self._path) as container:
                 stream = container.streams.video[0]
                 stream.thread_type = "AUTO"
                 for frame in container.decode(stream):
@@ -331,6 +371,7 @@ def _reason(error: BaseException) -> str:
         return str(error.strerror)  # type: ignore[attr-defined]
     lines = str(error).strip().splitlines()
     text = lines[0] if lines else type(error).__name__
-    for mark in ("ERROR ", "Check failed: "):  # decord puts its time and source line before these
+    text = re.sub(r"^\[\d\d:\d\d:\d\d\] \S+:\d+: ", "", text)  # decord's time and source line
+    for mark in ("ERROR ", "Check failed: "):
         text = text.split(mark)[-1]
     return text.strip() or type(error).__name__

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from aks import errors
-from aks.outscores import read_json, write_json
+from aks.outscores import read_json, write_atomically, write_json
 from aks.progress import progress
 from aks.video import calm_decoders
 
@@ -178,14 +178,14 @@ def fetch(folder: Path) -> None:
     try:
         for archive in downloads.glob("*.whl"):
             with zipfile.ZipFile(archive) as wheel:
-                wheel.extractall(folder, [m for m in wheel.namelist() if m in missing])
+                for member in set(wheel.namelist()).intersection(missing):
+                    save(folder / member, wheel.read(member))
         (source,) = downloads.glob("moviepy-*.tar.gz")
         with tarfile.open(source) as tar:
             member = f"{source.name.removesuffix('.tar.gz')}/{FILM_ARCHIVE}"
             with zipfile.ZipFile(tar.extractfile(member)) as inner:
                 name = next(name for name in inner.namelist() if name.endswith(FILM))
-                (folder / FILM).parent.mkdir(exist_ok=True)
-                (folder / FILM).write_bytes(inner.read(name))
+                save(folder / FILM, inner.read(name))
     except (OSError, KeyError, StopIteration, ValueError, zipfile.BadZipFile, tarfile.TarError) as error:
         raise errors.UserError(
             f"{downloads}: not the packages expected ({error}); remove it, run again"
@@ -196,6 +196,12 @@ def fetch(folder: Path) -> None:
     for archive in downloads.iterdir():
         archive.unlink()
     downloads.rmdir()
+
+
+def save(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; its being there means that it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda target: target.write_bytes(content))
 
 
 def schedule(num_frames: int, fps: float, seed: int = SEED) -> list[Splice]:

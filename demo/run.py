@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cuda scores on the GPU")
     args = parser.parse_args()
     began = time.monotonic()
-    work = Path(os.environ.get("DEMO_DIR", ROOT / "demo/work")).resolve()
+    work = Path(os.environ.get("DEMO_DIR") or ROOT / "demo/work").resolve()
     os.chdir(ROOT)
     if work.is_relative_to(ROOT):
         work = work.relative_to(ROOT)
@@ -140,8 +140,9 @@ def main() -> None:
     label_file = work / "labels.json"
     step("-m", "demo.make_film", "--output", str(work))
     scores = work / "outscores/custom/conse/scores.json"
-    if not newer(scores.with_name("run.json"), label_file):  # scores of an older version's labels
-        shutil.rmtree(work / "outscores", ignore_errors=True)
+    record = scores.with_name("run.json")
+    if record.exists() and not newer(record, label_file):  # the demo's own scores, of older labels
+        shutil.rmtree(scores.parent)
     if not newer(scores, label_file):
         step(
             *("feature_extract.py", "--dataset_name", "custom", "--label_file", str(label_file)),

@@ -32,10 +32,13 @@ def write_video(
     gop: int = 12,
     pts: list[int] | None = None,
     draw=picture,
+    container_options: dict[str, str] | None = None,
+    metadata: dict[str, str] | None = None,
 ) -> Path:
     """Encode ``frames`` pictures; ``pts`` in milliseconds makes the frame rate variable."""
     calm_decoders()
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=container_options or {}) as container:
+        container.metadata.update(metadata or {})
         stream = container.add_stream(codec, rate=fps)
         stream.width, stream.height = size
         stream.pix_fmt = pixel_format

@@ -123,6 +123,10 @@ def without(entry, key):
         ("custom", [{**CUSTOM, "options": "a,b"}], "'options' is not a list"),
         ("custom", [{**CUSTOM, "options": ["a"], "answer": "B"}], "answer 'B'"),
         ("custom", [{**CUSTOM, "answer": True}], "answer True"),
+        ("custom", [{**CUSTOM, "options": ["a"], "answer": "ß"}], "answer 'ß'"),
+        ("custom", [{**CUSTOM, "duration": 10**400}], "'duration' is 1000"),
+        ("custom", "[" * 100000, "not JSON"),
+        ("custom", '[{"id": ' + "9" * 5000 + "}]", "not JSON"),
         ("custom", [{**CUSTOM, "evidence_times": [-1]}], "'evidence_times' holds -1"),
         ("custom", [{**CUSTOM, "evidence_times": [[3, 2]]}], "'evidence_times' holds .3, 2."),
         ("custom", [{**CUSTOM, "evidence_frames": 3}], "'evidence_frames' is not a list"),
@@ -196,7 +200,12 @@ def test_parquet_to_labels_and_its_errors(tmp_path, run_script):
         pyarrow.Table.from_pylist([without(VIDEOMME, "answer")]), tmp_path / "short.parquet"
     )
     (tmp_path / "text.parquet").write_text("no parquet")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([VIDEOMME] * 2), tmp_path / "twice.parquet")
+    none = pyarrow.Table.from_pylist([VIDEOMME]).slice(0, 0)
+    pyarrow.parquet.write_table(none, tmp_path / "none.parquet")
     for name, words in [
+        ("twice.parquet", "row 1 repeats question_id '001-1'"),
+        ("none.parquet", "holds no questions"),
         ("short.parquet", "no column 'answer'"),
         ("text.parquet", "cannot be read as parquet"),
         ("absent.parquet", "file not found"),

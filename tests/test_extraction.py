@@ -225,10 +225,29 @@ def test_another_runs_settings_are_refused_and_told(data, tmp_path, conse):
 def test_a_damaged_part_is_named(data, tmp_path, conse):
     run = RunFolder(tmp_path / "out")
     extract(labels_of(data), conse, run)
-    for damage in ('{"video": "one.mp4"', '{"video": "one.mp4"}', "[]"):
+    nan = run.part_path("one.mp4").read_text().replace("25,", "NaN,", 1)
+    for damage in ('{"video": "one.mp4"', '{"video": "one.mp4"}', "[]", "", nan):
         run.part_path("one.mp4").write_text(damage)
         with pytest.raises(UserError, match=r"one\.mp4\.json"):
             extract(labels_of(data), conse, run)
+
+
+def test_parts_of_another_video_of_the_same_name_are_refused(data, tmp_path, conse):
+    run = RunFolder(tmp_path / "out")
+    extract(labels_of(data), conse, run)
+    shutil.copy(data / "one.mp4", data / "two.mp4")
+    with pytest.raises(UserError, match=r"two\.mp4\.json: made from another two\.mp4"):
+        extract(labels_of(data), conse, run)
+    (data / "two.mp4").unlink()  # scored, then removed: nothing to complain about
+    assert extract(labels_of(data), conse, run).complete
+
+
+def test_a_damaged_run_record_is_told_with_its_remedy(data, tmp_path, conse):
+    run = RunFolder(tmp_path / "out")
+    extract(labels_of(data), conse, run)
+    (run.folder / "run.json").write_text("{")
+    with pytest.raises(UserError, match=r"run\.json: damaged; remove"):
+        extract(labels_of(data), conse, run)
 
 
 def test_part_names_are_distinct_and_fit_the_file_system(tmp_path):
@@ -244,7 +263,7 @@ def test_part_names_are_distinct_and_fit_the_file_system(tmp_path):
         "../up.mp4",
     ]
     for name in names:
-        run.write_part(Part(name, 25.0, 25, "decord", [0], [0.0], {"q": [0.5]}))
+        run.write_part(Part(name, 25.0, 25, None, "decord", [0], [0.0], {"q": [0.5]}))
     assert len(list(run.parts.iterdir())) == len(names)
     assert [run.read_part(name).video for name in names] == names
 
@@ -271,6 +290,7 @@ def test_a_full_disk_ends_in_one_line_and_keeps_what_was_there(tmp_path, monkeyp
         (["--extract_feature_model", "dino"], "--extract_feature_model dino: unknown model"),
         (["--extract_feature_model", "conse", "--dtype", "int8"], "--dtype int8"),
         (["--extract_feature_model", "conse", "--device", "tpu"], "--device tpu"),
+        (["--extract_feature_model", "conse", "--device", "meta"], "--device meta"),
         (["--extract_feature_model", "conse", "--batch_size", "0"], "--batch_size 0"),
         (["--extract_feature_model", "conse", "--checkpoint", "x"], "conse takes none"),
         (["--extract_feature_model", "conse", "--decoder", "gpu"], "--decoder gpu"),

@@ -147,6 +147,16 @@ def test_a_store_takes_further_videos_of_other_label_files(data, tmp_path, score
     assert (summary.scored, summary.reused) == (1, 1)
 
 
+def test_features_of_another_video_of_the_same_name_are_refused(data, tmp_path, scorers):
+    store = FeatureStore(tmp_path / "store", "float16")
+    store_features(labels_of(data), scorers["clip"], store)
+    shutil.copy(data / "two.mp4", data / "one.mp4")
+    with pytest.raises(UserError, match=r"made from another one\.mp4"):
+        store_features(labels_of(data), scorers["clip"], store)
+    with pytest.raises(UserError, match=r"made from another one\.mp4"):
+        extract(labels_of(data), scorers["clip"], RunFolder(tmp_path / "out"), features=store)
+
+
 def test_features_of_another_model_precision_or_checkpoint_are_refused(data, tmp_path, scorers):
     labels, store = labels_of(data), FeatureStore(tmp_path / "store", "float32")
     store_features(labels, scorers["blip"], store)

@@ -53,6 +53,12 @@ def test_defaults_are_the_documented_paths(tmp_path, run_script):
     assert (tmp_path / "selected_frames/videomme/clip/selected_frames.json").exists()
 
 
+def test_a_ratio_beyond_the_candidates_leaves_nothing_and_says_so(tmp_path, run_script):
+    done = run_script("frame_select.py", *write(tmp_path), "--ratio", 60, "--output_file", tmp_path / "sel")
+    assert done.returncode == 0, done.stderr
+    assert "2 questions have fewer candidates than --ratio 60" in done.stdout
+
+
 def test_frame_numbers_written_as_floats_are_read_and_come_out_whole(tmp_path, run_script):
     floats = [[float(number) for number in row] for row in FRAMES]
     done = run_script("frame_select.py", *write(tmp_path, frames=floats), "--output_file", tmp_path / "sel")
@@ -87,8 +93,10 @@ def test_times_follow_where_step_1_left_them_and_old_ones_go(tmp_path, run_scrip
         np.concatenate(json.loads((output / "selected_times.json").read_text())),
     )
     (tmp_path / "times.json").write_text(json.dumps(times[:-1]))
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
     done = run_script("frame_select.py", *flags, "--output_file", tmp_path / "sel")
     assert done.returncode == 2 and "times.json: does not fit" in done.stderr
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
     (tmp_path / "times.json").unlink()
     assert run_script("frame_select.py", *flags, "--output_file", tmp_path / "sel").returncode == 0
     assert not (output / "selected_times.json").exists()
@@ -112,6 +120,10 @@ def test_times_follow_where_step_1_left_them_and_old_ones_go(tmp_path, run_scrip
         ([[1, 2]], [[5, 5]], [], "frame 5 follows 5"),
         ([[1, 2]], [[0, 2.5]], [], "2.5 is no frame number"),
         ([[1, 2]], [[-1, 2]], [], "-1 is no frame number"),
+        ([[1, 2]], [[0, 1e300]], [], "1e+300 is no frame number"),
+        ([[1, 10**400]], [[0, 1]], [], "too large for a float"),
+        ("[[1, " + "9" * 5000 + "]]", [[0, 1]], [], "not JSON"),
+        ("[" * 100000, [[0]], [], "not JSON"),
         (SCORES, FRAMES, ["--max_num_frames", 0], "budget is 0"),
         (SCORES, FRAMES, ["--ratio", 0], "ratio is 0"),
         (SCORES, FRAMES, ["--all_depth", -1], "max_depth is -1"),

@@ -25,7 +25,7 @@ def test_uniform_sampling_by_hand():
     assert uniform_frames(3.2, 25, 64).tolist() == [0, 26, 52]  # no more than one a second
     assert uniform_times(10, 4).tolist() == [0, 2.5, 5, 7.5]
     assert stride_of(np.array([0, 58, 145])) == 29
-    assert stride_of(np.array([0])) == 0
+    assert stride_of(np.array([0])) == stride_of(np.array([50])) == 0
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_the_command_prints_groups_in_order_beside_uniform(files, tmp_path, run_
     done = run_script(*files, "--output_file", tmp_path / "table.json")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert [line.split()[:2] for line in lines[2:]] == [["9", "2"], ["10", "1"], ["all", "3"]]
+    assert [line.split()[:2] for line in lines[2:5]] == [["9", "2"], ["10", "1"], ["all", "3"]]
     rows = json.loads((tmp_path / "table.json").read_text())
     # stride 25: frame 1025 is within 1 s of 1000; nothing is near 2000 and 500; 75 and 125 are 1 s off 100
     assert [row["selected"]["1.0"] for row in rows] == [0.25, 1.0, 0.5]
@@ -98,7 +98,7 @@ def test_evidence_in_seconds_uses_the_selected_times(tmp_path, run_script):
     (tmp_path / "selected_times.json").write_text("[[12.9, 25.0]]")
     done = run_script(*command, "--tolerances", 1)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[2].split() == ["all", "1", "0.500", "-"]
+    assert done.stdout.splitlines()[2].split() == ["-", "1", "0.500", "-"]
     assert "uniform needs the label file to state every video's duration" in done.stdout
 
 
@@ -110,6 +110,41 @@ def test_a_stride_that_cannot_be_told_is_left_out_and_counted(files, tmp_path, r
     (tmp_path / "frames.json").write_text(json.dumps([[0, 25, 50]] * 3))
     done = run_script(*files, "--frame_path", tmp_path / "frames.json")
     assert "left out" not in done.stdout
+
+
+def test_an_evenly_spaced_selection_is_measured_by_its_recorded_stride(tmp_path, run_script):
+    entry = {"video": "a.mp4", "question": "What?", "evidence_frames": [1000], "duration": 596}
+    (tmp_path / "labels.json").write_text(json.dumps([entry]))
+    (tmp_path / "scores.json").write_text(json.dumps([[0.5] * 596]))
+    (tmp_path / "frames.json").write_text(json.dumps([[24 * n for n in range(596)]]))
+    done = run_script(
+        *("frame_select.py", "--score_path", tmp_path / "scores.json", "--strategy", "uniform"),
+        *("--max_num_frames", 8, "--output_file", tmp_path / "sel"),
+    )
+    assert done.returncode == 0, done.stderr
+    selection = tmp_path / "sel/longvideobench/blip/selected_frames.json"
+    command = ["-m", "aks.recall", "--dataset_name", "custom", "--label_file", tmp_path / "labels.json"]
+    done = run_script(*command, "--selected_frames", selection)
+    # The selected frames are 2040 apart; a second is 24 of them, so nothing is near frame 1000.
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[2].split()[2] == "0.000"
+    assert "guessed" not in done.stdout
+    (tmp_path / "alone.json").write_text(selection.read_text())
+    done = run_script(*command, "--selected_frames", tmp_path / "alone.json")
+    assert "strides are guessed" in done.stdout
+
+
+def test_times_of_another_selection_are_not_used(tmp_path, run_script):
+    entry = {"video": "a.mp4", "question": "What?", "evidence_times": [100]}
+    (tmp_path / "labels.json").write_text(json.dumps([entry]))
+    (tmp_path / "selected_times.json").write_text("[[100, 200, 300]]")
+    for name in ("selected_frames.json", "mine.json"):
+        (tmp_path / name).write_text("[[0, 24]]")
+        done = run_script(
+            *("-m", "aks.recall", "--dataset_name", "custom", "--label_file", tmp_path / "labels.json"),
+            *("--selected_frames", tmp_path / name),
+        )
+        assert done.returncode == 2 and "selected_times.json" in done.stderr
 
 
 def test_mistakes(files, tmp_path, run_script):

@@ -148,6 +148,10 @@ def test_scores_at_both_ends_of_the_float_range_do_not_overflow():
     assert select_positions(scores, 1, strategy="top").tolist() == [2]
 
 
+def test_scores_too_close_for_a_float_to_tell_apart_count_as_equal():
+    assert normalise(np.array([0, 5e-324])).tolist() == [0.0, 0.0]
+
+
 def test_equal_remainders_go_to_the_segment_with_the_better_next_frame():
     scores = np.array([0, 0.2, 0, 0.9, 0, 0.1, 0, 0.8], dtype=float)
     segments = judge_and_split(scores, 2, 2.0, -100, 2)

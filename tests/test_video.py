@@ -13,6 +13,7 @@ import pytest
 from media import picture, rotate, write_audio, write_video
 
 from aks import UserError, VideoError
+from aks import video as video_module
 from aks.video import Video, estimate_candidates
 
 
@@ -177,6 +178,66 @@ def test_a_bad_file_is_told_by_its_reason(tmp_path):
         with pytest.raises(VideoError, match=reason) as caught:
             Video(tmp_path / name)
         assert "\n" not in str(caught.value)
+
+
+def test_a_file_cut_short_is_a_failure_that_says_so(tmp_path):
+    whole = write_video(tmp_path / "v.mp4", frames=250, container_options={"movflags": "faststart"})
+    (tmp_path / "half.mp4").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    for decoder in ("auto", "pyav"):
+        with pytest.raises(VideoError, match=r"cut short: \d+ of 250 frames"):
+            Video(tmp_path / "half.mp4", decoder)
+
+
+def test_a_title_that_is_not_utf8_does_not_matter(tmp_path):
+    path = write_video(tmp_path / "v.mkv", frames=30, metadata={"title": "XXXXXXXX"})
+    path.write_bytes(path.read_bytes().replace(b"XXXXXXXX", b"caf\xe9 \xff\xfe!"))
+    assert estimate_candidates(path) == 1
+    with Video(path) as video:
+        assert video.num_frames == 30
+
+
+def test_a_colon_in_a_file_name_is_no_protocol(tmp_path, monkeypatch):
+    write_video(tmp_path / "Intro: x.mp4")
+    monkeypatch.chdir(tmp_path)
+    for decoder in ("decord", "pyav"):
+        with Video("Intro: x.mp4", decoder) as video:
+            assert video.num_frames == 60
+
+
+def test_a_transport_stream_is_read_from_its_first_frame(tmp_path):
+    # decord shifts its frames by the first group of pictures, or fails.
+    expected = read_all(write_video(tmp_path / "v.mp4"), "pyav")[2]
+    path = write_video(tmp_path / "v.ts")
+    with Video(path) as video:
+        assert video.decoder == "pyav"
+    np.testing.assert_array_equal(read_all(path, "auto")[2], expected)
+
+
+def test_where_decord_fails_in_the_middle_pyav_goes_on(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "v.mp4", frames=50)
+    expected = read_all(path, "pyav")[2]
+    chunks = video_module._DecordReader.chunks
+
+    def failing(self, numbers, size):
+        for count, pixels in enumerate(chunks(self, numbers, size)):
+            if count == 2:
+                raise VideoError("frames cannot be decoded")
+            yield pixels
+
+    monkeypatch.setattr(video_module._DecordReader, "chunks", failing)
+    np.testing.assert_array_equal(read_all(path, "auto")[2], expected)
+    with pytest.raises(VideoError, match="cannot be decoded"):
+        read_all(path, "decord")
+
+
+def test_a_picture_that_changes_its_size_is_a_failure(tmp_path):
+    parts = [
+        write_video(tmp_path / f"{n}.h264", frames=30, size=size)
+        for n, size in enumerate([(96, 64), (64, 96)])
+    ]
+    (tmp_path / "both.h264").write_bytes(b"".join(part.read_bytes() for part in parts))
+    with pytest.raises(VideoError, match=r"changes its size|cannot be decoded|decoding stops"):
+        read_all(tmp_path / "both.h264", "pyav")
 
 
 def test_a_damaged_stream_is_a_failure_not_other_frames(tmp_path):

@@ -92,6 +92,8 @@ def resolve_device(device: str) -> torch.device:
         resolved = torch.device(device)
     except RuntimeError:
         raise UserError(f"--device {device}: not a device; use cpu, cuda or cuda:0") from None
+    if resolved.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {device}: use cpu, cuda or cuda:0")
     if resolved.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if count == 0:

@@ -107,16 +107,22 @@ class ConseScorer(Scorer):
     @torch.inference_mode()
     def _embed(self, texts: list[str]) -> torch.Tensor:
         """Sentence embeddings (n, 384): mean of the token vectors, normalised."""
-        batches = []
+        order = sorted(range(len(texts)), key=lambda at: len(texts[at]))  # less padding in a batch
+        embeddings = torch.empty(len(texts), self._encoder.config.hidden_size, device=self.device)
         for start in range(0, len(texts), 64):
+            places = order[start : start + 64]
             tokens = self._tokenizer(
-                texts[start : start + 64], padding=True, truncation=True, max_length=256, return_tensors="pt"
+                [texts[at] for at in places],
+                padding=True,
+                truncation=True,
+                max_length=256,
+                return_tensors="pt",
             ).to(self.device)
             states = self._encoder(**tokens).last_hidden_state
             mask = tokens["attention_mask"].unsqueeze(-1)
             mean = (states * mask).sum(dim=1) / mask.sum(dim=1)
-            batches.append(torch.nn.functional.normalize(mean, dim=1))
-        return torch.cat(batches)
+            embeddings[places] = torch.nn.functional.normalize(mean, dim=1)
+        return embeddings
 
 
 def _package_folder(package: str) -> Path:

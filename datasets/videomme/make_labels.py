@@ -57,7 +57,12 @@ def read_entries(parquet: Path) -> list[dict[str, Any]]:
     except (pyarrow.ArrowException, OSError) as error:
         line = str(error).splitlines()[0]
         raise errors.UserError(f"{parquet}: cannot be read as parquet: {line}") from None
+    if not entries:
+        raise errors.UserError(f"{parquet}: holds no questions")
+    first_use: dict[str, int] = {}
     for index, entry in enumerate(entries):
+        if first_use.setdefault(entry["question_id"], index) != index:
+            raise errors.UserError(f"{parquet}: row {index} repeats question_id {entry['question_id']!r}")
         empty = [column for column in COLUMNS if entry[column] in (None, "", [])]
         if empty:
             raise errors.UserError(f"{parquet}: row {index} has no {empty[0]!r}")
