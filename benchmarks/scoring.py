@@ -79,6 +79,7 @@ def sevila_xl(folder: Path) -> dict[str, str]:
 
     vision = {"hidden_size": 1408, "intermediate_size": 6144, "num_hidden_layers": 39}
     text = {"d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_layers": 24, "num_heads": 32}
+    text.update(tie_word_embeddings=False, decoder_start_token_id=0)  # as Flan-T5 has it
     config = Blip2Config(
         vision_config={**vision, "num_attention_heads": 16, "image_size": 224, "patch_size": 14},
         qformer_config={"encoder_hidden_size": 1408},
