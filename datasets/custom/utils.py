@@ -1,0 +1,26 @@
+"""One's own multiple-choice questions; text, scoring and aggregation are lmms-eval's LongVideoBench ones."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = str(Path(__file__).resolve().parents[2])
+if ROOT not in sys.path:
+    sys.path.insert(0, ROOT)
+
+from lmms_eval.tasks.longvideobench.utils import (  # noqa: E402, F401 - the yaml names them
+    longvideobench_aggregate_results,
+    longvideobench_doc_to_text,
+    longvideobench_process_results,
+)
+
+from evaluation import task  # noqa: E402
+
+dataset_kwargs = task.dataset_kwargs("custom", "test")
+process_docs = task.custom_docs
+
+
+def doc_to_visual(doc: Mapping[str, Any]) -> list[str]:
+    """The video's path; which of its frames are shown is the model's part."""
+    return [task.video_path("custom", doc)]

@@ -1,0 +1,95 @@
+"""LongVideoBench on a local label file; text, subtitles, scoring and aggregation are lmms-eval's own."""
+
+import json
+import sys
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+ROOT = str(Path(__file__).resolve().parents[2])
+if ROOT not in sys.path:
+    sys.path.insert(0, ROOT)
+
+from lmms_eval.tasks.longvideobench.utils import (  # noqa: E402, F401 - the yaml names them
+    compute_frame_timestamps,
+    insert_subtitles_into_frames,
+    load_video,
+    longvideobench_aggregate_results,
+    longvideobench_doc_to_text,
+    longvideobench_process_results,
+)
+
+from aks.errors import VideoError  # noqa: E402
+from aks.video import Video, calm_decoders  # noqa: E402
+from evaluation import task  # noqa: E402
+from evaluation.frames import EvaluationError, frame_numbers, read_frames  # noqa: E402
+
+UNIFORM_PICTURES = 16  # upstream's longvideobench_val_i
+
+dataset_kwargs = task.dataset_kwargs("longvideobench", "validation")
+process_docs = task.longvideobench_docs
+process_docs_uniform_pictures = task.longvideobench_docs_with_pictures("uniform")
+process_docs_keyframe_pictures = task.longvideobench_docs_with_pictures("keyframes")
+
+
+def doc_to_visual_v(doc: Mapping[str, Any]) -> list[str]:
+    """The video's path; which of its frames are shown is the model's part."""
+    return [task.video_path("longvideobench", doc)]
+
+
+def doc_to_visual_i(doc: Mapping[str, Any]) -> list[Image.Image]:
+    """The frames shown as pictures: the keyframes, or upstream's 16 uniform ones."""
+    path = task.video_path("longvideobench", doc)
+    if doc["pictures"] == "keyframes":
+        frames, _ = read_frames(path, _shown(doc), doc)
+        return [Image.fromarray(pixels) for pixels in frames.pixels]
+    calm_decoders()
+    try:
+        return load_video(path, doc["duration"], UNIFORM_PICTURES)
+    except Exception as error:  # whatever decord raises
+        raise EvaluationError(f"question {doc['id']}: {path}: cannot be read: {error}") from None
+
+
+def doc_to_text_i(doc: Mapping[str, Any], lmms_eval_specific_kwargs: Mapping[str, str]) -> str:
+    """Pictures and subtitles in the order of their times, then the question."""
+    if doc["pictures"] == "keyframes":
+        times = _times(task.video_path("longvideobench", doc), tuple(_shown(doc).tolist()), doc["id"])
+    else:
+        times = compute_frame_timestamps(doc["duration"], UNIFORM_PICTURES)
+    interleaved = insert_subtitles_into_frames(
+        times, _subtitles(doc), doc["starting_timestamp_for_subtitles"], doc["duration"]
+    )
+    question = longvideobench_doc_to_text(doc, {**lmms_eval_specific_kwargs, "pre_prompt": ""})
+    return f"{lmms_eval_specific_kwargs['pre_prompt']}{interleaved}\n{question}"
+
+
+def _shown(doc: Mapping[str, Any]) -> Any:
+    numbers = frame_numbers(doc)
+    if not len(numbers):
+        raise EvaluationError(f"question {doc['id']}: its selection is empty; mend it or drop the question")
+    return numbers
+
+
+@cache
+def _times(path: str, numbers: tuple[int, ...], question: str) -> list[float]:
+    try:
+        with Video(path) as video:
+            return video.times_s(numbers).tolist()
+    except (VideoError, ValueError) as error:
+        raise EvaluationError(f"question {question}: {path}: {error}") from None
+
+
+def _subtitles(doc: Mapping[str, Any]) -> list[dict[str, Any]]:
+    path = task.subtitle_folder("longvideobench") / doc["subtitle_path"]
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise EvaluationError(
+            f"{path}: subtitle file not found; put it there or name the folder: "
+            "AKS_LONGVIDEOBENCH_SUBTITLES=..."
+        ) from None
+    except ValueError:
+        raise EvaluationError(f"{path}: not JSON; fetch the data set's subtitles again") from None

@@ -1,0 +1,97 @@
+"""VideoMME on a local label file; text, subtitles, scoring and aggregation are lmms-eval's own."""
+
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = str(Path(__file__).resolve().parents[2])
+if ROOT not in sys.path:
+    sys.path.insert(0, ROOT)
+
+from lmms_eval.tasks.videomme.utils import (  # noqa: E402, F401 - the yaml names them
+    CATEGORIES,
+    SUB_CATEGORIES,
+    TASK_CATEGORIES,
+    VIDEO_TYPE,
+    extract_subtitles,
+    videomme_aggregate_results,
+    videomme_doc_to_text,
+)
+from lmms_eval.tasks.videomme.utils import videomme_process_results as process_results  # noqa: E402, F401
+
+from aks.errors import VideoError  # noqa: E402
+from aks.video import Video  # noqa: E402
+from evaluation import task  # noqa: E402
+from evaluation.frames import UNIFORM_RULES, EvaluationError, frame_numbers  # noqa: E402
+
+KNOWN = {
+    "duration": VIDEO_TYPE,
+    "domain": CATEGORIES,
+    "sub_category": SUB_CATEGORIES,
+    "task_type": TASK_CATEGORIES,
+}
+SUBTITLE_TEXT = re.compile(r'<font color="white" size=".72c">(.*?)</font>')  # VideoMME's own .srt files
+HEADING = "This video's subtitles are listed below: \n"  # upstream's
+NO_SUBTITLES = "No subtitles available"  # upstream's
+
+dataset_kwargs = task.dataset_kwargs("videomme", "test")
+
+
+def process_docs(dataset: Any) -> Any:
+    """The label entries, checked for what upstream's aggregation would stumble over at the very end."""
+    for name, known in KNOWN.items():
+        for at, value in enumerate(dataset[name]):
+            if value not in known:
+                raise EvaluationError(
+                    f"{task.label_file('videomme')}: entry {at}: {name} is {value!r}, which lmms-eval's "
+                    f"aggregation does not know; it knows {', '.join(known)}"
+                )
+    return dataset
+
+
+def process_docs_with_subtitles(dataset: Any) -> Any:
+    """The label entries, which must say what frames their subtitles belong to."""
+    return task.videomme_docs_with_subtitles(process_docs(dataset))
+
+
+def doc_to_visual(doc: Mapping[str, Any]) -> list[str]:
+    """The video's path; which of its frames are shown is the model's part."""
+    return [task.video_path("videomme", doc)]
+
+
+def doc_to_text_with_subtitles(doc: Mapping[str, Any], lmms_eval_specific_kwargs: Mapping[str, str]) -> str:
+    """Upstream's prompt with the subtitles spoken at the frames that are shown.
+
+    As in the paper and upstream the prompt then ends in "The best answer is:".
+    """
+    subtitles = _subtitles(doc, lmms_eval_specific_kwargs["uniform"])
+    question = videomme_doc_to_text(doc, {"post_prompt": "The best answer is:"})
+    return f"{HEADING}{subtitles}\n{question}"
+
+
+def _subtitles(doc: Mapping[str, Any], uniform: str) -> str:
+    """Subtitle lines at the frames shown, in the order of time, each once."""
+    path = task.subtitle_folder("videomme") / (doc["videoID"] + ".srt")
+    if not path.is_file():
+        return NO_SUBTITLES
+    video = task.video_path("videomme", doc)
+    spoken, _ = extract_subtitles(video, str(path))  # (first frame, frame after the last, text)
+    shown = _frames_shown(doc, video, uniform)
+    lines = []
+    for first, end, text in spoken:
+        found = SUBTITLE_TEXT.findall(text)
+        if found and any(first <= number < end for number in shown):
+            lines.append(found[0])
+    return "\n".join(lines)
+
+
+def _frames_shown(doc: Mapping[str, Any], path: str, uniform: str) -> list[int]:
+    if doc["use_topk"]:
+        return frame_numbers(doc).tolist()
+    try:
+        with Video(path) as video:
+            return UNIFORM_RULES[uniform](video.num_frames, video.fps, doc["frame_num"]).tolist()
+    except VideoError as error:
+        raise EvaluationError(f"question {doc['question_id']}: {path}: {error}") from None

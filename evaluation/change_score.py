@@ -1,0 +1,156 @@
+"""Merge a selection into a label file: writes include_frame_idx.json beside it, for the evaluation tasks.
+
+    python evaluation/change_score.py --dataset_name longvideobench \
+        --base_score_path ./selected_frames/longvideobench/blip --score_type selected_frames
+
+Every entry gets its keyframes (frame_idx) and where they come from (frame_budget, frame_source,
+frame_sha256, label_file, label_sha256). The label file itself is never changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, from anywhere
+
+from aks import errors
+from aks.benchmarks import DATASETS, load_labels
+from aks.errors import UserError
+from aks.outscores import read_json, read_number_lists, write_json
+
+MERGED = "include_frame_idx.json"
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The documented flags with the reference's defaults, and ours."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--base_anno_path", default="./datasets", help="folder of the data sets' folders")
+    parser.add_argument(
+        "--base_score_path", default="./selected_frames/longvideobench/blip", help="folder of the selection"
+    )
+    parser.add_argument("--dataset_name", default="longvideobench", help=f"one of {', '.join(DATASETS)}")
+    parser.add_argument(
+        "--score_type", default="selected_frames", help="the selection's file name without .json"
+    )
+    parser.add_argument("--label_file", help="labels to merge into (default: the data set's own file)")
+    parser.add_argument("--output", help=f"file to write (default: {MERGED} beside the label file)")
+    parser.add_argument(
+        "--budget",
+        type=int,
+        help="frames a question was selected for (default: selection.json's record, or the longest list)",
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Read and check everything, then write the merged labels whole."""
+    args = parse_arguments()
+    dataset = args.dataset_name.lower()
+    selection = Path(args.base_score_path) / f"{args.score_type}.json"
+    folder = Path(args.base_anno_path) / dataset
+    label_file = Path(args.label_file) if args.label_file else None
+    if label_file is None and dataset in DATASETS and DATASETS[dataset].label_name:
+        label_file = folder / str(DATASETS[dataset].label_name)
+    labels = load_labels(dataset, folder, label_file)
+    output = Path(args.output) if args.output else labels.path.with_name(MERGED)
+    if output.resolve() == labels.path.resolve():
+        raise UserError(
+            f"{output}: is the label file itself, which is never changed; choose another --output"
+        )
+
+    chosen = read_number_lists(selection)
+    if len(chosen) != len(labels.questions):
+        raise UserError(
+            f"{selection}: {len(chosen)} selections, but {labels.path} has {len(labels.questions)} entries; "
+            "both must be of the same label file"
+        )
+    record = recorded(selection)
+    check_labels(record, labels.sha256, selection, labels.path)
+    budget = budget_of(chosen, record, args.budget, selection)
+
+    entries = (
+        json.loads(labels.path.read_text(encoding="utf-8-sig"))
+        if labels.path.suffix != ".jsonl"
+        else [
+            json.loads(line)
+            for line in labels.path.read_text(encoding="utf-8-sig").splitlines()
+            if line.strip()
+        ]
+    )
+    origin = {
+        "frame_budget": budget,
+        "frame_source": str(selection),
+        "frame_sha256": hashlib.sha256(selection.read_bytes()).hexdigest(),
+        "label_file": labels.path.name,
+        "label_sha256": labels.sha256,
+    }
+    merged = [
+        {**entry, "frame_idx": check_row(selection, at, row), **origin}
+        for at, (entry, row) in enumerate(zip(entries, chosen, strict=True))
+    ]
+    write_json(output, merged)
+
+    short = sum(len(row) < budget for row in chosen)
+    empty = sum(not len(row) for row in chosen)
+    print(f"wrote {output}: {len(chosen)} questions, {budget} frames each at most, from {selection}")
+    print(f"{short} of {len(chosen)} questions have fewer than {budget} keyframes")
+    if empty:
+        print(
+            f"{empty} of them have none and cannot be evaluated on keyframes (their video failed in step 1?)"
+        )
+
+
+def recorded(selection: Path) -> dict[str, object] | None:
+    """frame_select.py's record of this selection, or None where it comes from elsewhere."""
+    path = selection.with_name("selection.json")
+    if selection.name != "selected_frames.json" or not path.exists():
+        return None
+    record = read_json(path)
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: holds {type(record).__name__}, not the record of a selection")
+    return record
+
+
+def check_labels(record: dict[str, object] | None, digest: str, selection: Path, labels: Path) -> None:
+    """Refuse a selection that was scored for another label file, where that is on record."""
+    scored_by = (record or {}).get("scored_by")
+    made_for = scored_by.get("label_sha256") if isinstance(scored_by, dict) else None
+    if made_for is not None and made_for != digest:
+        raise UserError(
+            f"{selection}: was made for another label file than {labels} "
+            f"(SHA-256 {str(made_for)[:12]}, here {digest[:12]}); merge it into that one, or score this one"
+        )
+
+
+def budget_of(
+    chosen: list[np.ndarray], record: dict[str, object] | None, asked: int | None, selection: Path
+) -> int:
+    """Frames a question was selected for."""
+    longest = max(map(len, chosen))
+    budget = asked or (record or {}).get("max_num_frames") or longest
+    if not isinstance(budget, int) or budget < 1 or longest > budget:
+        raise UserError(
+            f"{selection}: its longest selection has {longest} frames, the budget is {budget}; "
+            "check --budget and selection.json beside it"
+        )
+    return budget
+
+
+def check_row(selection: Path, at: int, row: np.ndarray) -> list[int]:
+    """One question's frame numbers as integers (released selections hold whole floats)."""
+    numbers = row.astype(np.int64)
+    if (numbers != row).any() or (numbers < 0).any() or (np.diff(numbers) <= 0).any():
+        raise UserError(f"{selection}: entry {at} is not a list of ascending frame numbers")
+    return numbers.tolist()
+
+
+if __name__ == "__main__":
+    errors.run(main)

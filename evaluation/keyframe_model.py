@@ -1,0 +1,166 @@
+"""A mixin in front of lmms-eval's model classes: the keyframes of the current document, or no answer.
+
+It adds the model arguments ``use_topk`` (False), ``short_selection`` (strict) and ``frames_digest``, checks
+every question and video before the first one is asked, and notes which document's visuals are being
+loaded, so that a subclass has only to override how its upstream loads a video.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from aks.video import calm_decoders
+from evaluation.frames import EvaluationError, Showing, check_video, count_short, question_id
+
+
+class KeyframeModel:
+    """Comes before the upstream class in the bases.
+
+    Attributes:
+        showing: which frames the model shows.
+        document: the document whose visuals were asked for last.
+        visual_position: where ``doc_to_visual`` stands in a request's arguments; the document's number,
+            task and split follow.
+    """
+
+    showing: Showing
+    document: Mapping[str, Any] | None = None
+    visual_position = 2
+    frames_argument = "max_frames_num"  # upstream's name for its number of frames
+
+    def __init__(
+        self,
+        *args: Any,
+        use_topk: bool = False,
+        short_selection: str = "strict",
+        frames_digest: str = "",
+        **kwargs: Any,
+    ) -> None:
+        """Take our arguments, check them before any weights load, give the rest to upstream."""
+        budget = kwargs.get(self.frames_argument, self.default_budget())
+        self.showing = Showing(use_topk, budget, short_selection, str(frames_digest))
+        self.refuse(kwargs)
+        super().__init__(*args, **kwargs)
+
+    @classmethod
+    def default_budget(cls) -> int:
+        """Upstream's own default for its number of frames."""
+        for base in cls.__mro__:
+            if issubclass(base, KeyframeModel):
+                continue
+            parameter = inspect.signature(base.__init__).parameters.get(cls.frames_argument)
+            if parameter is not None:
+                return int(parameter.default)
+        raise TypeError(f"{cls.__name__}: upstream has no argument {cls.frames_argument}")
+
+    def refuse(self, arguments: dict[str, Any]) -> None:
+        """Raise EvaluationError for upstream's arguments that would contradict the frames shown."""
+
+    def generate_until(self, requests: list[Any]) -> list[Any]:
+        """Check all requests, then let upstream answer them."""
+        calm_decoders()  # torchvision, which upstream imports, would let a closing decoder hang
+        self._check(requests)
+        answers = super().generate_until([self._noting_document(request) for request in requests])
+        self.after_answers(len(requests))
+        return answers
+
+    def after_answers(self, count: int) -> None:
+        """Called once upstream has answered ``count`` requests."""
+
+    def visuals_of(self, doc: Mapping[str, Any], visuals: list[Any]) -> list[Any]:
+        """What upstream gets in place of a document's visuals; here: the same."""
+        return visuals
+
+    def upstream_video(self, load: Callable[..., Any], *args: Any) -> Any:
+        """Upstream's uniform frames; where it fails, the evaluation ends instead of going on without.
+
+        Raises:
+            EvaluationError: naming the question, the video and the reason.
+        """
+        try:
+            return load(*args)
+        except Exception as error:  # upstream's callers would log it and answer all the same
+            raise EvaluationError(
+                f"question {question_id(self.document or {})}: {args[0]}: cannot be read: {error}"
+            ) from None
+
+    def _noting_document(self, request: Any) -> Any:
+        arguments = list(request.arguments)
+        arguments[self.visual_position] = self._noting(arguments[self.visual_position])
+        return dataclasses.replace(request, arguments=tuple(arguments))
+
+    def _noting(self, doc_to_visual: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def noted(doc: Mapping[str, Any]) -> list[Any]:
+            self.document = doc
+            return self.visuals_of(doc, doc_to_visual(doc))
+
+        return noted
+
+    def _check(self, requests: list[Any]) -> None:
+        """Every question's frames and every video's header, before the first answer.
+
+        Raises:
+            EvaluationError: naming what is wrong, the first ten in full.
+        """
+        problems: dict[str, None] = {}  # a video's problem is told once, not for each of its questions
+        tasks: dict[tuple[str, str], None] = {}
+        for request in requests:
+            doc_to_visual, doc_id, task, split = request.arguments[self.visual_position :]
+            tasks[task, split] = None
+            doc = self.task_dict[task][split][doc_id]
+            try:
+                numbers = self.showing.keyframes(doc)
+                self._check_task(task, doc)
+            except EvaluationError as error:
+                problems[str(error.code).removeprefix("error: ")] = None
+                continue
+            if doc.get("pictures"):
+                continue  # decoded by the task itself, which ends the evaluation where it cannot
+            for visual in doc_to_visual(doc):
+                if problem := check_video(visual, numbers):
+                    problems[problem] = None
+        if problems:
+            more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
+            raise EvaluationError("; ".join(list(problems)[:10]) + more)
+        if self.rank == 0:
+            for task, split in tasks:
+                print(f"{task}: {self._summary(self.task_dict[task][split])}", file=sys.stderr, flush=True)
+
+    def _check_task(self, task: str, doc: Mapping[str, Any]) -> None:
+        """A prompt or pictures made for other frames than the model shows are an error."""
+        pictures = doc.get("pictures")
+        if pictures and (pictures == "keyframes") != self.showing.use_topk:
+            raise EvaluationError(
+                f"task {task} shows {pictures} as pictures, the model has use_topk={self.showing.use_topk}; "
+                "longvideobench_val_i_uni goes with False, longvideobench_val_i_aks with True"
+            )
+        if pictures and self.showing.short_selection == "paper":
+            raise EvaluationError(
+                f"task {task}: short_selection=paper is a rule for videos, not for pictures"
+            )
+        if doc.get("subtitle_frames") and (
+            doc.get("use_topk") is not self.showing.use_topk or doc.get("frame_num") != self.showing.budget
+        ):
+            raise EvaluationError(
+                f"task {task}: its subtitles are those of use_topk={doc.get('use_topk')}, "
+                f"frame_num={doc.get('frame_num')}; run evaluation/insert_frame_num.py "
+                f"--use_topk {self.showing.use_topk} --frame_num {self.showing.budget}"
+            )
+
+    def _summary(self, docs: Sequence[Mapping[str, Any]]) -> str:
+        """What is shown, and how many questions of the task are short of the budget."""
+        if not self.showing.use_topk:
+            return f"uniform frames, the model's own {self.showing.budget} at most"
+        short = count_short(docs, self.showing.budget)
+        told = {
+            "strict": "they are shown as selected",
+            "paper": f"they are shown {self.showing.budget} uniform frames, as the released code does",
+        }
+        return (
+            f"keyframes, {self.showing.budget} at most; {short} of {len(docs)} questions have fewer: "
+            f"{told[self.showing.short_selection]}"
+        )

@@ -1,0 +1,193 @@
+"""Documents of the evaluation tasks: local label files in, upstream's fields out.
+
+The yaml files in ``datasets/`` read a label file with the keyframes merged in
+(``include_frame_idx.json``, by ``change_score.py``), or the plain label file, and leave question text,
+scoring and aggregation to lmms-eval's own tasks. Environment variables name other places, for each
+data set (``LONGVIDEOBENCH``, ``VIDEOMME``, ``CUSTOM``):
+
+    AKS_LONGVIDEOBENCH_LABELS=...   the label file, with or without keyframes
+    AKS_LONGVIDEOBENCH_VIDEOS=...   the folder of its videos
+    AKS_LONGVIDEOBENCH_SUBTITLES=...   the folder of its subtitles
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from aks.benchmarks import DATASETS
+from evaluation.frames import EvaluationError
+
+ROOT = Path(__file__).resolve().parent.parent
+MERGED = "include_frame_idx.json"
+MOST_OPTIONS = 5  # upstream's LongVideoBench text and scoring know option0 to option4
+NO_OPTION = "N/A"
+SUBTITLE_FOLDERS = {"longvideobench": "subtitles", "videomme": "subtitle"}
+
+
+def label_file(dataset: str) -> Path:
+    """The label file that a task reads.
+
+    ``AKS_<DATASET>_LABELS``, or the merged labels in ``datasets/<dataset>/``, or the plain ones there.
+
+    Raises:
+        EvaluationError: there is none.
+    """
+    named = os.environ.get(f"AKS_{dataset.upper()}_LABELS")
+    folder = ROOT / "datasets" / dataset
+    plain = DATASETS[dataset].label_name
+    candidates = [Path(named)] if named else [folder / MERGED, *([folder / plain] if plain else [])]
+    for path in candidates:
+        if path.is_file():
+            return path.absolute()
+    raise EvaluationError(
+        f"{candidates[-1]}: label file not found; put it there or name it: AKS_{dataset.upper()}_LABELS=..."
+    )
+
+
+def dataset_kwargs(dataset: str, split: str) -> dict[str, Any]:
+    """What a task's yaml gives to Hugging Face ``datasets``: the label file as one split."""
+    path = label_file(dataset)
+    check_merged(path)
+    return {"data_files": {split: str(path)}}
+
+
+def check_merged(path: Path) -> None:
+    """Refuse merged labels whose label file has changed since.
+
+    Raises:
+        EvaluationError: not JSON, no entries, or made from other labels than those beside it.
+    """
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        first = entries[0]
+        source, digest = first.get("label_file"), first.get("label_sha256")
+    except (OSError, ValueError, LookupError, AttributeError, TypeError):
+        raise EvaluationError(f"{path}: not a JSON list of label entries") from None
+    if not source or not digest:
+        return
+    labels = path.parent / source
+    if labels.is_file() and hashlib.sha256(labels.read_bytes()).hexdigest() != digest:
+        raise EvaluationError(
+            f"{path}: made from another {source} than the one beside it; run evaluation/change_score.py again"
+        )
+
+
+def video_folder(dataset: str) -> Path:
+    """Where a data set's videos lie: ``AKS_<DATASET>_VIDEOS``, or the documented folder.
+
+    A custom data set's videos lie beside its label file.
+    """
+    named = os.environ.get(f"AKS_{dataset.upper()}_VIDEOS")
+    if named:
+        return Path(named)
+    if DATASETS[dataset].label_name is None:
+        return label_file(dataset).parent
+    return ROOT / "datasets" / dataset / DATASETS[dataset].video_folder
+
+
+def subtitle_folder(dataset: str) -> Path:
+    """Where a data set's subtitles lie: ``AKS_<DATASET>_SUBTITLES``, or the documented folder."""
+    named = os.environ.get(f"AKS_{dataset.upper()}_SUBTITLES")
+    return Path(named) if named else ROOT / "datasets" / dataset / SUBTITLE_FOLDERS[dataset]
+
+
+def video_path(dataset: str, doc: Mapping[str, Any]) -> str:
+    """The video of a document; VideoMME's may be .mp4, .MP4 or .mkv, as upstream allows.
+
+    Raises:
+        EvaluationError: it is not there.
+    """
+    folder = video_folder(dataset)
+    if dataset != "videomme":
+        names = [doc["video_path"]]
+    else:
+        names = [doc["videoID"] + ending for ending in (".mp4", ".MP4", ".mkv")]
+    for name in names:
+        if (folder / name).is_file():
+            return str(folder / name)
+    raise EvaluationError(
+        f"{folder / names[0]}: video file not found; put it there or name the folder: "
+        f"AKS_{dataset.upper()}_VIDEOS=..."
+    )
+
+
+def with_options(options: list[str], where: str) -> dict[str, str]:
+    """Answer candidates as upstream's ``option0`` to ``option4``, padded with ``N/A``."""
+    if not 1 <= len(options) <= MOST_OPTIONS or NO_OPTION in options:
+        raise EvaluationError(
+            f"{where}: {len(options)} options; 1 to {MOST_OPTIONS} can be evaluated, none {NO_OPTION!r}"
+        )
+    padded = options + [NO_OPTION] * (MOST_OPTIONS - len(options))
+    return {f"option{at}": option for at, option in enumerate(padded)}
+
+
+def longvideobench_docs(dataset: Any) -> Any:
+    """LongVideoBench's label entries with upstream's option fields."""
+
+    def prepared(entry: dict[str, Any]) -> dict[str, Any]:
+        return with_options(entry["candidates"], f"question {entry['id']}")
+
+    return dataset.map(prepared, load_from_cache_file=False)
+
+
+def longvideobench_docs_with_pictures(pictures: str) -> Callable[[Any], Any]:
+    """As ``longvideobench_docs``, marked as shown in pictures: ``uniform`` or ``keyframes``."""
+
+    def documents(dataset: Any) -> Any:
+        return longvideobench_docs(dataset).map(lambda _: {"pictures": pictures}, load_from_cache_file=False)
+
+    return documents
+
+
+def videomme_docs(dataset: Any) -> Any:
+    """VideoMME's label entries; upstream's fields already."""
+    return dataset
+
+
+def videomme_docs_with_subtitles(dataset: Any) -> Any:
+    """VideoMME's label entries for prompts with subtitles, which depend on the frames shown.
+
+    Raises:
+        EvaluationError: ``insert_frame_num.py`` was not run.
+    """
+    missing = [name for name in ("frame_num", "use_topk") if name not in dataset.column_names]
+    if missing:
+        raise EvaluationError(
+            f"{label_file('videomme')}: no {missing[0]!r}; subtitles follow the frames shown, so say which: "
+            "python evaluation/insert_frame_num.py --frame_num 64 --use_topk True"
+        )
+    return dataset.map(lambda _: {"subtitle_frames": True}, load_from_cache_file=False)
+
+
+def custom_docs(dataset: Any) -> Any:
+    """One's own label entries (question, options, answer, video) in LongVideoBench's fields."""
+    from aks.benchmarks import load_labels
+    from aks.errors import UserError
+
+    path = label_file("custom")
+    try:
+        questions = load_labels("custom", label_file=path).questions
+    except UserError as error:
+        raise EvaluationError(str(error)) from None
+
+    def prepared(entry: dict[str, Any], at: int) -> dict[str, Any]:
+        question = questions[at]
+        where = f"{path}: entry {at} (id {question.id})"
+        if question.answer is None or not question.options:
+            raise EvaluationError(f"{where}: evaluation needs 'options' and an 'answer'")
+        return {
+            "id": question.id,
+            "video_path": question.video,
+            "question": question.text,
+            **with_options(list(question.options), where),
+            "correct_choice": question.answer,
+            "duration_group": question.group,
+            "question_category": "all",
+        }
+
+    return dataset.map(prepared, with_indices=True, load_from_cache_file=False)
