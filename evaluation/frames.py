@@ -80,7 +80,7 @@ class Showing:
                 f"{where}: its keyframes were selected for {budget} frames, the model shows {self.budget}; "
                 "merge the selection that fits with evaluation/change_score.py"
             )
-        if self.digest and not str(doc.get("frame_sha256", "")).startswith(str(self.digest)):
+        if self.digest and not str(doc.get("frame_sha256", "")).startswith(self.digest):
             raise EvaluationError(
                 f"{where}: its keyframes come from selection {doc.get('frame_sha256', '(not recorded)')}, "
                 f"not from {self.digest} as frames_digest says"

@@ -42,7 +42,14 @@ class KeyframeModel:
     ) -> None:
         """Take our arguments, check them before any weights load, give the rest to upstream."""
         budget = kwargs.get(self.frames_argument, self.default_budget())
-        self.showing = Showing(use_topk, budget, short_selection, str(frames_digest))
+        # "sha256-" keeps lmms-eval from taking a digest of figures alone for a number.
+        digest = str(frames_digest).removeprefix("sha256-")
+        self.showing = Showing(use_topk, budget, short_selection, digest)
+        if use_topk and not digest and any(argument.startswith("--use_cache") for argument in sys.argv):
+            raise EvaluationError(
+                "--use_cache does not look at the frames: say which selection it is, with the model argument "
+                "frames_digest=sha256-<first figures of frame_sha256 in include_frame_idx.json>"
+            )
         self.refuse(kwargs)
         super().__init__(*args, **kwargs)
 

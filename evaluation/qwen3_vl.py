@@ -1,0 +1,17 @@
+"""Qwen3-VL (lmms-eval's ``qwen3_vl``, run with ``--force_simple``) on selected keyframes.
+
+Needs a transformers that has Qwen3-VL (4.57 or newer), in an environment of its own: the pinned one has not.
+The prompt tells the frames' times; they come from the true indices in the metadata.
+"""
+
+from __future__ import annotations
+
+from lmms_eval.models.simple.qwen3_vl import Qwen3_VL
+
+from evaluation.qwen2_vl import QwenKeyframes
+
+
+class Qwen3VL(QwenKeyframes, Qwen3_VL):
+    """``use_topk=True`` shows the keyframes; otherwise exactly upstream's uniform frames."""
+
+    patch_size = 16
