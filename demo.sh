@@ -4,5 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 source ./environment.sh
-environment_for requirements.txt nodeps:requirements-conse.txt
+environment_for requirements.txt requirements-eval.txt \
+    nodeps:requirements-conse.txt nodeps:requirements-eval-nodeps.txt
+environment_torchvision
 exec python -m demo.run "$@"

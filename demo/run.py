@@ -1,4 +1,4 @@
-"""The demo: film, scores, selections, recall table, pictures. Started by demo.sh.
+"""The demo: film, scores, selections, recall table, pictures, answers. Started by demo.sh.
 
 Every step is the project's own command, shown before it runs; a step whose result is there already
 is passed over.
@@ -119,6 +119,24 @@ def draw(work: Path, labels: LabelSet) -> None:
     contact_sheet(sheet, folder / f"keyframes_ada_{PICTURED}.jpg")
 
 
+def evaluate(work: Path, label_file: Path, device: str) -> None:
+    """Answer the questions through lmms-eval, from uniform frames and from ADA's; print the tables."""
+    folders = []
+    for frames in ("uni", "aks"):
+        folder = work / f"results/conse_qa/custom_{frames}_{PICTURED}"
+        folders.append(str(folder))
+        results = max(folder.glob("*_results.json"), default=folder / "none")
+        if newer(results, label_file, selection_path(work, "ada", PICTURED)):
+            continue
+        step(
+            *("evaluation/run.py", "--model", "conse_qa", "--dataset", "custom", "--frames", frames),
+            *("--labels", str(label_file), "--max_frames", str(PICTURED), "--output", str(folder)),
+            *(("--selection", str(selection_path(work, "ada", PICTURED))) if frames == "aks" else ()),
+            *(("--gpus", "0") if device == "cpu" else ()),
+        )
+    step("evaluation/tables.py", *folders, "--output", str(work / "results/tables"))
+
+
 def frames_path(work: Path) -> Path:
     """Step 1's frame numbers."""
     return work / "outscores/custom/conse/frames.json"
@@ -163,6 +181,8 @@ def main() -> None:
     if not newer(sheet, selection_path(work, "ada", PICTURED), selection_path(work, "uniform", PICTURED)):
         draw(work, labels)
     print_table(work, labels)
+    print()
+    evaluate(work, label_file, args.device)
     print(f"\npictures: {sheet} (ADA's keyframes), {work}/pictures/<question>.png (score curves)")
     print(f"done in {time.monotonic() - began:.0f} s")
 

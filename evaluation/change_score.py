@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, from anywhere
 
 from aks import errors
-from aks.benchmarks import DATASETS, load_labels
+from aks.benchmarks import DATASETS, LabelSet, load_labels
 from aks.errors import UserError
 from aks.outscores import read_json, read_number_lists, write_json
 
@@ -54,54 +55,88 @@ def main() -> None:
     """Read and check everything, then write the merged labels whole."""
     args = parse_arguments()
     dataset = args.dataset_name.lower()
-    selection = Path(args.base_score_path) / f"{args.score_type}.json"
     folder = Path(args.base_anno_path) / dataset
     label_file = Path(args.label_file) if args.label_file else None
     if label_file is None and dataset in DATASETS and DATASETS[dataset].label_name:
         label_file = folder / str(DATASETS[dataset].label_name)
     labels = load_labels(dataset, folder, label_file)
-    output = Path(args.output) if args.output else labels.path.with_name(MERGED)
+    selection = read_selection(Path(args.base_score_path) / f"{args.score_type}.json", labels, args.budget)
+    merge(labels, selection, Path(args.output) if args.output else labels.path.with_name(MERGED))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Keyframes of every question of a label file.
+
+    Attributes:
+        path: the file they came from.
+        sha256: digest of its bytes.
+        budget: frames a question they were selected for.
+        rows: ascending frame numbers, a list a question in label order.
+    """
+
+    path: Path
+    sha256: str
+    budget: int
+    rows: list[list[int]]
+
+
+def read_selection(path: Path, labels: LabelSet, budget: int | None = None) -> Selection:
+    """Read a selection, ours or a released one, and check that it belongs to the labels.
+
+    Args:
+        path: ``selected_frames.json`` or a file of its format.
+        labels: the label file it should be for.
+        budget: frames a question; None for what selection.json beside it records, or the longest list.
+
+    Raises:
+        UserError: unreadable, for other labels, longer than the budget, not ascending frame numbers.
+    """
+    rows = read_number_lists(path)
+    if len(rows) != len(labels.questions):
+        raise UserError(
+            f"{path}: {len(rows)} selections, but {labels.path} has {len(labels.questions)} entries; "
+            "both must be of the same label file"
+        )
+    record = recorded(path)
+    check_labels(record, labels.sha256, path, labels.path)
+    return Selection(
+        path,
+        hashlib.sha256(path.read_bytes()).hexdigest(),
+        budget_of(rows, record, budget, path),
+        [check_row(path, at, row) for at, row in enumerate(rows)],
+    )
+
+
+def merge(labels: LabelSet, selection: Selection, output: Path) -> None:
+    """Write the label entries with their keyframes, and say how many questions are short of the budget.
+
+    Raises:
+        UserError: the output is the label file itself, or cannot be written.
+    """
     if output.resolve() == labels.path.resolve():
         raise UserError(
             f"{output}: is the label file itself, which is never changed; choose another --output"
         )
-
-    chosen = read_number_lists(selection)
-    if len(chosen) != len(labels.questions):
-        raise UserError(
-            f"{selection}: {len(chosen)} selections, but {labels.path} has {len(labels.questions)} entries; "
-            "both must be of the same label file"
-        )
-    record = recorded(selection)
-    check_labels(record, labels.sha256, selection, labels.path)
-    budget = budget_of(chosen, record, args.budget, selection)
-
-    entries = (
-        json.loads(labels.path.read_text(encoding="utf-8-sig"))
-        if labels.path.suffix != ".jsonl"
-        else [
-            json.loads(line)
-            for line in labels.path.read_text(encoding="utf-8-sig").splitlines()
-            if line.strip()
-        ]
-    )
+    text = labels.path.read_text(encoding="utf-8-sig")
+    lines = text.splitlines() if labels.path.suffix == ".jsonl" else []
+    entries = [json.loads(line) for line in lines if line.strip()] if lines else json.loads(text)
     origin = {
-        "frame_budget": budget,
-        "frame_source": str(selection),
-        "frame_sha256": hashlib.sha256(selection.read_bytes()).hexdigest(),
+        "frame_budget": selection.budget,
+        "frame_source": str(selection.path),
+        "frame_sha256": selection.sha256,
         "label_file": labels.path.name,
         "label_sha256": labels.sha256,
     }
-    merged = [
-        {**entry, "frame_idx": check_row(selection, at, row), **origin}
-        for at, (entry, row) in enumerate(zip(entries, chosen, strict=True))
-    ]
-    write_json(output, merged)
-
-    short = sum(len(row) < budget for row in chosen)
-    empty = sum(not len(row) for row in chosen)
-    print(f"wrote {output}: {len(chosen)} questions, {budget} frames each at most, from {selection}")
-    print(f"{short} of {len(chosen)} questions have fewer than {budget} keyframes")
+    write_json(
+        output,
+        [{**entry, "frame_idx": row, **origin} for entry, row in zip(entries, selection.rows, strict=True)],
+    )
+    count = len(selection.rows)
+    short = sum(len(row) < selection.budget for row in selection.rows)
+    empty = sum(not row for row in selection.rows)
+    print(f"wrote {output}: {count} questions, {selection.budget} frames each at most, from {selection.path}")
+    print(f"{short} of {count} questions have fewer than {selection.budget} keyframes")
     if empty:
         print(
             f"{empty} of them have none and cannot be evaluated on keyframes (their video failed in step 1?)"

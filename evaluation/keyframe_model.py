@@ -1,8 +1,8 @@
 """A mixin in front of lmms-eval's model classes: the keyframes of the current document, or no answer.
 
-It adds the model arguments ``use_topk`` (False), ``short_selection`` (strict) and ``frames_digest``, checks
-every question and video before the first one is asked, and notes which document's visuals are being
-loaded, so that a subclass has only to override how its upstream loads a video.
+It adds the model arguments ``use_topk`` (False), ``short_selection`` (strict), ``frames_digest`` and
+``answers``, checks every question and video before the first one is asked, and notes which document's
+visuals are being loaded, so that a subclass has only to override how its upstream loads a video.
 """
 
 from __future__ import annotations
@@ -11,10 +11,14 @@ import dataclasses
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from aks.video import calm_decoders
+from evaluation.answers import Answers, fingerprint
 from evaluation.frames import EvaluationError, Showing, check_video, count_short, question_id
+
+KEPT_AT_A_TIME = 32  # questions between two writes: what a killed evaluation loses at most
 
 
 class KeyframeModel:
@@ -38,6 +42,7 @@ class KeyframeModel:
         use_topk: bool = False,
         short_selection: str = "strict",
         frames_digest: str = "",
+        answers: str | None = None,
         **kwargs: Any,
     ) -> None:
         """Take our arguments, check them before any weights load, give the rest to upstream."""
@@ -51,6 +56,13 @@ class KeyframeModel:
                 "frames_digest=sha256-<first figures of frame_sha256 in include_frame_idx.json>"
             )
         self.refuse(kwargs)
+        self._answers_folder = answers
+        self._identity = {
+            "model": type(self).__name__,
+            "arguments": {name: str(value) for name, value in sorted(kwargs.items())},
+            "weights": fingerprint(Path(str(kwargs.get("pretrained", "")))),
+            "showing": [use_topk, budget, short_selection],
+        }
         super().__init__(*args, **kwargs)
 
     @classmethod
@@ -71,9 +83,49 @@ class KeyframeModel:
         """Check all requests, then let upstream answer them."""
         calm_decoders()  # torchvision, which upstream imports, would let a closing decoder hang
         self._check(requests)
-        answers = super().generate_until([self._noting_document(request) for request in requests])
+        if self._answers_folder is None:
+            return self._ask(requests)
+        answers = Answers(Path(self._answers_folder), self.rank, self._identity)
+        keys = [self._key(answers, request) for request in requests]
+        waiting = [
+            (key, request) for key, request in zip(keys, requests, strict=True) if answers.get(key) is None
+        ]
+        if len(waiting) < len(requests):
+            self._say(f"{len(requests) - len(waiting)} of {len(requests)} questions were answered before")
+        for start in range(0, len(waiting), KEPT_AT_A_TIME):
+            some = waiting[start : start + KEPT_AT_A_TIME]
+            given = self._ask([request for _, request in some])
+            answers.add(
+                {
+                    key: str(getattr(answer, "text", answer))
+                    for (key, _), answer in zip(some, given, strict=True)
+                }
+            )
+            self._say(f"{start + len(some)} of {len(waiting)} questions answered and kept")
+        return [answers.get(key) for key in keys]
+
+    def _ask(self, requests: list[Any]) -> list[Any]:
+        given = super().generate_until([self._noting_document(request) for request in requests])
         self.after_answers(len(requests))
-        return answers
+        return given
+
+    def _key(self, answers: Answers, request: Any) -> str:
+        prompt, arguments = request.arguments[: self.visual_position]
+        doc_to_visual, doc_id, task, split = request.arguments[self.visual_position :]
+        doc = self.task_dict[task][split][doc_id]
+        numbers = self.showing.keyframes(doc)
+        # Pictures are chosen by the task; decoding them only to tell questions apart would double the work.
+        visuals = [] if doc.get("pictures") else doc_to_visual(doc)
+        return answers.key(
+            f"{task} {question_id(doc)} {prompt}",
+            visuals,
+            None if numbers is None else numbers.tolist(),
+            arguments,
+        )
+
+    def _say(self, text: str) -> None:
+        if self.rank == 0:
+            print(text, file=sys.stderr, flush=True)
 
     def after_answers(self, count: int) -> None:
         """Called once upstream has answered ``count`` requests."""
@@ -133,9 +185,8 @@ class KeyframeModel:
         if problems:
             more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
             raise EvaluationError("; ".join(list(problems)[:10]) + more)
-        if self.rank == 0:
-            for task, split in tasks:
-                print(f"{task}: {self._summary(self.task_dict[task][split])}", file=sys.stderr, flush=True)
+        for task, split in tasks:
+            self._say(f"{task}: {self._summary(self.task_dict[task][split])}")
 
     def _check_task(self, task: str, doc: Mapping[str, Any]) -> None:
         """A prompt or pictures made for other frames than the model shows are an error."""

@@ -1,0 +1,399 @@
+"""One row of the paper's table, from selected frames to results; the scripts in evaluation/scripts/ call it.
+
+    python evaluation/run.py --model llava_vid --dataset longvideobench --frames aks
+
+Checks everything that can be checked before the weights load, merges the selection into a copy of the labels
+beside the results, runs lmms-eval on every GPU (or the CPU), and fails unless results were written. Every
+option can also be given as an environment variable of the same name in capitals (MAX_FRAMES=32 LIMIT=10 ...).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, from anywhere
+
+from aks import errors
+from aks.benchmarks import LabelSet, load_labels
+from aks.errors import UserError
+from evaluation.change_score import Selection, merge, read_selection
+
+ROOT = Path(__file__).resolve().parent.parent
+Result = TypeVar("Result")
+
+LLAVA_SOURCE = (
+    'pip install --no-deps "llava @ git+https://github.com/LLaVA-VL/LLaVA-NeXT.git'
+    '@df179663ae8b83207df100a1f7af24caec633ff9"'
+)
+
+
+@dataclass(frozen=True)
+class Model:
+    """How lmms-eval runs one model.
+
+    Attributes:
+        checkpoint: where its weights are looked for; None for a model that brings its own.
+        max_frames: frames a question, in the paper.
+        frames_argument: lmms-eval's name for it.
+        arguments: other model arguments, as in the released scripts.
+        cpu_arguments: model arguments without a GPU.
+        package: what must be importable, and how to get it.
+        flags: flags for lmms-eval.
+    """
+
+    checkpoint: str | None
+    max_frames: int
+    frames_argument: str
+    arguments: tuple[str, ...] = ()
+    cpu_arguments: tuple[str, ...] = ()
+    package: tuple[str, str] | None = None
+    flags: tuple[str, ...] = ()
+
+
+QWEN_UTILS = ("qwen_vl_utils", "pip install -r requirements-eval.txt")
+MODELS = {
+    "llava_vid": Model(
+        "./checkpoints/llava_video_7b",
+        64,
+        "max_frames_num",
+        ("conv_template=chatml_direct", "video_decode_backend=decord", "overwrite=False"),
+        ("device_map=auto", "torch_dtype=bfloat16"),
+        ("llava.model.builder", LLAVA_SOURCE),
+    ),
+    "llava_onevision": Model(
+        "./checkpoints/llava-onevision-qwen2-7b-ov",
+        32,
+        "max_frames_num",
+        (),
+        ("device_map=auto",),
+        ("llava.model.builder", LLAVA_SOURCE),
+    ),
+    "qwen2_vl": Model(
+        "./checkpoints/Qwen2-VL-7B-Instruct", 32, "max_num_frames", (), ("device_map=cpu",), QWEN_UTILS
+    ),
+    "qwen2_5_vl": Model(
+        "./checkpoints/Qwen2.5-VL-7B-Instruct",
+        32,
+        "max_num_frames",
+        ("device_map=cuda",),
+        ("device_map=cpu",),
+        QWEN_UTILS,
+        # lmms-eval would take its own chat class, which knows nothing of keyframes.
+        ("--force_simple",),
+    ),
+    "qwen3_vl": Model(
+        "./checkpoints/Qwen3-VL-8B-Instruct",
+        32,
+        "max_num_frames",
+        ("device_map=cuda",),
+        ("device_map=cpu",),
+        QWEN_UTILS,
+        ("--force_simple",),
+    ),
+    "conse_qa": Model(None, 32, "max_frames_num"),
+}
+TASKS = {
+    "longvideobench": "longvideobench_val_v_aks",
+    "videomme": "videomme_aks",
+    "custom": "custom_aks",
+}
+WEIGHTS = ("*.safetensors", "*.bin")
+MEMORY_SHARE = 1.2  # of the weights' size, for activations and 32 to 64 frames' keys and values
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Flags, each with an environment variable as its default."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+
+    def option(name: str, help: str, default: str | None = None) -> None:
+        parser.add_argument(f"--{name}", default=os.environ.get(name.upper()) or default, help=help)
+
+    option("model", f"one of {', '.join(MODELS)}")
+    option("dataset", f"one of {', '.join(TASKS)}")
+    option("frames", "aks (the selected keyframes) or uni (the model's own uniform frames)")
+    option("checkpoint", "weights: a folder or a hub name (default: the model's folder in ./checkpoints)")
+    option("max_frames", "frames a question (default: the paper's)")
+    option("selection", "aks: the selected frames (default: in ./selected_frames/<dataset>/blip)")
+    option("labels", "the label file (default: the data set's own in ./datasets/<dataset>)")
+    option("videos", "the folder of the videos (default: the data set's own)")
+    option("short_selection", "aks: strict shows short selections as they are, paper refills them", "strict")
+    option("output", "folder for the results (default: ./results/<model>/<dataset>_<frames>_<max_frames>)")
+    option("gpus", "how many GPUs, 0 for the CPU (default: all)")
+    option("limit", "only the first questions, for a try")
+    option("model_args", "more model arguments for lmms-eval, comma-separated")
+    parser.add_argument("--check_only", action="store_true", help="check the inputs and stop")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Check, merge, evaluate, verify."""
+    args = parse_arguments()
+    for name, known in (("model", MODELS), ("dataset", TASKS), ("frames", ("aks", "uni"))):
+        if getattr(args, name) not in known:
+            raise UserError(f"--{name} {getattr(args, name)}: use one of {', '.join(known)}")
+    model = MODELS[args.model]
+    max_frames = whole_number("max_frames", args.max_frames, 1) or model.max_frames
+    limit = whole_number("limit", args.limit, 1)
+    gpus = whole_number("gpus", args.gpus, 0)
+    gpus = count_gpus() if gpus is None else gpus
+    checkpoint = args.checkpoint or model.checkpoint
+    output = Path(args.output or f"./results/{args.model}/{args.dataset}_{args.frames}_{max_frames}")
+
+    problems: list[str] = []
+    labels = checked(problems, lambda: load_labels(args.dataset, None, args.labels))
+    selection = None
+    if args.frames == "aks":
+        path = selection_path(args.selection, args.dataset, max_frames)
+        selection = checked(problems, lambda: checked_selection(path, labels, max_frames))
+        if args.short_selection not in ("strict", "paper"):
+            problems.append(f"--short_selection {args.short_selection}: use strict or paper")
+    for name, text in (("output", str(output)), ("checkpoint", checkpoint or "")):
+        if "," in text or "=" in text:
+            problems.append(f"--{name} {text}: lmms-eval takes a comma or = for the end of a value; rename it")
+    problems += check_videos(labels, args.videos, limit)
+    problems += check_checkpoint(args.model, checkpoint, gpus)
+    problems += check_packages(model)
+    if problems:
+        for problem in problems:
+            print(f"error: {problem}", file=sys.stderr)
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise UserError(f"{count} above; nothing was evaluated")
+    assert labels is not None
+    questions = min(limit or len(labels.questions), len(labels.questions))
+    if args.check_only:
+        print(f"{args.model} on {args.dataset}, {args.frames}: {questions} questions, inputs are fine")
+        return 0
+
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be created: {error.strerror}; check --output") from None
+    label_file = labels.path
+    if selection is not None:
+        # Beside the results, so that evaluations of several selections at once do not mix.
+        label_file = output / "include_frame_idx.json"
+        merge(labels, selection, label_file)
+    environment = task_environment(args, label_file, labels)
+    command = lmms_eval_command(args, model, checkpoint, max_frames, gpus, limit, output, selection)
+    print("$ " + shlex.join(command), flush=True)
+    began = int(time.time())
+    status = subprocess.run(command, env=environment).returncode
+    if status:
+        print(f"error: lmms-eval ended with status {status}; see its messages above", file=sys.stderr)
+        return 1
+    # lmms-eval also ends with status 0 when it failed.
+    report = ["--results", str(output), "--since", str(began), "--questions", str(questions)]
+    return subprocess.run([sys.executable, str(ROOT / "evaluation/evaluator.py"), *report]).returncode
+
+
+def whole_number(name: str, text: str | None, least: int) -> int | None:
+    """A flag or environment variable as a number; None where it is not given."""
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdigit() or int(text) < least:
+        raise UserError(f"--{name} {text}: must be a whole number, {least} or more")
+    return int(text)
+
+
+def checked(problems: list[str], attempt: Callable[[], Result]) -> Result | None:
+    """The result of an attempt; a user's mistake becomes one more problem."""
+    try:
+        return attempt()
+    except UserError as error:
+        problems.append(str(error))
+        return None
+
+
+def selection_path(given: str | None, dataset: str, max_frames: int) -> Path:
+    """The selected frames: as given, or where the paper's files and ours lie."""
+    if given:
+        return Path(given)
+    folder = Path("./selected_frames") / dataset / "blip"
+    candidates = [
+        folder / f"{dataset}_{max_frames}.json",  # the released files for 32 frames are called so
+        Path(f"./selected_frames_{max_frames}") / dataset / "blip/selected_frames.json",
+        folder / "selected_frames.json",
+    ]
+    return next((path for path in candidates if path.exists()), candidates[-1])
+
+
+def checked_selection(path: Path, labels: LabelSet | None, max_frames: int) -> Selection | None:
+    """The selection, checked against the labels and the number of frames."""
+    if labels is None:
+        if not path.exists():
+            raise UserError(
+                f"{path}: no selected frames; make them with frame_select.py, or give --selection"
+            )
+        return None
+    selection = read_selection(path, labels)
+    if selection.budget != max_frames:
+        raise UserError(
+            f"{path}: selected for {selection.budget} frames a question, the model is to show {max_frames}; "
+            "give the selection that fits (--selection), or --max_frames"
+        )
+    return selection
+
+
+def check_videos(labels: LabelSet | None, folder: str | None, limit: int | None) -> list[str]:
+    """All videos that are missing, in one line."""
+    if labels is None:
+        return []
+    root = Path(folder) if folder else labels.video_root
+    endings = (".mp4", ".MP4", ".mkv") if labels.dataset == "videomme" else ("",)
+    wanted = {question.video: None for question in labels.questions[:limit]}
+    missing = []
+    for video in wanted:
+        stem = video.removesuffix(".mp4") if labels.dataset == "videomme" else video
+        if not any((root / (stem + ending)).is_file() for ending in endings):
+            missing.append(video)
+    if not missing:
+        return []
+    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    return [
+        f"{root}: {len(missing)} of {len(wanted)} videos are not there ({', '.join(missing[:5])}{more}); "
+        "put them there or name their folder with --videos"
+    ]
+
+
+def check_checkpoint(name: str, checkpoint: str | None, gpus: int) -> list[str]:
+    """What is wrong with the weights, before gigabytes of them are loaded."""
+    if checkpoint is None:
+        return []
+    folder = Path(checkpoint)
+    if not folder.exists():
+        if checkpoint.count("/") == 1 and not checkpoint.startswith("."):
+            return []  # a hub name, which transformers fetches
+        return [f"{checkpoint}: no checkpoint there; see checkpoints/README.md, or give --checkpoint"]
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind = config["model_type"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return [f"{folder}: config.json is missing or not a model's; fetch the checkpoint again"]
+    problems = []
+    expected = {"llava_vid": "llava", "llava_onevision": "llava"}.get(name, name)
+    if not str(kind).startswith(expected):
+        problems.append(f"{folder}: holds a {kind} model, {name} needs {expected}; check --checkpoint")
+    tower = config.get("mm_vision_tower") or ""
+    if expected == "llava" and "siglip" in tower and os.path.exists(tower):
+        problems.append(
+            f"{folder}/config.json: mm_vision_tower {tower} exists as a folder; LLaVA-NeXT then takes the "
+            "CLIP class and fails with a size mismatch; rename the folder and let the tower come from the "
+            "hub's cache"
+        )
+    size = sum(path.stat().st_size for pattern in WEIGHTS for path in folder.glob(pattern))
+    if not size:
+        problems.append(f"{folder}: no weights ({' or '.join(WEIGHTS)}); fetch the checkpoint again")
+    elif gpus and size * MEMORY_SHARE > gpu_memory():
+        problems.append(
+            f"{folder}: {size / 2**30:.0f} GiB of weights need {size * MEMORY_SHARE / 2**30:.0f} GiB on "
+            f"each GPU, the smallest has {gpu_memory() / 2**30:.0f}; use a larger one"
+        )
+    return problems
+
+
+def check_packages(model: Model) -> list[str]:
+    """Packages that are not installed, with how to get them."""
+    needed = [
+        ("lmms_eval", "pip install -r requirements-eval.txt"),
+        *([model.package] if model.package else []),
+    ]
+    problems = []
+    for package, remedy in needed:
+        try:
+            found = importlib.util.find_spec(package) is not None
+        except ImportError:
+            found = False
+        if not found:
+            problems.append(f"the package {package.split('.')[0]} is not installed; run: {remedy}")
+    return problems
+
+
+def count_gpus() -> int:
+    """CUDA devices of this machine."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def gpu_memory() -> int:
+    """Bytes of the GPU with the least memory."""
+    import torch
+
+    return min(torch.cuda.get_device_properties(at).total_memory for at in range(torch.cuda.device_count()))
+
+
+def task_environment(args: argparse.Namespace, label_file: Path, labels: LabelSet) -> dict[str, str]:
+    """What the plug-in and the tasks read."""
+    name = args.dataset.upper()
+    videos = Path(args.videos) if args.videos else labels.video_root
+    return {
+        **os.environ,
+        "LMMS_EVAL_PLUGINS": "evaluation",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        "FORCE_QWENVL_VIDEO_READER": "decord",  # the same reader for uniform frames and keyframes
+        f"AKS_{name}_LABELS": str(label_file.absolute()),
+        f"AKS_{name}_VIDEOS": str(videos.absolute()),
+    }
+
+
+def lmms_eval_command(
+    args: argparse.Namespace,
+    model: Model,
+    checkpoint: str | None,
+    max_frames: int,
+    gpus: int,
+    limit: int | None,
+    output: Path,
+    selection: Selection | None,
+) -> list[str]:
+    """lmms-eval's command line: one process a GPU, or one on the CPU."""
+    arguments = [f"pretrained={checkpoint}"] if checkpoint else []
+    arguments += [
+        *model.arguments,
+        f"{model.frames_argument}={max_frames}",
+        f"use_topk={selection is not None}",
+    ]
+    if selection is not None:
+        arguments += [
+            f"short_selection={args.short_selection}",
+            f"frames_digest=sha256-{selection.sha256[:16]}",
+        ]
+    if not gpus:
+        arguments = without_repeats([*arguments, *model.cpu_arguments])
+    if args.model_args:
+        arguments = without_repeats([*arguments, *args.model_args.split(",")])
+    launcher = [sys.executable, "-m"]
+    if gpus > 1:
+        launcher += ["accelerate.commands.launch", "--num_processes", str(gpus), "--multi_gpu"]
+        launcher += ["--main_process_port", "0", "-m"]  # any free one
+    return [
+        *launcher,
+        "lmms_eval",
+        *("--model", args.model, "--model_args", ",".join(arguments), "--tasks", TASKS[args.dataset]),
+        *("--include_path", str(ROOT / "datasets"), "--batch_size", "1", *model.flags),
+        *("--log_samples", "--log_samples_suffix", args.model, "--output_path", str(output)),
+        *(("--limit", str(limit)) if limit else ()),
+        *(() if gpus else ("--device", "cpu")),
+    ]
+
+
+def without_repeats(arguments: list[str]) -> list[str]:
+    """name=value arguments, of which a later one replaces an earlier one of the same name."""
+    return list({argument.split("=", 1)[0]: argument for argument in arguments}.values())
+
+
+if __name__ == "__main__":
+    errors.run(main)
