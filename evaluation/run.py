@@ -17,7 +17,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -43,7 +43,7 @@ class Model:
     """How lmms-eval runs one model.
 
     Attributes:
-        checkpoint: where its weights are looked for; None for a model that brings its own.
+        checkpoints: where its weights are looked for, in this order; none for a model that brings its own.
         max_frames: frames a question, in the paper.
         frames_argument: lmms-eval's name for it.
         arguments: other model arguments, as in the released scripts.
@@ -52,7 +52,7 @@ class Model:
         flags: flags for lmms-eval.
     """
 
-    checkpoint: str | None
+    checkpoints: tuple[str, ...]
     max_frames: int
     frames_argument: str
     arguments: tuple[str, ...] = ()
@@ -64,7 +64,7 @@ class Model:
 QWEN_UTILS = ("qwen_vl_utils", "pip install -r requirements-eval.txt")
 MODELS = {
     "llava_vid": Model(
-        "./checkpoints/llava_video_7b",
+        ("./checkpoints/llava_video_7b", "./checkpoints/LLaVA-Video-7B-Qwen2"),
         64,
         "max_frames_num",
         ("conv_template=chatml_direct", "video_decode_backend=decord", "overwrite=False"),
@@ -72,7 +72,7 @@ MODELS = {
         ("llava.model.builder", LLAVA_SOURCE),
     ),
     "llava_onevision": Model(
-        "./checkpoints/llava-onevision-qwen2-7b-ov",
+        ("./checkpoints/llava-onevision-qwen2-7b-ov",),
         32,
         "max_frames_num",
         (),
@@ -80,10 +80,10 @@ MODELS = {
         ("llava.model.builder", LLAVA_SOURCE),
     ),
     "qwen2_vl": Model(
-        "./checkpoints/Qwen2-VL-7B-Instruct", 32, "max_num_frames", (), ("device_map=cpu",), QWEN_UTILS
+        ("./checkpoints/Qwen2-VL-7B-Instruct",), 32, "max_num_frames", (), ("device_map=cpu",), QWEN_UTILS
     ),
     "qwen2_5_vl": Model(
-        "./checkpoints/Qwen2.5-VL-7B-Instruct",
+        ("./checkpoints/Qwen2.5-VL-7B-Instruct",),
         32,
         "max_num_frames",
         ("device_map=cuda",),
@@ -93,7 +93,7 @@ MODELS = {
         ("--force_simple",),
     ),
     "qwen3_vl": Model(
-        "./checkpoints/Qwen3-VL-8B-Instruct",
+        ("./checkpoints/Qwen3-VL-8B-Instruct",),
         32,
         "max_num_frames",
         ("device_map=cuda",),
@@ -101,7 +101,7 @@ MODELS = {
         QWEN_UTILS,
         ("--force_simple",),
     ),
-    "conse_qa": Model(None, 32, "max_frames_num"),
+    "conse_qa": Model((), 32, "max_frames_num"),
 }
 TASKS = {
     "longvideobench": "longvideobench_val_v_aks",
@@ -149,7 +149,7 @@ def main() -> int:
     limit = whole_number("limit", args.limit, 1)
     gpus = whole_number("gpus", args.gpus, 0)
     gpus = count_gpus() if gpus is None else gpus
-    checkpoint = args.checkpoint or model.checkpoint
+    checkpoint = args.checkpoint or first_existing(model.checkpoints)
     output = Path(args.output or f"./results/{args.model}/{args.dataset}_{args.frames}_{max_frames}")
 
     problems: list[str] = []
@@ -162,7 +162,9 @@ def main() -> int:
             problems.append(f"--short_selection {args.short_selection}: use strict or paper")
     for name, text in (("output", str(output)), ("checkpoint", checkpoint or "")):
         if "," in text or "=" in text:
-            problems.append(f"--{name} {text}: lmms-eval takes a comma or = for the end of a value; rename it")
+            problems.append(
+                f"--{name} {text}: lmms-eval takes a comma or = for the end of a value; rename it"
+            )
     problems += check_videos(labels, args.videos, limit)
     problems += check_checkpoint(args.model, checkpoint, gpus)
     problems += check_packages(model)
@@ -213,21 +215,26 @@ def checked(problems: list[str], attempt: Callable[[], Result]) -> Result | None
     try:
         return attempt()
     except UserError as error:
-        problems.append(str(error))
+        # The readers name the flags of the extraction scripts.
+        problems.append(str(error).replace("check --dataset_path or --label_file", "or give --labels"))
         return None
+
+
+def first_existing(places: Sequence[str]) -> str | None:
+    """The first place where something is; the first of all where nothing is; None of none."""
+    return next((place for place in places if Path(place).exists()), next(iter(places), None))
 
 
 def selection_path(given: str | None, dataset: str, max_frames: int) -> Path:
     """The selected frames: as given, or where the paper's files and ours lie."""
     if given:
         return Path(given)
-    folder = Path("./selected_frames") / dataset / "blip"
     candidates = [
-        folder / f"{dataset}_{max_frames}.json",  # the released files for 32 frames are called so
-        Path(f"./selected_frames_{max_frames}") / dataset / "blip/selected_frames.json",
-        folder / "selected_frames.json",
+        f"./selected_frames_{max_frames}/{dataset}/blip/selected_frames.json",
+        f"./selected_frames/{dataset}/blip/{dataset}_{max_frames}.json",  # the released files for 32 frames
+        f"./selected_frames/{dataset}/blip/selected_frames.json",
     ]
-    return next((path for path in candidates if path.exists()), candidates[-1])
+    return Path(next(filter(os.path.exists, candidates), candidates[-1]))
 
 
 def checked_selection(path: Path, labels: LabelSet | None, max_frames: int) -> Selection | None:
