@@ -142,6 +142,7 @@ def create_scorer(
     accepted = inspect.signature(scorer_class.__init__).parameters
     for option in options:
         if option not in accepted:
-            raise UserError(f"--{option} does not go with the {name} scorer ({backend})")
+            flag = "sevila_base" if option == "base" else option
+            raise UserError(f"--{flag} does not go with the {name} scorer ({backend})")
     precision = None if dtype is None else DTYPES[dtype]
     return scorer_class(checkpoint=checkpoint, device=resolved, dtype=precision, **options)

@@ -6,6 +6,7 @@ paper's code path; needs the packages of ``requirements-lavis.txt``.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from aks.scorers.weights import find_file, load_state, read_state_dict
 # LAVIS's configuration names the same files; the vision tower's width tells them apart.
 SOURCE = "https://storage.googleapis.com/sfr-vision-language-research/BLIP/models"
 DEFAULT_CHECKPOINT = "model_large_retrieval_coco.pth"
+BASE_CHECKPOINT = "model_base_retrieval_coco.pth"
 MODEL_TYPES = {1024: "large", 768: "base"}
 FRAMES_PER_PASS = 16
 
@@ -35,7 +37,9 @@ def import_lavis() -> None:
         UserError: LAVIS or something it needs is not installed.
     """
     try:
-        import lavis.models  # noqa: F401
+        with warnings.catch_warnings():  # LAVIS imports by timm's old names
+            warnings.simplefilter("ignore")
+            import lavis.models  # noqa: F401
     except Exception as error:  # a missing package, or torchvision's complaint about another torch
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
@@ -81,7 +85,9 @@ class LavisBlipScorer(Scorer):
         import_lavis()
         from lavis.processors.blip_processors import BlipCaptionProcessor, BlipImageEvalProcessor
 
-        path = find_file(self.checkpoint, source=f"{SOURCE}/{Path(self.checkpoint).name}")
+        base = Path(self.checkpoint).name == BASE_CHECKPOINT
+        published = BASE_CHECKPOINT if base else DEFAULT_CHECKPOINT  # whatever was asked for, say a hub name
+        path = find_file(self.checkpoint, source=f"{SOURCE}/{published}")
         self.model = _load_model(path).to(device=self.device, dtype=self.dtype)
         self.image_processor = BlipImageEvalProcessor(image_size=384)
         self.caption_processor = BlipCaptionProcessor()
