@@ -31,8 +31,8 @@ class EvaluationError(SystemExit):
     """
 
     def __init__(self, text: str) -> None:
-        """``text``: one line naming file, entry and remedy."""
-        super().__init__(f"error: {text}")
+        """``text``: naming file, entry and remedy; a decoder's message in it may have several lines."""
+        super().__init__(f"error: {' '.join(text.splitlines())}")
 
 
 @dataclass(frozen=True)

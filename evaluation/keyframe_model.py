@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -50,7 +51,8 @@ class KeyframeModel:
         # "sha256-" keeps lmms-eval from taking a digest of figures alone for a number.
         digest = str(frames_digest).removeprefix("sha256-")
         self.showing = Showing(use_topk, budget, short_selection, digest)
-        if use_topk and not digest and any(argument.startswith("--use_cache") for argument in sys.argv):
+        # As argparse takes it: also shortened, and -c, alone or with its value.
+        if use_topk and not digest and any(re.match(r"--u|-c", argument) for argument in sys.argv[1:]):
             raise EvaluationError(
                 "--use_cache does not look at the frames: say which selection it is, with the model argument "
                 "frames_digest=sha256-<first figures of frame_sha256 in include_frame_idx.json>"
@@ -105,9 +107,15 @@ class KeyframeModel:
         return [answers.get(key) for key in keys]
 
     def _ask(self, requests: list[Any]) -> list[Any]:
-        given = super().generate_until([self._noting_document(request) for request in requests])
-        self.after_answers(len(requests))
-        return given
+        try:
+            given = super().generate_until([self._noting_document(request) for request in requests])
+        except EvaluationError as error:
+            text = str(error.code).removeprefix("error: ")
+        else:
+            self.after_answers(len(requests))
+            return given
+        # Anew, so that upstream's progress bar ends with its frames, and its line before the message.
+        raise EvaluationError(text)
 
     def _key(self, answers: Answers, request: Any) -> str:
         prompt, arguments = request.arguments[: self.visual_position]

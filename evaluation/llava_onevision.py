@@ -32,9 +32,9 @@ class LlavaOneVision(KeyframeModel, upstream.Llava_OneVision):
         """Frames (n, height, width, 3) uint8."""
         if self.document is None:
             raise EvaluationError("only generate_until knows which question a video is loaded for")
+        path = video_path if isinstance(video_path, str) else video_path[0]
         numbers = self.showing.keyframes(self.document)
         if numbers is None:  # upstream's uniform rule is also the released code's for short selections
-            return self.upstream_video(super().load_video, video_path, max_frames_num)
-        path = video_path if isinstance(video_path, str) else video_path[0]
+            return self.upstream_video(super().load_video, path, max_frames_num)
         frames, _ = read_frames(path, numbers, self.document)
         return frames.pixels

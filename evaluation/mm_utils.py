@@ -16,8 +16,15 @@ from transformers import StoppingCriteria
 
 from evaluation.frames import EvaluationError
 
-# The model types that LLaVA-NeXT's builder tells apart, by these very parts of a name.
-MODEL_TYPES = ("llava_qwen", "llava_llama", "llava_mistral", "llava_mixtral", "llava_gemma", "llava_qwen_moe")
+# The names that LLaVA-NeXT's builder tells apart, by the class each stands for.
+MODEL_TYPES = {
+    "LlavaQwenForCausalLM": "llava_qwen",
+    "LlavaLlamaForCausalLM": "llava_llama",
+    "LlavaMistralForCausalLM": "llava_mistral",
+    "LlavaMixtralForCausalLM": "llava_mixtral",
+    "LlavaGemmaForCausalLM": "llava_gemma",
+    "LlavaQwenMoeForCausalLM": "llava_qwen_moe",
+}
 
 
 class StopOnKeywords(StoppingCriteria):
@@ -55,12 +62,16 @@ def model_name_for(pretrained: str) -> str:
     if not config.is_file():
         return Path(pretrained).name  # a hub name: the builder's rule, as upstream applies it
     try:
-        kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+        settings = json.loads(config.read_text(encoding="utf-8"))
+        stated, classes = settings.get("model_type"), settings.get("architectures")
     except (ValueError, AttributeError):
         raise EvaluationError(f"{config}: not a model's configuration; fetch the checkpoint again") from None
-    if kind not in MODEL_TYPES:
+    kind = stated
+    if stated == "llava":  # lmms-lab's published checkpoints say so, and conversions of other LLaVAs
+        kind = next((kind for name, kind in MODEL_TYPES.items() if classes == [name]), None)
+    if kind not in MODEL_TYPES.values():
         raise EvaluationError(
-            f"{config}: model_type is {kind!r}, none that LLaVA-NeXT loads ({', '.join(MODEL_TYPES)}); "
-            "fetch lmms-lab's checkpoint, not a conversion"
+            f"{config}: model_type is {stated!r} with architectures {classes}, none that LLaVA-NeXT loads "
+            f"({', '.join(MODEL_TYPES.values())}); fetch lmms-lab's checkpoint, not a conversion"
         )
     return kind

@@ -1,6 +1,6 @@
 """Results folders of lmms-eval, read back question by question and checked against the recorded score.
 
-A run with ``--log_samples`` leaves two files, in ``--output_path`` or in a folder of the checkpoint's name there::
+A run with ``--log_samples`` leaves two files in ``--output_path`` or in the checkpoint's folder there::
 
     <date>_results.json            the score, the model and its arguments
     <date>_samples_<task>.jsonl    a line a question
@@ -151,7 +151,7 @@ def find_results(place: Path) -> list[Path]:
     found = [place] if place.is_file() else [path for path in place.rglob(f"*{RESULTS}") if path.is_file()]
     if not found:
         raise UserError(
-            f"{place}: no *{RESULTS} there; lmms-eval writes one when a run has ended well, with --output_path"
+            f"{place}: no *{RESULTS} there; lmms-eval writes one when it ended well, with --output_path"
         )
     return sorted(found, key=lambda path: (date_of(path), str(path)))
 
@@ -308,7 +308,7 @@ def parse_model_args(text: str | Mapping[str, Any]) -> dict[str, Any]:
         return dict(text)
     arguments, current, depth, quote = [], "", 0, ""
     for character in text + ",":
-        if character == "," and depth <= 0 and not quote:  # not within brackets or quotes
+        if character == "," and depth == 0 and not quote:  # not within brackets or quotes
             arguments.append(current.strip())
             current = ""
             continue
@@ -353,7 +353,7 @@ def format_table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int =
         rows: cells.
         left: how many columns are aligned left; the others are right.
     """
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in (head, *rows)]
+    cells = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     justify: list[Callable[[str, int], str]] = [
         str.ljust if at < left else str.rjust for at in range(len(widths))

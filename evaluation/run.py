@@ -373,6 +373,7 @@ def lmms_eval_command(
         f"{model.frames_argument}={max_frames}",
         f"use_topk={selection is not None}",
     ]
+    arguments.append(f"answers={output}/answers")
     if selection is not None:
         arguments += [
             f"short_selection={args.short_selection}",

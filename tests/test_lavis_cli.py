@@ -4,8 +4,8 @@ LAVIS builds BLIP base and ViT-g at their real size, whatever a checkpoint holds
 few frames. In the checkpoints all blocks of a tower have the weights of its first one, stored once.
 """
 
-import os
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -247,7 +247,7 @@ def test_lavis_does_not_go_on_with_the_default_backends_run(blip, run_of, extrac
 
 @pytest.mark.skipif(
     not os.environ.get("AKS_SLOW_TESTS"),
-    reason="two minutes: LAVIS builds ViT-g at full size (AKS_SLOW_TESTS)",
+    reason="two minutes: LAVIS builds ViT-g in full (AKS_SLOW_TESTS)",
 )
 def test_sevila_gives_the_default_backends_files(sevila, run_of):
     runs = [result(run_of(sevila, backend), "sevila") for backend in sevila.checkpoint]

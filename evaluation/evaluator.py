@@ -1,0 +1,95 @@
+"""Report one run of lmms-eval by group, or say that it did not end with results.
+
+    python evaluation/evaluator.py --results results/llava_vid/videomme_aks_64 --questions 2700
+
+lmms-eval ends with status 0 even when it failed. This ends with 1 unless there is a results file, not older
+than asked for, whose samples are complete and give the score that it records.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, from anywhere
+
+from aks import errors
+from aks.errors import UserError
+from evaluation.results import TASKS, Run, accuracy, format_table, groups_of, read_runs
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command's flags."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--results", required=True, help="lmms-eval's --output_path; the newest run counts")
+    parser.add_argument(
+        "--since", type=float, default=0, help="when the run began, seconds since 1970 (default: any time)"
+    )
+    parser.add_argument("--questions", type=int, help="how many questions it should have answered")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Print the report and return 0, or one line and 1."""
+    args = parse_arguments()
+    try:
+        runs = read_newest(Path(args.results), args.since, args.questions)
+    except UserError as error:  # here it is the run that failed, not the command
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print("\n\n".join(report(run) for run in runs))
+    return 0
+
+
+def read_newest(folder: Path, since_s: float = 0, questions: int | None = None) -> list[Run]:
+    """The runs in a folder's newest results file, one a task.
+
+    Args:
+        folder: where lmms-eval wrote them.
+        since_s: seconds since 1970; older files do not count.
+        questions: how many samples there should be; None for as many as the results file says.
+
+    Raises:
+        UserError: no such file, or it does not hold what it should.
+    """
+    written = []
+    if folder.exists():
+        written = [path for path in folder.rglob("*_results.json") if path.stat().st_mtime >= since_s]
+    if not written:
+        raise UserError(
+            f"{folder}: the run wrote no results file there; lmms-eval's log above says why "
+            "(it ends with status 0 all the same)"
+        )
+    path = max(written, key=lambda path: (path.stat().st_mtime, path.name))
+    runs, others = read_runs(path)
+    if not runs:
+        raise UserError(f"{path}: no results of {', '.join(TASKS)}, but of {', '.join(others) or 'nothing'}")
+    for run in runs:
+        if questions is not None and len(run.samples) != questions:
+            raise UserError(
+                f"{path}: {len(run.samples)} questions of {run.task} were answered, not {questions}; "
+                "lmms-eval's log above says why"
+            )
+    return runs
+
+
+def report(run: Run) -> str:
+    """Accuracy over all questions and by group, for people."""
+    samples = list(run.samples.values())
+    shown = f"keyframes ({run.short_selection})" if run.use_topk else "uniform frames"
+    rows = [("all", "", str(len(samples)), f"{run.accuracy:.2f}")]
+    for grouping in samples[0].groups:
+        for group, members in groups_of(samples, grouping).items():
+            rows.append((grouping, group, str(len(members)), f"{accuracy(members):.2f}"))
+    limit = "" if run.limit is None else f", limit {run.limit:g}: not comparable"
+    title = f"{run.model} on {run.benchmark}, {shown}, at most {run.max_frames or '?'}{limit}"
+    return f"{title}\n{run.path}\n\n" + format_table(
+        ("grouping", "group", "questions", "accuracy"), rows, left=2
+    )
+
+
+if __name__ == "__main__":
+    errors.run(main)
