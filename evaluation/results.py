@@ -8,6 +8,7 @@ A run with ``--log_samples`` leaves two files in ``--output_path`` or in the che
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -35,6 +36,7 @@ class Metric:
         prediction: field of the letter that was answered; the right one's is ``answer``.
         groupings: name of a grouping to its field; the first one is by duration.
         video: field of the video's name; None where samples do not tell it.
+        video_in_id: a question's id is its video's name, _ and a number.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Metric:
     prediction: str
     groupings: Mapping[str, str]
     video: str | None = None
+    video_in_id: bool = False
 
 
 LVB_ACC = Metric(
@@ -52,6 +55,7 @@ LVB_ACC = Metric(
     "parsed_pred",
     {"duration_group": "duration_group", "question_category": "question_category"},
 )
+LVB_ACC_BY_VIDEO = dataclasses.replace(LVB_ACC, video_in_id=True)
 VIDEOMME_SCORE = Metric(
     "videomme_perception_score",
     100,
@@ -68,9 +72,9 @@ VIDEOMME_SCORE = Metric(
 # Task -> the benchmark it is a run of, and its metric. Upstream's own tasks are not among them: their
 # prompts can differ from those of the tasks here.
 TASKS = {
-    "longvideobench_val_v_aks": ("LongVideoBench", LVB_ACC),
-    "longvideobench_val_i_uni": ("LongVideoBench, pictures and subtitles", LVB_ACC),
-    "longvideobench_val_i_aks": ("LongVideoBench, pictures and subtitles", LVB_ACC),
+    "longvideobench_val_v_aks": ("LongVideoBench", LVB_ACC_BY_VIDEO),
+    "longvideobench_val_i_uni": ("LongVideoBench, pictures and subtitles", LVB_ACC_BY_VIDEO),
+    "longvideobench_val_i_aks": ("LongVideoBench, pictures and subtitles", LVB_ACC_BY_VIDEO),
     "videomme_aks": ("VideoMME", VIDEOMME_SCORE),
     "videomme_w_subtitle_aks": ("VideoMME with subtitles", VIDEOMME_SCORE),
     "custom_aks": ("custom", LVB_ACC),
@@ -245,11 +249,15 @@ def _sample(where: str, line: bytes, metric: Metric) -> Sample:
     for name in (metric.id, "answer", metric.prediction, *metric.groupings.values()):
         if not isinstance(entry.get(name), str | int):
             raise UserError(f"{where}: {metric.name}: {name!r} is missing or no text; evaluate again")
+    video = entry.get(metric.video) if metric.video else None
+    if metric.video_in_id:
+        video, _, number = str(entry[metric.id]).rpartition("_")
+        video = video if number.isdigit() else None
     return Sample(
         id=str(entry[metric.id]),
         correct=entry[metric.prediction] == entry["answer"],
         answer=str(entry["answer"]),
-        video=str(entry[metric.video]) if metric.video and entry.get(metric.video) else None,
+        video=str(video) if video else None,
         groups={grouping: str(entry[name]) for grouping, name in metric.groupings.items()},
     )
 

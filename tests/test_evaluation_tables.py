@@ -645,3 +645,12 @@ def test_a_run_without_results_fails(tmp_path, run_script):
     write_run(tmp_path / "run", [True, False], date="20260202_000000")
     done = run_script(*command, "--questions", 2)
     assert done.returncode == 0 and "50.00" in done.stdout
+
+
+def test_longvideobench_s_ids_tell_the_videos_that_are_resampled(tmp_path, run_tables):
+    uniform, aks = counts(4, 1, 5, 2)
+    questions = [{"id": f"a_b-{at // 3}_{at % 3}"} for at in range(12)]
+    write_pair(tmp_path / "a", uniform, aks, questions=questions, task="longvideobench_val_v_aks")
+    assert run_tables(tmp_path / "a")[0][-1][0]["resampled"] == "videos"
+    write_pair(tmp_path / "b", uniform, aks, questions=questions, task="custom_aks")
+    assert run_tables(tmp_path / "b")[0][-1][0]["resampled"] == "questions"
