@@ -11,4 +11,5 @@ environment_torchvision
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 ruff check .
 ruff format --check .
-python -m pytest "$@"
+workers=$(nproc)
+python -m pytest -n $((workers < 4 ? workers : 4)) --dist worksteal "$@"

@@ -13,6 +13,7 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -281,7 +282,8 @@ def check_checkpoint(name: str, checkpoint: str | None, gpus: int) -> list[str]:
         return []
     folder = Path(checkpoint)
     if not folder.exists():
-        if checkpoint.count("/") == 1 and not checkpoint.startswith("."):
+        owner = checkpoint.partition("/")[0]
+        if re.fullmatch(r"\w[\w.-]*/[\w.-]+", checkpoint) and not Path(owner).exists():
             return []  # a hub name, which transformers fetches
         return [f"{checkpoint}: no checkpoint there; see checkpoints/README.md, or give --checkpoint"]
     try:
