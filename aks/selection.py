@@ -48,26 +48,46 @@ def judge_and_split(scores: np.ndarray, budget: int, t1: float, t2: float, max_d
     so a segment of at most ``budget`` candidates has a difference of 0 up to rounding, and the sums
     run in the released code's order, so that even ``t1 = 0`` decides as it does).
 
+    Most segments need no sorting, and many no sums: the best of a half are no better than the best of
+    the whole, and no mean is below 0.
+
     Args:
-        scores: normalised relevance, (n,).
+        scores: normalised relevance, (n,), 0 to 1.
         budget: number of keyframes wanted.
         t1: least difference of means for which a segment stays whole.
         t2: least standard deviation for which a segment stays whole.
         max_depth: most halvings.
     """
+    rounding = len(scores) * 2**-50  # more than the order of a sum can change a mean of 0 to 1
+    final: list[Segment] = []
 
-    def split(segment: Segment) -> list[Segment]:
-        start, stop, depth = segment
-        part = scores[start:stop]
-        if not len(part):
-            return []
-        excess = np.sort(part)[::-1][:budget].mean() - part.mean()
-        if depth == max_depth or (excess > t1 and part.std() > t2):
-            return [segment]
-        middle = start + len(part) // 2
-        return split(Segment(start, middle, depth + 1)) + split(Segment(middle, stop, depth + 1))
+    def split(start: int, stop: int, depth: int, ceiling: float) -> None:
+        """``ceiling``: the mean of the ``budget`` best scores is no more."""
+        if start == stop:
+            return
+        few = stop - start <= budget  # all its scores are its best: a difference of 0, up to rounding
+        whole = depth == max_depth
+        if not whole and (rounding if few else ceiling) > t1:
+            part = scores[start:stop]
+            mean = _mean(part)
+            if few or ceiling - mean > t1:
+                best = _mean(np.sort(part)[::-1][:budget])
+                whole = best - mean > t1 and (t2 < 0 or part.std() > t2)
+                ceiling = best + rounding
+        if whole:
+            final.append(Segment(start, stop, depth))
+        else:
+            middle = start + (stop - start) // 2
+            split(start, middle, depth + 1, ceiling)
+            split(middle, stop, depth + 1, ceiling)
 
-    return split(Segment(0, len(scores), 0))
+    split(0, len(scores), 0, np.inf)
+    return final
+
+
+def _mean(values: np.ndarray) -> float:
+    """``values.mean()``, the same to the last bit, in a third of its time for a few values."""
+    return np.add.reduce(values) / len(values)
 
 
 def spend(scores: np.ndarray, segments: Sequence[Segment], budget: int, quota: str) -> np.ndarray:
@@ -85,21 +105,22 @@ def spend(scores: np.ndarray, segments: Sequence[Segment], budget: int, quota: s
         budget: number of keyframes wanted, at most n.
         quota: ``full`` or ``paper``.
     """
+    start, stop, depth = map(np.array, zip(*segments, strict=True))
+    whole, remainder = np.divmod(budget, 2**depth)
+    candidates = stop - start
+    labels = np.repeat(np.arange(len(start), dtype=np.min_scalar_type(len(start))), candidates)
+    ranked = np.lexsort((-scores, labels))  # segment by segment; in each the best first, ties the earlier
     taken = np.zeros(len(scores), dtype=bool)
-    waiting: list[tuple[float, float, int]] = []  # (-remainder, -next score, position)
-    for start, stop, depth in segments:
-        whole, remainder = divmod(budget, 2**depth)
-        order = start + best_first(scores[start:stop])
-        taken[order[:whole]] = True
-        if remainder and whole < len(order):
-            following = int(order[whole])
-            waiting.append((-remainder / 2**depth, -scores[following], following))
+    taken[ranked[np.arange(len(scores)) < np.repeat(start + whole, candidates)]] = True
     if quota == "full":
-        for *_, position in sorted(waiting)[: budget - int(taken.sum())]:
-            taken[position] = True
-        missing = budget - int(taken.sum())
-        free = np.flatnonzero(~taken)
-        taken[free[best_first(scores[free])[:missing]]] = True
+        waits = (remainder > 0) & (whole < candidates)
+        following = ranked[(start + whole)[waits]]
+        largest = np.lexsort((following, -scores[following], -(remainder / 2**depth)[waits]))
+        taken[following[largest[: budget - np.count_nonzero(taken)]]] = True
+        missing = budget - np.count_nonzero(taken)
+        if missing:
+            free = np.flatnonzero(~taken)
+            taken[free[best_first(scores[free])[:missing]]] = True
     return np.flatnonzero(taken)
 
 

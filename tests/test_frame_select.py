@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from aks import select_keyframes
+from aks import UserError, outscores, select_keyframes
 
+ROOT = Path(__file__).resolve().parent.parent
 RNG = np.random.default_rng(3)
 SCORES = [RNG.random(200).tolist(), RNG.random(50).tolist(), [0.5] * 100, [1, 2, 3]]
 FRAMES = [(np.arange(len(row)) * 29).tolist() for row in SCORES]
@@ -143,3 +148,99 @@ def test_a_mistake_is_one_line_status_2_and_nothing_is_written(
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "sel").exists()
+
+
+def test_the_command_loads_nothing_slow():
+    code = "import sys, frame_select; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    heavy = {"torch", "transformers", "matplotlib", "av", "decord", "PIL", "aks.benchmarks", "aks.video"}
+    assert not heavy & set(done.stdout.split())
+
+
+# --- the fast reader: what it takes, the careful one takes, with the same numbers --------------------
+
+
+def read_with(reader, path: Path) -> list[np.ndarray] | str:
+    try:
+        return reader(path)
+    except UserError as error:
+        return str(error)
+
+
+def assert_read_alike(path: Path) -> None:
+    expected = read_with(outscores._read_carefully, path)
+    found = read_with(outscores.read_number_lists, path)
+    assert isinstance(found, str) == isinstance(expected, str), (found, expected)
+    if isinstance(expected, str):
+        assert found == expected
+    else:
+        assert [row.tobytes() for row in found] == [row.tobytes() for row in expected]
+        assert all(row.dtype == np.float64 for row in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "fast"),
+    [
+        ("[[1, 2.5], [], [-0.0, 1e-7]]", True),
+        (" [\n[1 ,\t2]\r\n] ", True),
+        ("[]", True),
+        ("[[5e-324, 1e-400, 2.4703282292062328e-324, 1.7976931348623157e308]]", True),
+        ("[[9007199254740993, 18446744073709551615, -9223372036854775808]]", True),
+        ("[[0.1000000000000000055511151231257827021181583404541015625000000000001]]", True),
+        ("[[18446744073709551616, " + "9" * 300 + "]]", False),  # json takes whole numbers of any size
+        ("[[1, 2], [[3], [4]]]", False),
+        ("[[[1]], [[2]]]", False),
+        ("[[1], 2]", False),
+        ('[[1], "[2]"]', False),
+        ('[[1], {"[": 2}]', False),
+        ("{}", False),
+        ('"["', False),
+        ("null", False),
+        ("3", False),
+        ("", False),
+        ("[[1, 2]", False),
+        ("[[1, 2]] [", False),
+        ("[[01]]", False),
+        ("[[1.]]", False),
+        ("[[+1]]", False),
+        ("[[1, NaN]]", False),
+        ("[[1e999]]", False),
+        ("[[true]]", False),
+        ("[[null, [2]]]", False),
+        ("[" * 2000, False),
+    ],
+)
+def test_the_fast_reader_takes_plain_lists_and_leaves_the_rest_to_json(tmp_path, text, fast):
+    path = tmp_path / "scores.json"
+    path.write_text(text)
+    assert_read_alike(path)
+    try:
+        outscores._read_fast(path)
+    except (ValueError, TypeError, AttributeError, RuntimeError):
+        assert not fast
+    else:
+        assert fast
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_other_encodings_of_json_are_read(tmp_path, encoding):
+    path = tmp_path / "scores.json"
+    path.write_text("[[1, 2.5]]", encoding=encoding)
+    assert_read_alike(path)
+
+
+values = st.one_of(
+    st.floats(), st.integers(), st.integers(-(2**70), 2**70), st.none(), st.booleans(), st.text(max_size=2)
+)
+documents = st.lists(st.one_of(st.lists(st.floats(allow_nan=False)), st.lists(values), values), max_size=5)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(document=documents, at=st.integers(0, 200), typo=st.sampled_from(["", *'[]{},:.-+eE01 "\\N\n']))
+def test_no_file_is_read_otherwise_than_by_json(tmp_path, document, at, typo):
+    path = tmp_path / "scores.json"
+    text = json.dumps(document)
+    path.write_text(text)
+    assert_read_alike(path)
+    path.write_text(text[:at] + typo + text[at + 1 :])
+    assert_read_alike(path)

@@ -115,6 +115,52 @@ def test_selection_equals_the_naive_reading(kind):
     assert losses  # the trials reach both sides: whole quotas, and quotas that lose fractions
 
 
+def all_differences(scores, budget, max_depth):
+    """(start, stop, depth): difference of means and standard deviation of every segment, none left out."""
+    found = {}
+
+    def visit(start, stop, depth):
+        part = scores[start:stop]
+        if len(part):
+            difference = np.sort(part)[::-1][:budget].mean() - part.mean()
+            found[start, stop, depth] = difference, part.std()
+            if depth < max_depth:
+                middle = start + len(part) // 2
+                visit(start, middle, depth + 1)
+                visit(middle, stop, depth + 1)
+
+    visit(0, len(scores), 0)
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_thresholds_decide_to_the_last_bit(kind):
+    """The judge leaves out sums whose outcome is certain; each threshold here hits one of them exactly."""
+    rng = np.random.default_rng(len(KINDS) + KINDS.index(kind))
+    for trial in range(60):
+        n = int(rng.integers(1, 2001 if trial % 20 == 0 else 200))
+        budget, depth = int(rng.integers(1, 65)), int(rng.integers(0, 6))
+        scores = normalise(score_list(kind, n, rng))
+        found = all_differences(scores, budget, depth)
+        differences, deviations = np.array(list(found.values())).T
+        picked = rng.choice(differences, 4)
+        thresholds = [*picked, *np.nextafter(picked, -9), *np.nextafter(picked, 9)]
+        for t1 in [*thresholds, 0.0, 1e-17, -1e-17, 1e-9, -1.0, np.inf, -np.inf]:
+            for t2 in (-100, 0.0, rng.choice(deviations)):
+                expected, reached = [], {(0, n, 0)}
+                for segment, (difference, deviation) in found.items():  # parents before their halves
+                    start, stop, level = segment
+                    if segment not in reached:
+                        continue
+                    if level == depth or (difference > t1 and deviation > t2):
+                        expected.append(segment)
+                    else:
+                        middle = start + (stop - start) // 2
+                        reached |= {(start, middle, level + 1), (middle, stop, level + 1)}
+                case = f"{kind} n={n} budget={budget} t1={t1!r} t2={t2!r} depth={depth}"
+                assert judge_and_split(scores, budget, t1, t2, depth) == sorted(expected), case
+
+
 @pytest.mark.parametrize(("budget", "depth", "left"), [(16, 5, 0), (48, 5, 32), (8, 3, 8), (12, 3, 8)])
 def test_paper_quota_loses_fractions_and_the_default_does_not(budget, depth, left):
     scores, frames = np.linspace(0, 1, 640), np.arange(640)
