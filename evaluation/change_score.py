@@ -119,7 +119,7 @@ def merge(labels: LabelSet, selection: Selection, output: Path) -> None:
             f"{output}: is the label file itself, which is never changed; choose another --output"
         )
     text = labels.path.read_text(encoding="utf-8-sig")
-    lines = text.splitlines() if labels.path.suffix == ".jsonl" else []
+    lines = text.split("\n") if labels.path.suffix == ".jsonl" else []
     entries = [json.loads(line) for line in lines if line.strip()] if lines else json.loads(text)
     origin = {
         "frame_budget": selection.budget,

@@ -192,11 +192,22 @@ def uniform_one_a_second(num_frames: int, fps: float, budget: int) -> np.ndarray
 def uniform_qwen2(num_frames: int, fps: float, budget: int) -> np.ndarray:
     """qwen-vl-utils' two frames a second (4 to 768 of them), evenly thinned to the budget, (n,) int64.
 
-    Qwen2-VL's and Qwen2.5-VL's rule in lmms-eval.
+    Qwen2-VL's rule in lmms-eval. None of a video of one frame, which qwen-vl-utils cannot sample.
     """
     read = min(min(max(num_frames / fps * 2, 4), min(768, num_frames) // 2 * 2), num_frames)
     sampled = _rounded_linspace(num_frames, int(read) // 2 * 2)
+    if not len(sampled):
+        return sampled
     return sampled[np.unique(np.linspace(0, len(sampled) - 1, budget, dtype=int))]
+
+
+def uniform_qwen2_5(num_frames: int, fps: float, budget: int) -> np.ndarray:
+    """As ``uniform_qwen2``, but never without the last frame, which shows two at a budget of one.
+
+    Qwen2.5-VL's rule in lmms-eval.
+    """
+    shown = uniform_qwen2(num_frames, fps, budget)
+    return np.union1d(shown, [num_frames - 1]) if len(shown) else shown
 
 
 def uniform_qwen3(num_frames: int, fps: float, budget: int) -> np.ndarray:
@@ -239,5 +250,6 @@ UNIFORM_RULES: dict[str, Callable[[int, float, int], np.ndarray]] = {
     "linspace": lambda num_frames, fps, budget: uniform_linspace(num_frames, budget),
     "one_a_second": uniform_one_a_second,
     "qwen2": uniform_qwen2,
+    "qwen2_5": uniform_qwen2_5,
     "qwen3": uniform_qwen3,
 }

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from aks.video import calm_decoders
 from evaluation.answers import Answers, fingerprint
 from evaluation.frames import EvaluationError, Showing, check_video, count_short, question_id
@@ -36,6 +38,7 @@ class KeyframeModel:
     document: Mapping[str, Any] | None = None
     visual_position = 2
     frames_argument = "max_frames_num"  # upstream's name for its number of frames
+    rule_arguments: tuple[str, ...] = ()  # upstream's arguments that change which uniform frames it shows
 
     def __init__(
         self,
@@ -47,7 +50,7 @@ class KeyframeModel:
         **kwargs: Any,
     ) -> None:
         """Take our arguments, check them before any weights load, give the rest to upstream."""
-        budget = kwargs.get(self.frames_argument, self.default_budget())
+        budget = kwargs.get(self.frames_argument, self.upstreams_default(self.frames_argument))
         # "sha256-" keeps lmms-eval from taking a digest of figures alone for a number.
         digest = str(frames_digest).removeprefix("sha256-")
         self.showing = Showing(use_topk, budget, short_selection, digest)
@@ -58,6 +61,11 @@ class KeyframeModel:
                 "frames_digest=sha256-<first figures of frame_sha256 in include_frame_idx.json>"
             )
         self.refuse(kwargs)
+        self._other_rule = [
+            f"{name}={kwargs[name]}"
+            for name in self.rule_arguments
+            if name in kwargs and kwargs[name] != self.upstreams_default(name)
+        ]
         self._answers_folder = answers
         self._identity = {
             "model": type(self).__name__,
@@ -68,15 +76,15 @@ class KeyframeModel:
         super().__init__(*args, **kwargs)
 
     @classmethod
-    def default_budget(cls) -> int:
-        """Upstream's own default for its number of frames."""
+    def upstreams_default(cls, argument: str) -> Any:
+        """Upstream's own default for one of its arguments."""
         for base in cls.__mro__:
             if issubclass(base, KeyframeModel):
                 continue
-            parameter = inspect.signature(base.__init__).parameters.get(cls.frames_argument)
+            parameter = inspect.signature(base.__init__).parameters.get(argument)
             if parameter is not None:
-                return int(parameter.default)
-        raise TypeError(f"{cls.__name__}: upstream has no argument {cls.frames_argument}")
+                return parameter.default
+        raise TypeError(f"{cls.__name__}: upstream has no argument {argument}")
 
     def refuse(self, arguments: dict[str, Any]) -> None:
         """Raise EvaluationError for upstream's arguments that would contradict the frames shown."""
@@ -155,6 +163,10 @@ class KeyframeModel:
                 f"question {question_id(self.document or {})}: {args[0]}: cannot be read: {error}"
             ) from None
 
+    def check_video(self, path: str, numbers: np.ndarray | None) -> str | None:
+        """What is wrong with a video before it is decoded, or None."""
+        return check_video(path, numbers)
+
     def _noting_document(self, request: Any) -> Any:
         arguments = list(request.arguments)
         arguments[self.visual_position] = self._noting(arguments[self.visual_position])
@@ -188,7 +200,7 @@ class KeyframeModel:
             if doc.get("pictures"):
                 continue  # decoded by the task itself, which ends the evaluation where it cannot
             for visual in doc_to_visual(doc):
-                if problem := check_video(visual, numbers):
+                if problem := self.check_video(visual, numbers):
                     problems[problem] = None
         if problems:
             more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
@@ -215,6 +227,16 @@ class KeyframeModel:
                 f"task {task}: its subtitles are those of use_topk={doc.get('use_topk')}, "
                 f"frame_num={doc.get('frame_num')}; run evaluation/insert_frame_num.py "
                 f"--use_topk {self.showing.use_topk} --frame_num {self.showing.budget}"
+            )
+        if doc.get("subtitle_frames") and self.showing.refills(doc):
+            raise EvaluationError(
+                f"task {task}: question {question_id(doc)}: short_selection=paper shows uniform frames, "
+                "the subtitles are those of its keyframes; use short_selection=strict"
+            )
+        if doc.get("subtitle_frames") and not self.showing.use_topk and self._other_rule:
+            raise EvaluationError(
+                f"task {task}: its subtitles are those of the model's uniform frames without "
+                f"{', '.join(self._other_rule)}; leave that out"
             )
 
     def _summary(self, docs: Sequence[Mapping[str, Any]]) -> str:

@@ -17,6 +17,8 @@ upstream.KeywordsStoppingCriteria = StopOnKeywords
 class LlavaVid(KeyframeModel, upstream.LlavaVid):
     """``use_topk=True`` shows the keyframes; otherwise exactly upstream's uniform frames."""
 
+    rule_arguments = ("video_fps", "force_sample")
+
     def __init__(self, pretrained: str, **kwargs: Any) -> None:
         """Upstream's arguments and ours; the class is chosen by the checkpoint's config, not its folder."""
         upstream.get_model_name_from_path = model_name_for

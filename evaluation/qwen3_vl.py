@@ -15,3 +15,9 @@ class Qwen3VL(QwenKeyframes, Qwen3_VL):
     """``use_topk=True`` shows the keyframes; otherwise exactly upstream's uniform frames."""
 
     patch_size = 16
+    rule_arguments = ("fps", "total_pixels")
+    endings = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".mpeg", ".mpg")
+
+    def reads(self, path: str) -> bool:
+        """As upstream does, in capital letters or small ones."""
+        return path.lower().endswith(self.endings)

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from media import write_video
+
+from evaluation import change_score
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS, ROWS = 5, 4  # blocks of a numbered picture
@@ -121,7 +124,7 @@ def write_longvideobench_labels(folder: Path, videos: Sequence[str], **fields: A
 
 
 def write_videomme_labels(folder: Path, videos: Sequence[str], **fields: Any) -> Path:
-    """``videomme.json`` with one question a video id (no ending), in the real file's fields; the answer is A."""
+    """``videomme.json`` with one question a video id (no ending), in the real file's fields; answer A."""
     entries = [
         {
             "video_id": f"{at + 1:03}",
@@ -157,11 +160,11 @@ def merge_selection(
     """``include_frame_idx.json`` beside the labels, as evaluation/change_score.py writes it."""
     chosen = labels.with_name("chosen.json")
     chosen.write_text(json.dumps([list(row) for row in selection]))
-    command = [sys.executable, str(ROOT / "evaluation/change_score.py"), "--dataset_name", dataset]
-    command += ["--base_score_path", str(chosen.parent), "--score_type", chosen.stem]
-    command += ["--label_file", str(labels), *(["--budget", str(budget)] if budget else [])]
-    done = subprocess.run(command, text=True, capture_output=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    argv = ["change_score.py", "--dataset_name", dataset, "--base_score_path", str(chosen.parent)]
+    argv += ["--score_type", chosen.stem, "--label_file", str(labels)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [*argv, *(["--budget", str(budget)] if budget else [])])
+        change_score.main()
     return labels.with_name("include_frame_idx.json")
 
 
@@ -174,6 +177,21 @@ def change_entry(labels: Path, at: int, **fields: Any) -> Path:
 
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def load_task(
+    name: str, patch: pytest.MonkeyPatch, tmp_path: Path, model: str = "", **places: Path
+) -> tuple[Any, list[dict[str, Any]]]:
+    """A task as lmms-eval builds it, for a model, and its documents; ``places`` are AKS_ variables."""
+    from lmms_eval.tasks import TaskManager, get_task_dict
+
+    patch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets_cache"))
+    for variable, place in places.items():
+        patch.setenv(f"AKS_{variable}", str(place))
+    folder = str(ROOT / "datasets")
+    manager = TaskManager("ERROR", include_path=folder, include_defaults=False, model_name=model)
+    task = get_task_dict([name], manager, "simple")[name]
+    return task, list(task.dataset[task.config.test_split])
 
 
 def run_lmms_eval(

@@ -11,6 +11,7 @@ import pytest
 from evaluation_setup import (
     ROOT,
     change_entry,
+    load_task,
     merge_selection,
     sha256,
     write_labels,
@@ -35,20 +36,6 @@ def change_score(run_script, tmp_path):
     write_longvideobench_labels(tmp_path, ["a.mp4", "b.mp4", "b.mp4"])
     write_json(tmp_path / "chosen.json", [[0, 5, 9], [3.0, 4.0], []])
     return run
-
-
-def load_task(
-    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **places: Path
-) -> tuple[object, list]:
-    """A task as lmms-eval builds it, and its documents; ``places`` are AKS_ variables."""
-    from lmms_eval.tasks import TaskManager, get_task_dict
-
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets_cache"))
-    for variable, place in places.items():
-        monkeypatch.setenv(f"AKS_{variable}", str(place))
-    manager = TaskManager("ERROR", include_path=str(ROOT / "datasets"), include_defaults=False)
-    task = get_task_dict([name], manager, "simple")[name]
-    return task, list(task.dataset[task.config.test_split])
 
 
 def test_entries_get_their_frames_and_where_they_come_from(change_score, tmp_path):

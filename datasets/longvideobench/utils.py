@@ -77,8 +77,10 @@ def _shown(doc: Mapping[str, Any]) -> Any:
 def _times(path: str, numbers: tuple[int, ...], question: str) -> list[float]:
     try:
         with Video(path) as video:
+            if numbers[-1] >= video.num_frames:
+                raise VideoError(f"keyframe {numbers[-1]} lies beyond the video's {video.num_frames} frames")
             return video.times_s(numbers).tolist()
-    except (VideoError, ValueError) as error:
+    except VideoError as error:
         raise EvaluationError(f"question {question}: {path}: {error}") from None
 
 

@@ -1,0 +1,273 @@
+"""LLaVA in the tests: LLaVA-NeXT itself where it is installed, the stand-in elsewhere; small checkpoints."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from evaluation_setup import ROOT, read_numbers
+from llava_recorder import Call, attach
+from model_setup import _byte_letters, randomise
+from transformers import Qwen2Config, Qwen2ForCausalLM, StoppingCriteria
+
+TESTS = Path(__file__).resolve().parent
+STANDIN = TESTS / "llava_standin"
+TOWER = "aks-tests/siglip-tiny-patch14-384"  # a hub name, so that LLaVA-NeXT takes its SigLIP class
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+
+def _installed() -> bool:
+    found = importlib.util.find_spec("llava")
+    folders = (found.submodule_search_locations or []) if found else []
+    return any((Path(folder) / "model/builder.py").is_file() for folder in folders)
+
+
+LLAVA_NEXT = _installed()  # not the stand-in
+if not LLAVA_NEXT:
+    sys.path.insert(0, str(STANDIN))
+PYTHON_PATH = [TESTS] if LLAVA_NEXT else [STANDIN, TESTS]  # for commands
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Qwen2's byte-level tokenizer without merges: a token a byte, and the chat's special tokens."""
+    letters = [chr(code) for code in _byte_letters()]
+    vocabulary = {letter: index for index, letter in enumerate(letters)}
+    added = {
+        str(len(letters) + at): {
+            "content": token,
+            "special": True,
+            **dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word"), False),
+        }
+        for at, token in enumerate(SPECIAL_TOKENS)
+    }
+    settings = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "added_tokens_decoder": added,
+        "bos_token": None,
+        "unk_token": None,
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+    }
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def write_checkpoint(folder: Path, hub: Path) -> Path:
+    """A random LLaVA of two small layers over Qwen2, and its SigLIP tower in a cache of the hub.
+
+    The stand-in needs no more than the configuration and the tokenizer.
+    """
+    from llava.model.language_model.llava_qwen import LlavaQwenConfig, LlavaQwenForCausalLM
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    folder.mkdir(parents=True)
+    config = LlavaQwenConfig(
+        architectures=["LlavaQwenForCausalLM"],
+        vocab_size=256 + len(SPECIAL_TOKENS),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        bos_token_id=256,
+        eos_token_id=258,
+        tie_word_embeddings=False,
+        torch_dtype="bfloat16",
+        # What the published checkpoints say of their video path, but for the tower's name and size.
+        mm_vision_tower=TOWER,
+        mm_tunable_parts="mm_vision_tower,mm_mlp_adapter,mm_language_model",
+        mm_hidden_size=32,
+        mm_projector_type="mlp2x_gelu",
+        mm_patch_merge_type="spatial_unpad",
+        mm_newline_position="grid",
+        mm_spatial_pool_mode="bilinear",
+        mm_spatial_pool_stride=2,
+        mm_resampler_type=None,
+        mm_use_im_start_end=False,
+        mm_use_im_patch_token=False,
+        mm_vision_select_layer=-2,
+        use_mm_proj=True,
+        image_aspect_ratio="anyres_max_9",
+        image_grid_pinpoints=[[384, 384]],
+        tokenizer_model_max_length=32768,
+        tokenizer_padding_side="right",
+    )
+    if LLAVA_NEXT:
+        cached = hub / ("models--" + TOWER.replace("/", "--"))
+        snapshot = cached / "snapshots" / ("0" * 40)
+        (cached / "refs").mkdir(parents=True)
+        (cached / "refs/main").write_text(snapshot.name)
+        vision = SiglipVisionConfig(
+            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=384,
+            patch_size=14,
+        )  # fmt: skip
+        SiglipVisionModel(vision).save_pretrained(snapshot)
+        model = LlavaQwenForCausalLM(config)
+        randomise(model)
+        model.to(torch.bfloat16).save_pretrained(folder)
+    else:
+        config.save_pretrained(folder)
+    write_tokenizer(folder)
+    return folder
+
+
+@contextmanager
+def offline(hub: Path, datasets_cache: Path) -> Iterator[None]:
+    """This process reads the hub's files from ``hub`` alone and keeps data sets in ``datasets_cache``."""
+    import datasets.config
+    import huggingface_hub.constants
+    import transformers.utils.hub
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transformers.utils.hub, "TRANSFORMERS_CACHE", str(hub))
+        patch.setattr(transformers.utils.hub, "_is_offline_mode", True)
+        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", datasets_cache)
+        patch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
+        yield
+
+
+@dataclass(frozen=True)
+class Llava:
+    """One of lmms-eval's LLaVA models and our subclass of it.
+
+    Attributes:
+        name: lmms-eval's.
+        ours: our class.
+        upstreams: lmms-eval's class.
+        arguments: model arguments, as evaluation/run.py gives them on a CPU.
+    """
+
+    name: str
+    ours: str
+    upstreams: str
+    arguments: str
+
+    def create(self, checkpoint: Path, *arguments: str, upstreams: bool = False) -> Any:
+        """The model, made of an argument string as lmms-eval makes it."""
+        module, name = (self.upstreams if upstreams else self.ours).rsplit(".", 1)
+        kind = getattr(importlib.import_module(module), name)
+        text = ",".join([f"pretrained={checkpoint}", self.arguments, *arguments])
+        return kind.create_from_arg_string(text, {"batch_size": "1", "device": "cpu"})
+
+
+LLAVAS = [
+    Llava(
+        "llava_vid",
+        "evaluation.llava_vid.LlavaVid",
+        "lmms_eval.models.simple.llava_vid.LlavaVid",
+        "conv_template=chatml_direct,torch_dtype=bfloat16,device_map=auto,overwrite=False",
+    ),
+    Llava(
+        "llava_onevision",
+        "evaluation.llava_onevision.LlavaOneVision",
+        "lmms_eval.models.simple.llava_onevision.Llava_OneVision",
+        "device_map=auto",
+    ),
+]
+
+
+class Evaluation:
+    """One evaluation in this process, by lmms-eval's own evaluator, and what reached the model in it.
+
+    Attributes:
+        model: lmms-eval's.
+        calls: every ``generate``, in their order.
+        results: what the evaluator returned.
+    """
+
+    def __init__(self, model: Any, name: str) -> None:
+        self.model, self.name = model, name
+        self.calls: list[Call] = []
+        self.results: dict[str, Any] = {}
+        attach(model.model, model._image_processor, self.calls.append)
+
+    def run(self, task: str = "longvideobench_val_v_aks") -> Evaluation:
+        from lmms_eval.evaluator import simple_evaluate
+        from lmms_eval.tasks import TaskManager
+
+        tasks = TaskManager(include_path=str(ROOT / "datasets"), include_defaults=False, model_name=self.name)
+        self.results = simple_evaluate(self.model, tasks=[task], task_manager=tasks, batch_size=1)
+        return self
+
+    def by_question(self) -> dict[int, Call]:
+        """The calls by the question's place in the label file."""
+        calls = {question_of(call, self.model.tokenizer): call for call in self.calls}
+        assert len(calls) == len(self.calls), "a question was asked twice"
+        return calls
+
+    def shown(self) -> dict[int, list[int]]:
+        """The numbers of the frames that the model was shown, by question."""
+        return {question: frames_of(call) for question, call in self.by_question().items()}
+
+
+def question_of(call: Call, tokenizer: Any) -> int:
+    """Which question of ``evaluation_setup``'s label files a call asks."""
+    return int(text_of(call, tokenizer).split("What is shown in part ")[1].split("?")[0])
+
+
+def text_of(call: Call, tokenizer: Any) -> str:
+    """A call's prompt, with <image> where the video or a picture goes."""
+    tokens = call.prompt.tolist()
+    return "".join("<image>" if token < 0 else tokenizer.decode([token]) for token in tokens)
+
+
+def frames_of(call: Call) -> list[int]:
+    """The numbers of the frames in the one tensor that a model was shown as a video."""
+    (video,) = call.videos
+    assert call.modalities in ("video", ["video"])
+    assert video.ndim == 4 and video.shape[1] == 3
+    numbers = read_numbers(video)
+    assert read_numbers(call.pixels) == numbers
+    return numbers
+
+
+def force_tokens(tokens: list[int]) -> Callable[[StoppingCriteria], list[int]]:
+    """A function that generates these tokens, as far as a stopping criterion lets it, by a real model.
+
+    From embeddings, as LLaVA-NeXT does: a criterion sees the new tokens only.
+    """
+    config = Qwen2Config(
+        vocab_size=256 + len(SPECIAL_TOKENS), hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=1, num_key_value_heads=1, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    model = Qwen2ForCausalLM(config)
+    prompt = torch.zeros(1, 30, config.hidden_size)
+
+    def say_next(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        forced = torch.full_like(scores, -torch.inf)
+        forced[:, tokens[input_ids.shape[1]]] = 0
+        return forced
+
+    def generate(criterion: StoppingCriteria) -> list[int]:
+        return model.generate(
+            inputs_embeds=prompt,
+            attention_mask=torch.ones(prompt.shape[:2], dtype=torch.long),
+            pad_token_id=256,
+            do_sample=False,
+            max_new_tokens=len(tokens),
+            logits_processor=[say_next],
+            stopping_criteria=[criterion],
+        )[0].tolist()
+
+    return generate
+
+
+def use_labels(patch: pytest.MonkeyPatch, dataset: str, labels: Path, videos: Path) -> None:
+    """Set the environment variables that tell the tasks where things are."""
+    patch.setenv(f"AKS_{dataset.upper()}_LABELS", str(labels))
+    patch.setenv(f"AKS_{dataset.upper()}_VIDEOS", str(videos))
+
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -1,0 +1,39 @@
+"""Notes what reaches a Qwen model: the inputs of every ``generate``.
+
+As a second plug-in (``LMMS_EVAL_PLUGINS=evaluation,qwen_recorder``) it writes the calls into the folder
+named by ``AKS_RECORDED_CALLS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationMixin
+
+
+@dataclass
+class Call:
+    """One ``model.generate``.
+
+    Attributes:
+        inputs: its arguments: the prompt's token ids, the patches of videos and pictures, their grids.
+        answer: the token ids that came back, prompt included, (1, length).
+    """
+
+    inputs: dict[str, Any]
+    answer: torch.Tensor
+
+
+def noting(keep: Callable[[Call], None]) -> Callable[..., torch.Tensor]:
+    """``GenerationMixin.generate``, but ``keep`` gets every call."""
+    generate = GenerationMixin.generate
+
+    def noted(model: torch.nn.Module, **inputs: Any) -> torch.Tensor:
+        answer = generate(model, **inputs)
+        keep(Call(dict(inputs), answer))
+        return answer
+
+    return noted

@@ -1,0 +1,236 @@
+"""Qwen's video models in the tests: small random checkpoints, and what a model was shown."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from evaluation_setup import ROOT, read_numbers
+from model_setup import _byte_letters, randomise
+from qwen_recorder import Call, noting
+from qwen_vl_utils import vision_process
+from tokenizers.decoders import ByteLevel
+from transformers import GenerationMixin
+
+SPECIAL_TOKENS = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
+    *("<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
+)
+VOCABULARY = [*map(chr, _byte_letters()), *SPECIAL_TOKENS]
+IDS = {token: VOCABULARY.index(token) for token in SPECIAL_TOKENS}
+# What the published templates make of text, pictures and videos; without tools and numbering.
+CHAT_TEMPLATE = """\
+{% for message in messages %}<|im_start|>{{ message.role }}
+{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}\
+{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>\
+{% elif part.type == 'video' %}<|vision_start|><|video_pad|><|vision_end|>\
+{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+TEXT = {"vocab_size": len(VOCABULARY), "hidden_size": 32, "intermediate_size": 64, **LAYERS}
+MROPE = {"rope_type": "default", "type": "mrope", "mrope_section": [2, 3, 3]}
+TOKENS = {
+    "bos_token_id": IDS["<|endoftext|>"],
+    "eos_token_id": IDS["<|im_end|>"],
+    "pad_token_id": IDS["<|endoftext|>"],
+}
+VISION_TOKENS = {
+    "vision_start_token_id": IDS["<|vision_start|>"],
+    "vision_end_token_id": IDS["<|vision_end|>"],
+    "image_token_id": IDS["<|image_pad|>"],
+    "video_token_id": IDS["<|video_pad|>"],
+}
+
+
+def has_qwen3() -> bool:
+    """Whether transformers knows Qwen3-VL; 4.57 does, the pinned version does not."""
+    return hasattr(transformers, "Qwen3VLForConditionalGeneration")
+
+
+@dataclass(frozen=True)
+class Qwen:
+    """One of lmms-eval's Qwen models and our subclass of it.
+
+    Attributes:
+        name: lmms-eval's; ``module`` and ``kind`` are its upstream's place and ours.
+        patch_size: side of an image patch in pixels.
+        arguments: model arguments on a CPU.
+        flags: the command's flags.
+    """
+
+    name: str
+    ours: str
+    upstreams: str
+    patch_size: int = 14
+    arguments: str = "device_map=cpu"
+    flags: tuple[str, ...] = ()
+
+    def kind(self, upstreams: bool = False) -> type:
+        """The class: ours or lmms-eval's."""
+        if upstreams:
+            return getattr(importlib.import_module(f"lmms_eval.models.simple.{self.name}"), self.upstreams)
+        return getattr(importlib.import_module(f"evaluation.{self.name}"), self.ours)
+
+    def create(self, checkpoint: Path, *arguments: str, upstreams: bool = False) -> Any:
+        """The model, made of an argument string as lmms-eval makes it."""
+        text = ",".join([f"pretrained={checkpoint}", self.arguments, *arguments])
+        return self.kind(upstreams).create_from_arg_string(text, {"batch_size": "1", "device": "cpu"})
+
+
+QWEN2 = Qwen("qwen2_vl", "Qwen2VL", "Qwen2_VL")
+# Small pictures stay small; by default the two enlarge them to 256 tokens a frame.
+QWEN2_5 = Qwen(
+    "qwen2_5_vl", "Qwen2p5VL", "Qwen2_5_VL", 14, "device_map=cpu,min_pixels=3136", ("--force_simple",)
+)
+QWEN3 = Qwen("qwen3_vl", "Qwen3VL", "Qwen3_VL", 16, "device_map=cpu,min_pixels=3136", ("--force_simple",))
+
+
+def write_checkpoint(folder: Path, qwen: Qwen) -> Path:
+    """A random model of two small layers with the real processor classes and a token a byte."""
+    folder.mkdir(parents=True)
+    write_tokenizer(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    if qwen is QWEN2:
+        config = transformers.Qwen2VLConfig(
+            **TEXT, **TOKENS, **VISION_TOKENS, rope_scaling=MROPE,
+            vision_config={"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2},
+        )  # fmt: skip
+        model = transformers.Qwen2VLForConditionalGeneration(config)
+        processor_kind = transformers.Qwen2VLProcessor
+    elif qwen is QWEN2_5:
+        config = transformers.Qwen2_5_VLConfig(
+            **TEXT, **TOKENS, **VISION_TOKENS, rope_scaling=MROPE,
+            vision_config={
+                "depth": 2, "hidden_size": 32, "num_heads": 2, "intermediate_size": 64,
+                "out_hidden_size": 32, "fullatt_block_indexes": [1],
+            },
+        )  # fmt: skip
+        model = transformers.Qwen2_5_VLForConditionalGeneration(config)
+        processor_kind = transformers.Qwen2_5_VLProcessor
+    else:
+        config = transformers.Qwen3VLConfig(
+            **VISION_TOKENS,
+            text_config={
+                **TEXT, **TOKENS, "head_dim": 16,
+                "rope_scaling": {"rope_type": "default", "mrope_section": [2, 3, 3]},
+            },
+            vision_config={
+                "depth": 2, "hidden_size": 32, "num_heads": 2, "intermediate_size": 64,
+                "out_hidden_size": 32, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1],
+            },
+        )  # fmt: skip
+        model = transformers.Qwen3VLForConditionalGeneration(config)
+        processor_kind = transformers.Qwen3VLProcessor
+    processors = {"image_processor": transformers.Qwen2VLImageProcessor(patch_size=qwen.patch_size)}
+    if qwen is QWEN3:
+        processors["video_processor"] = transformers.Qwen3VLVideoProcessor()
+    elif has_qwen3():  # a transformers as new as that has processors of their own for videos
+        processors["video_processor"] = transformers.Qwen2VLVideoProcessor()
+    processor = processor_kind(**processors, tokenizer=tokenizer, chat_template=CHAT_TEMPLATE)
+    randomise(model)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Qwen2's byte-level tokenizer without merges: a token a byte, and the special tokens."""
+    vocabulary = {letter: at for at, letter in enumerate(VOCABULARY[:256])}
+    plain = dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word"), False)
+    settings = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "added_tokens_decoder": {
+            str(at): {"content": token, "special": True, **plain} for token, at in IDS.items()
+        },
+        "bos_token": None,
+        "unk_token": None,
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+    }
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+@contextmanager
+def recorded(generate: Callable[..., torch.Tensor] | None = None) -> Iterator[list[Call]]:
+    """The calls of every model's ``generate`` meanwhile; ``generate`` takes its place, if given."""
+    calls: list[Call] = []
+    with pytest.MonkeyPatch.context() as patch:
+        if generate is not None:
+            patch.setattr(GenerationMixin, "generate", generate)
+        patch.setattr(GenerationMixin, "generate", noting(calls.append))
+        yield calls
+
+
+def answer_nothing(model: torch.nn.Module, **inputs: Any) -> torch.Tensor:
+    """A ``generate`` that ends at once, for what is too large to be computed in a test."""
+    end = torch.tensor([[IDS["<|im_end|>"]]])
+    return torch.cat([inputs["input_ids"], end], dim=1)
+
+
+def evaluate(model: Any, name: str, task: str) -> dict[str, Any]:
+    """An evaluation in this process, by lmms-eval's own evaluator; its results."""
+    from lmms_eval.evaluator import simple_evaluate
+    from lmms_eval.tasks import TaskManager
+
+    tasks = TaskManager("ERROR", include_path=str(ROOT / "datasets"), include_defaults=False, model_name=name)
+    return simple_evaluate(model, tasks=[task], task_manager=tasks, batch_size=1)
+
+
+def prompt_of(call: Call) -> str:
+    """The text that a model was given, special tokens by name."""
+    tokens = call.inputs["input_ids"][0].tolist()
+    return ByteLevel().decode([VOCABULARY[token] for token in tokens])
+
+
+def question_of(call: Call) -> int:
+    """Which question of ``evaluation_setup``'s label files a call asks."""
+    return int(prompt_of(call).split("What is shown in part ")[1].split("?")[0])
+
+
+def video_of(call: Call, patch_size: int = 14) -> torch.Tensor:
+    """The video that reached a model, put together of its patches, (n, 3, height, width)."""
+    ((pairs, rows, columns),) = call.inputs["video_grid_thw"].tolist()
+    return _unpatched(call.inputs["pixel_values_videos"], pairs, rows, columns, patch_size)
+
+
+def pictures_of(call: Call, patch_size: int = 14) -> list[torch.Tensor]:
+    """The pictures that reached a model, (3, height, width) each."""
+    grids = call.inputs["image_grid_thw"]
+    parts = call.inputs["pixel_values"].split(grids.prod(dim=1).tolist())
+    return [_unpatched(part, *grid, patch_size)[0] for part, grid in zip(parts, grids.tolist(), strict=True)]
+
+
+def _unpatched(patches: torch.Tensor, pairs: int, rows: int, columns: int, size: int) -> torch.Tensor:
+    # A patch is two frames deep; patches come in squares of two by two, which the model merges.
+    blocks = patches.float().reshape(pairs, rows // 2, columns // 2, 2, 2, 3, 2, size, size)
+    frames = blocks.permute(0, 6, 5, 1, 3, 7, 2, 4, 8)
+    return frames.reshape(2 * pairs, 3, rows * size, columns * size)
+
+
+def frames_of(call: Call, patch_size: int = 14) -> list[int]:
+    """The numbers of the frames that a model was shown; it takes them in pairs, so an odd last one twice."""
+    return read_numbers(video_of(call, patch_size))
+
+
+def in_pairs(numbers: list[int]) -> list[int]:
+    """Frame numbers as a model is shown them: an odd last one twice."""
+    return numbers + numbers[len(numbers) - len(numbers) % 2 :]
+
+
+def upstreams_readers() -> dict[str, Callable[..., Any]]:
+    """qwen-vl-utils' own readers, whether they are wrapped by now or not."""
+    return {
+        name: getattr(reader, "args", (reader,))[0]
+        for name, reader in vision_process.VIDEO_READER_BACKENDS.items()
+    }

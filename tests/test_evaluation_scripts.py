@@ -1,0 +1,261 @@
+"""The evaluation scripts, from start to results file, and what stops them before they start."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from evaluation_setup import (
+    ROOT,
+    results_in,
+    samples_in,
+    write_labels,
+    write_longvideobench_labels,
+    write_numbered_video,
+    write_videomme_labels,
+)
+from llava_setup import PYTHON_PATH, write_checkpoint
+from qwen_setup import QWEN2, QWEN2_5
+from qwen_setup import write_checkpoint as write_qwen_checkpoint
+from safetensors.numpy import save_file
+
+from aks.outscores import write_json
+
+SCRIPTS = ROOT / "evaluation/scripts"
+DOCUMENTED = {
+    "llava_vid": "llava_video_7b/{dataset}_{frames}_llava_video_7b.sh",
+    "llava_onevision": "llava_onevision/llava_onevision_{dataset}_{frames}.sh",
+    "qwen2_vl": "qwen2_vl/qwen2_vl_{dataset}_{frames}.sh",
+    "qwen2_5_vl": "qwen2_5_vl/qwen2_5_vl_{dataset}_{frames}.sh",
+}
+SELECTION = [[3, 40, 41, 100], [7, 77]]  # the second is short of four frames
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """Labels and videos of both benchmarks, a selection, and a small checkpoint of every model."""
+    folder = tmp_path_factory.mktemp("world")
+    for name in ("a", "b"):
+        write_numbered_video(folder / f"videos/{name}.mp4", frames=120)
+    write_longvideobench_labels(folder, ["a.mp4", "b.mp4"])
+    write_videomme_labels(folder, ["a", "b"])
+    write_json(folder / "chosen.json", SELECTION)
+    hub = folder / "hub"
+    write_checkpoint(folder / "checkpoints/llava_vid", hub)
+    shutil.copytree(folder / "checkpoints/llava_vid", folder / "checkpoints/llava_onevision")
+    for name in ("llava_vid", "llava_onevision"):
+        if not list((folder / "checkpoints" / name).glob("*.safetensors")):  # the stand-in needs no weights
+            save_file({"none": np.zeros(1)}, folder / "checkpoints" / name / "model.safetensors")
+    for qwen in (QWEN2, QWEN2_5):
+        write_qwen_checkpoint(folder / "checkpoints" / qwen.name, qwen)
+    return folder
+
+
+def environment(world: Path, **overrides: object) -> dict[str, str]:
+    """As a user's shell would have it, offline and without GPUs."""
+    return {
+        **os.environ,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PYTHONPATH": os.pathsep.join(map(str, PYTHON_PATH)),
+        "HF_HUB_CACHE": str(world / "hub"),
+        "HF_DATASETS_CACHE": str(world / "datasets_cache"),
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        **{name: str(value) for name, value in overrides.items()},
+    }
+
+
+def run(command: list[object], env: dict[str, str], cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        list(map(str, command)),
+        cwd=cwd,
+        env=env,
+        text=True,
+        capture_output=True,
+        timeout=600,
+        errors="replace",
+    )
+
+
+@pytest.mark.parametrize("frames", ["aks", "uni"])
+@pytest.mark.parametrize("dataset", ["longvideobench", "videomme"])
+@pytest.mark.parametrize("model", list(DOCUMENTED))
+def test_a_documented_script_ends_in_a_results_file(world, tmp_path, model, dataset, frames):
+    labels = world / {"longvideobench": "lvb_val.json", "videomme": "videomme.json"}[dataset]
+    output = tmp_path / "results"
+    env = environment(
+        world,
+        CHECKPOINT=world / "checkpoints" / model,
+        LABELS=labels,
+        VIDEOS=world / "videos",
+        SELECTION=world / "chosen.json",
+        MAX_FRAMES=4,
+        OUTPUT=output,
+        **({"MODEL_ARGS": "min_pixels=3136"} if model == "qwen2_5_vl" else {}),  # small pictures stay small
+    )
+    done = run(["bash", SCRIPTS / DOCUMENTED[model].format(dataset=dataset, frames=frames)], env)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    [results] = results_in(output)
+    config = json.loads(results.read_text())["config"]
+    assert config["model"] == model
+    assert f"use_topk={frames == 'aks'}" in config["model_args"]
+    assert [sample["doc_id"] for sample in samples_in(output)] == [0, 1]
+    told = "1 of 2 questions have fewer: they are shown as selected" if frames == "aks" else "uniform frames"
+    assert told in done.stderr
+    assert "| all " in done.stdout  # the report by group
+    assert not (labels.parent / "include_frame_idx.json").exists()  # merged beside the results
+
+
+def test_all_that_is_wrong_is_told_at_once_before_anything_loads(world, tmp_path):
+    checkpoint = tmp_path / "llava"
+    (checkpoint / "siglip-tower").mkdir(parents=True)
+    tower = str(checkpoint / "siglip-tower")
+    write_json(checkpoint / "config.json", {"model_type": "qwen2_vl", "mm_vision_tower": tower})
+    shutil.copy(world / "lvb_val.json", tmp_path)
+    write_json(tmp_path / "chosen.json", SELECTION)
+    env = environment(
+        world,
+        CHECKPOINT=checkpoint,
+        LABELS=tmp_path / "lvb_val.json",
+        SELECTION=tmp_path / "chosen.json",
+        VIDEOS=tmp_path / "nowhere",
+        OUTPUT=tmp_path / "out",
+    )
+    began = time.monotonic()
+    done = run(["bash", SCRIPTS / "llava_video_7b/longvideobench_aks_llava_video_7b.sh"], env)
+    assert done.returncode == 2
+    lines = done.stderr.strip().split("\n")
+    told = [
+        "selected for 4 frames a question, the model is to show 64",
+        "2 of 2 videos are not there (a.mp4, b.mp4)",
+        "holds a qwen2_vl model, llava_vid needs llava",
+        "takes the CLIP class and fails with a size mismatch",
+        "no weights",
+        "5 problems above; nothing was evaluated",
+    ]
+    assert len(lines) == len(told)
+    for line, text in zip(lines, told, strict=True):
+        assert line.startswith("error: ") and text in line
+    assert not (tmp_path / "out").exists()
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (("--frames", "topk"), "--frames topk: use one of aks, uni"),
+        (("--model", "llava"), "--model llava: use one of llava_vid"),
+        (("--max_frames", "0"), "--max_frames 0: must be a whole number, 1 or more"),
+        (("--limit", "ten"), "--limit ten: must be a whole number"),
+        (("--labels", "/nowhere.json"), "/nowhere.json: label file not found"),
+        (("--selection", "/nowhere.json"), "/nowhere.json: file not found"),
+        (("--checkpoint", "/nowhere"), "/nowhere: no checkpoint there"),
+        (("--short_selection", "fill"), "--short_selection fill: use strict or paper"),
+        (("--output", "/tmp/a,b"), "--output /tmp/a,b: lmms-eval takes a comma"),
+    ],
+)
+def test_a_mistake_is_named(world, flags, complaint):
+    given = {
+        "--model": "qwen2_vl",
+        "--dataset": "longvideobench",
+        "--frames": "aks",
+        "--labels": world / "lvb_val.json",
+        "--videos": world / "videos",
+        "--selection": world / "chosen.json",
+        "--max_frames": "4",
+        "--checkpoint": world / "checkpoints/qwen2_vl",
+        flags[0]: flags[1],
+    }
+    command = [sys.executable, ROOT / "evaluation/run.py", *(part for pair in given.items() for part in pair)]
+    done = run([*command, "--check_only"], environment(world))
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def own_questions(folder: Path, count: int) -> Path:
+    """Questions of one's own for conse_qa."""
+    write_numbered_video(folder / "a.mp4", frames=120)
+    entry = {"video": "a.mp4", "question": "Which?", "options": ["a chessboard", "a cat"], "answer": 0}
+    return write_labels(
+        folder / "mine.json", [{**entry, "question": f"Which of {at}?"} for at in range(count)]
+    )
+
+
+def conse_qa(labels: Path, output: Path, *flags: object) -> list[object]:
+    command = [sys.executable, ROOT / "evaluation/run.py", "--model", "conse_qa", "--dataset", "custom"]
+    command += ["--frames", "uni", "--max_frames", 2, "--labels", labels, "--output", output, "--gpus", 0]
+    return [*command, *flags]
+
+
+def test_a_run_without_results_fails_although_lmms_eval_ends_well(world, tmp_path):
+    labels = own_questions(tmp_path, 1)
+    done = run(conse_qa(labels, tmp_path / "out", "--model_args", "colour=red"), environment(world))
+    assert done.returncode == 1
+    assert "conse_qa has no argument colour" in done.stdout + done.stderr
+    assert done.stderr.strip().split("\n")[-1].startswith("error: ")
+    assert not results_in(tmp_path / "out")
+
+
+def test_a_killed_evaluation_goes_on_where_it_stopped(world, tmp_path):
+    labels = own_questions(tmp_path, 70)
+    command = list(map(str, conse_qa(labels, tmp_path / "out")))
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment(world),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    for line in process.stderr:
+        if "of 70 questions answered and kept" in line:
+            break
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    assert not results_in(tmp_path / "out")
+    [kept] = (tmp_path / "out/answers").glob("rank*.jsonl")
+    kept.write_bytes(kept.read_bytes() + b'\n{"key": "cut sho')
+
+    done = run(command, environment(world))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "32 of 70 questions were answered before" in done.stderr
+    assert len(samples_in(tmp_path / "out")) == 70
+
+    labels.write_text(labels.read_text().replace("a chessboard", "a crossword puzzle"))
+    done = run(command, environment(world))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "answered before" not in done.stderr  # other questions
+
+
+def test_reproduce_table1_runs_the_rows_that_it_can(world, tmp_path):
+    for name in ("aks", "evaluation", "datasets"):
+        ignored = shutil.ignore_patterns(
+            "__pycache__", "*.json" if name == "datasets" else "", "data", "videos"
+        )
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
+    home = tmp_path / "datasets/longvideobench"
+    shutil.copy(world / "lvb_val.json", home)
+    shutil.copytree(world / "videos", home / "videos")
+    shutil.copytree(world / "checkpoints/qwen2_vl", tmp_path / "checkpoints/Qwen2-VL-7B-Instruct")
+    chosen = tmp_path / "selected_frames/longvideobench/blip/longvideobench_32.json"
+    chosen.parent.mkdir(parents=True)
+    write_json(chosen, [list(range(32)), [7, 77]])
+    script = tmp_path / "evaluation/scripts/reproduce_table1.sh"
+    done = run(["bash", script], environment(world), cwd=tmp_path)
+    assert done.returncode == 1  # ten of the twelve rows have nothing to run on
+    assert done.stderr.count("nothing was evaluated") == 10
+    assert len(results_in(tmp_path / "results")) == 2
+    table = (tmp_path / "results/tables/tables.md").read_text()
+    assert "55.5" in table and "60.5" in table  # the paper's row beside ours
+    assert done.stdout.count("== ") == 12
