@@ -150,6 +150,8 @@ def main() -> int:
     limit = whole_number("limit", args.limit, 1)
     gpus = whole_number("gpus", args.gpus, 0)
     gpus = count_gpus() if gpus is None else gpus
+    if not model.checkpoints:  # small enough for one, and not made to be spread
+        gpus = min(gpus, 1)
     checkpoint = args.checkpoint or first_existing(model.checkpoints)
     output = Path(args.output or f"./results/{args.model}/{args.dataset}_{args.frames}_{max_frames}")
 
@@ -396,7 +398,7 @@ def lmms_eval_command(
         *("--include_path", str(ROOT / "datasets"), "--batch_size", "1", *model.flags),
         *("--log_samples", "--log_samples_suffix", args.model, "--output_path", str(output)),
         *(("--limit", str(limit)) if limit else ()),
-        *(() if gpus else ("--device", "cpu")),
+        *(() if gpus and model.checkpoints else ("--device", "cuda" if gpus else "cpu")),
     ]
 
 
