@@ -1,7 +1,10 @@
 """Candidate frames of a video: which ones, and their pixels, in decord's frame numbering.
 
-Two readers give the same frame numbers and the same pixels: decord, and PyAV for what decord cannot
-open (AV1, for one). Frames stream in chunks, so memory does not grow with the length of the video.
+Three readers give the same frame numbers, times and pixels: PyAV decoding no more than the frames need
+(:mod:`aks.fast_video`); decord, the reference; and PyAV decoding everything, which reads most. Where they
+differ: in open groups of pictures, and in AVI files and edit lists, decord, which jumps to key frames, gives
+other frames than those asked for. Frames stream in chunks, so memory does not grow with the length of the
+video, but decord decodes ahead of a slow consumer without bound.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +23,7 @@ import decord
 import numpy as np
 
 from aks.errors import UserError, VideoError
+from aks.fast_video import FastReader, PlainReader, open_container, reason
 
 DECODERS = ("auto", "decord", "pyav")
 NEWER_THAN_DECORD = {"av1", "vvc"}  # codecs of which decord 0.6.0 knows nothing
@@ -68,14 +73,19 @@ class Video:
         decoder: ``decord`` or ``pyav``, whichever reads it.
         num_frames: frames in the video stream.
         fps: average frame rate in frames a second.
+        announced_frames: more than ``num_frames`` where the file is cut short: what its header promises.
     """
 
-    def __init__(self, path: str | Path, decoder: str = "auto") -> None:
+    def __init__(self, path: str | Path, decoder: str = "auto", *, partial: bool = False) -> None:
         """Open a video.
 
         Args:
             path: a video file.
-            decoder: ``decord``, ``pyav``, or ``auto``: decord, and PyAV where decord cannot open it.
+            decoder: ``decord``; ``pyav``; or ``auto``: PyAV where it is sure to give what decord gives, and
+                where decord is known to fail (new codecs, transport streams, open groups of pictures);
+                else decord. Where a reader fails, also in the middle, ``auto`` and ``pyav`` go on with
+                the next one.
+            partial: open a file that is cut short, too.
 
         Raises:
             VideoError: the file is missing or no decoder can open it; the text is the reason.
@@ -85,11 +95,19 @@ class Video:
         calm_decoders()
         # Absolute, because FFmpeg takes what stands before a colon for a protocol.
         self.path = Path(path).absolute()
-        self._choice = decoder
-        self._reader = _open(self.path, decoder)
+        self._reader, self._others, announced = _open(self.path, decoder)
         self.decoder = self._reader.name
         self.num_frames = self._reader.num_frames
         self.fps = self._reader.fps
+        is_cut = self.num_frames < CUT_SHORT * announced
+        self.announced_frames = announced if is_cut else self.num_frames
+        if is_cut and not partial:
+            self.close()
+            raise VideoError(self.cut_short())
+
+    def cut_short(self) -> str:
+        """How much is there of a file that is cut short, in words."""
+        return f"cut short: {self.num_frames} of {self.announced_frames} frames are there"
 
     @property
     def stride_frames(self) -> int:
@@ -129,22 +147,19 @@ class Video:
                     yield Frames(part, self.times_s(part), pixels)
                     done += len(pixels)
             except VideoError:
-                if self._choice != "auto" or not self._take_other_reader():
+                if not self._take_next_reader():
                     raise
 
-    def _take_other_reader(self) -> bool:
-        """Go on with PyAV where decord fails in the middle; they number the frames alike."""
-        if self._reader.name != "decord":
-            return False
-        try:
-            other = _PyAVReader(self.path)
-        except VideoError:
-            return False
-        if (other.num_frames, other.fps) != (self.num_frames, self.fps):
-            return False
-        self._reader.close()
-        self._reader, self.decoder = other, other.name
-        return True
+    def _take_next_reader(self) -> bool:
+        """Go on with another reader where one fails in the middle; they number the frames alike."""
+        with suppress(VideoError):
+            for other in self._others:
+                if (other.num_frames, other.fps) == (self.num_frames, self.fps):
+                    self._reader.close()
+                    self._reader, self.decoder = other, other.name
+                    return True
+                other.close()
+        return False
 
     def _checked(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
         numbers = np.asarray(numbers, dtype=np.int64)
@@ -159,6 +174,7 @@ class Video:
     def close(self) -> None:
         """Release the decoder."""
         self._reader.close()
+        self._others.close()
 
     def __enter__(self) -> Video:
         """Return the open video."""
@@ -187,18 +203,14 @@ def estimate_candidates(path: Path) -> int:
     try:
         if not path.is_file():
             return 0
-        with _container(path.absolute()) as container:
+        with open_container(path.absolute()) as container:
             return int((container.duration or 0) / av.time_base)
     except (OSError, av.FFmpegError):
         return 0
 
 
-def _container(path: Path) -> av.container.InputContainer:
-    """Open a file with PyAV; titles and tags that are not UTF-8 do not matter here."""
-    return av.open(str(path), metadata_errors="ignore")
-
-
-def _open(path: Path, decoder: str) -> _Reader:
+def _open(path: Path, decoder: str) -> tuple[_Reader, Iterator[_Reader], int]:
+    """A reader for a video, those to go on with where it fails, and how many frames the header announces."""
     try:
         if not path.exists():
             raise VideoError("file not found")
@@ -207,7 +219,7 @@ def _open(path: Path, decoder: str) -> _Reader:
         if path.stat().st_size == 0:
             raise VideoError("file is empty")
         # PyAV looks first: its reasons are clear, and decord logs to the terminal what it cannot open.
-        with _container(path) as container:
+        with open_container(path) as container:
             if not container.streams.video:
                 raise VideoError("no video stream")
             codec = container.streams.video[0].codec_context
@@ -217,25 +229,51 @@ def _open(path: Path, decoder: str) -> _Reader:
             decord_knows = (
                 codec.codec.canonical_name not in NEWER_THAN_DECORD and container.format.name != "mpegts"
             )
-            announced = container.streams.video[0].frames  # by the header; 0 where it does not say
+            announced = container.streams.video[0].frames  # 0 where the header does not say
     except (av.FFmpegError, OSError) as error:
-        raise VideoError(f"cannot be opened: {_reason(error)}") from None
-    if decoder == "pyav" or (decoder == "auto" and not decord_knows):
-        reader: _Reader = _PyAVReader(path)
-    elif decoder == "decord":
-        reader = _DecordReader(path)
-    else:
-        try:
-            reader = _DecordReader(path)
-        except VideoError:
-            reader = _PyAVReader(path)
+        raise VideoError(f"cannot be opened: {reason(error)}") from None
+    readers = _choose(path, decoder, decord_knows)
+    reader = next(readers)
     if not math.isfinite(reader.fps) or reader.fps <= 0:
         reader.close()
         raise VideoError("the file states no frame rate")
-    if reader.num_frames < CUT_SHORT * announced:
-        reader.close()
-        raise VideoError(f"cut short: {reader.num_frames} of {announced} frames are there")
-    return reader
+    return reader, readers, announced
+
+
+def _choose(path: Path, decoder: str, decord_knows: bool) -> Iterator[_Reader]:
+    """Readers of a video, best first; the later ones are for where the ones before fail.
+
+    Raises:
+        VideoError: the last one cannot open it either.
+    """
+    if decoder == "decord":
+        yield _DecordReader(path)
+        return
+    fast = None
+    with suppress(VideoError):
+        fast = FastReader(path)
+    try_decord = decoder == "auto" and decord_knows
+    if fast is not None and try_decord:
+        with suppress(VideoError):
+            by_decord = _DecordReader(path)  # costs some 0.05 s for a film of ten minutes
+            if not _alike(fast, by_decord):
+                fast = None
+            by_decord.close()  # it decodes ahead
+    if fast is not None:
+        yield fast
+    # In open groups of pictures decord jumps to other frames than it is asked for.
+    if try_decord and not (fast is not None and fast.has_open_groups):
+        with suppress(VideoError):
+            yield _DecordReader(path)
+    yield PlainReader(path)
+
+
+def _alike(one: _Reader, other: _Reader) -> bool:
+    """Whether two readers give the same frame numbers and times."""
+    if (one.num_frames, one.fps) != (other.num_frames, other.fps):
+        return False
+    numbers = np.arange(one.num_frames)
+    return np.array_equal(one.times(numbers), other.times(numbers))
 
 
 def calm_decoders() -> None:
@@ -286,92 +324,10 @@ class _DecordReader:
         self._video = None
 
 
-class _PyAVReader:
-    """PyAV, decoding from the start; frames are numbered by ascending presentation time, as decord does."""
-
-    name = "pyav"
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            with _container(path) as container:
-                stream = container.streams.video[0]
-                rate, self._time_base = stream.average_rate, stream.time_base
-                stamps = [packet.pts for packet in container.demux(stream) if packet.size]
-        except (av.FFmpegError, OSError) as error:
-            raise VideoError(f"cannot be indexed: {_reason(error)}") from None
-        self.fps = float(rate) if rate else math.nan
-        self.num_frames = len(stamps)
-        if not stamps:
-            raise VideoError("its video stream is empty")
-        # Without a distinct time on every packet (old AVI files), frames count in decoding order.
-        usable = None not in stamps and len(set(stamps)) == len(stamps)
-        self._stamps = np.sort(np.array(stamps, dtype=np.int64)) if usable else None
-
-    def times(self, numbers: np.ndarray) -> np.ndarray:
-        if self._stamps is None or self._time_base is None:
-            return numbers / self.fps
-        return (self._stamps[numbers] - self._stamps[0]) * float(self._time_base)
-
-    def chunks(self, numbers: np.ndarray, size: int) -> Iterator[np.ndarray]:
-        wanted = set(numbers.tolist())
-        chunk: list[np.ndarray] = []
-        shape = None
-        for number, frame in self._decode():
-            if number not in wanted:
-                continue
-            wanted.remove(number)
-            pixels = _to_rgb(frame)
-            if shape is not None and pixels.shape != shape:
-                raise VideoError(f"the picture changes its size at frame {number}")
-            shape = pixels.shape
-            chunk.append(pixels)
-            if len(chunk) == size or not wanted:
-                yield np.stack(chunk)
-                chunk = []
-            if not wanted:
-                return
-        if wanted:
-            raise VideoError(f"frame {min(wanted)} cannot be decoded (the stream has no such picture)")
-
-    def _decode(self) -> Iterator[tuple[int, av.VideoFrame]]:
-        count = 0
-        try:
-            with _container(self._path) as container:
-                stream = container.streams.video[0]
-                stream.thread_type = "AUTO"
-                for frame in container.decode(stream):
-                    number = count
-                    if self._stamps is not None:
-                        number = int(np.searchsorted(self._stamps, frame.pts))
-                    yield number, frame
-                    count += 1
-        except (av.FFmpegError, OSError) as error:
-            raise VideoError(f"decoding stops after {count} frames: {_reason(error)}") from None
-
-    def close(self) -> None:
-        self._stamps = None
-
-
-def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
-    """A frame as decord shows it: RGB by its own colour matrix and range, turned upright."""
-    converted = frame.reformat(
-        format="rgb24",
-        # PyAV applies the frame's own matrix only if source and target differ; ITU-R 601 is the
-        # converter's default, which is right for frames that name no matrix.
-        dst_colorspace="ITU601",
-        src_color_range=frame.color_range or None,
-    )
-    return np.ascontiguousarray(np.rot90(converted.to_ndarray(), frame.rotation // 90))
-
-
 def _reason(error: BaseException) -> str:
-    """The telling part of a decoder's message, in one line."""
-    if getattr(error, "strerror", None):  # the operating system's and FFmpeg's errors
-        return str(error.strerror)  # type: ignore[attr-defined]
-    lines = str(error).strip().splitlines()
-    text = lines[0] if lines else type(error).__name__
-    text = re.sub(r"^\[\d\d:\d\d:\d\d\] \S+:\d+: ", "", text)  # decord's time and source line
+    """The telling part of decord's message, in one line."""
+    text = str(error).strip().split("\n")[0]
+    text = re.sub(r"^\[\d\d:\d\d:\d\d\] \S+:\d+: ", "", text)  # the time and decord's source line
     for mark in ("ERROR ", "Check failed: "):
         text = text.split(mark)[-1]
     return text.strip() or type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 from collections.abc import Callable, Iterator
@@ -184,7 +185,11 @@ def evaluate(model: Any, name: str, task: str) -> dict[str, Any]:
     from lmms_eval.tasks import TaskManager
 
     tasks = TaskManager("ERROR", include_path=str(ROOT / "datasets"), include_defaults=False, model_name=name)
-    return simple_evaluate(model, tasks=[task], task_manager=tasks, batch_size=1)
+    gc.freeze()  # lmms-eval collects garbage at every end, among a million objects of imported modules
+    try:
+        return simple_evaluate(model, tasks=[task], task_manager=tasks, batch_size=1)
+    finally:
+        gc.unfreeze()
 
 
 def prompt_of(call: Call) -> str:

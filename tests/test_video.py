@@ -188,6 +188,24 @@ def test_a_file_cut_short_is_a_failure_that_says_so(tmp_path):
             Video(tmp_path / "half.mp4", decoder)
 
 
+@pytest.mark.parametrize("decoder", ["auto", "pyav"])
+def test_on_request_a_file_cut_short_gives_the_frames_that_are_there(tmp_path, decoder):
+    whole = write_video(tmp_path / "v.mp4", frames=250, container_options={"movflags": "faststart"})
+    (tmp_path / "half.mp4").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    with Video(whole, decoder, partial=True) as video:
+        assert (video.num_frames, video.announced_frames) == (250, 250)
+        expected = np.concatenate([part.pixels for part in video.read(range(0, 250, 24))])
+    with Video(tmp_path / "half.mp4", decoder, partial=True) as video:
+        assert video.announced_frames == 250
+        assert 24 < video.num_frames < 200
+        numbers = video.candidates()
+        numbers = numbers[numbers < video.num_frames - 12]  # the last group of pictures may be torn
+        pixels = np.concatenate([part.pixels for part in video.read(numbers)])
+    np.testing.assert_array_equal(pixels, expected[: len(numbers)])
+    with Video(write_video(tmp_path / "v.mkv")) as video:  # its header does not say
+        assert video.announced_frames == video.num_frames
+
+
 def test_a_title_that_is_not_utf8_does_not_matter(tmp_path):
     path = write_video(tmp_path / "v.mkv", frames=30, metadata={"title": "XXXXXXXX"})
     path.write_bytes(path.read_bytes().replace(b"XXXXXXXX", b"caf\xe9 \xff\xfe!"))
@@ -224,6 +242,10 @@ def test_where_decord_fails_in_the_middle_pyav_goes_on(tmp_path, monkeypatch):
                 raise VideoError("frames cannot be decoded")
             yield pixels
 
+    def unsuited(path):
+        raise VideoError("not for the fast reader")
+
+    monkeypatch.setattr(video_module, "FastReader", unsuited)
     monkeypatch.setattr(video_module._DecordReader, "chunks", failing)
     np.testing.assert_array_equal(read_all(path, "auto")[2], expected)
     with pytest.raises(VideoError, match="cannot be decoded"):
@@ -256,6 +278,12 @@ def test_a_damaged_stream_is_a_failure_not_other_frames(tmp_path):
             Video(tmp_path / "bad.mp4", decoder) as video,
         ):
             list(video.read(video.candidates()))
+
+
+@pytest.mark.parametrize("decoder", ["auto", "decord", "pyav"])
+def test_a_video_may_be_closed_twice(tmp_path, decoder):
+    with Video(write_video(tmp_path / "v.mp4"), decoder) as video:
+        video.close()
 
 
 def test_unknown_decoder_and_numbers_out_of_range(tmp_path):

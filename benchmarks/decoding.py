@@ -1,0 +1,239 @@
+"""Milliseconds that reading one frame a second costs, by reader and codec.
+
+    python benchmarks/decoding.py --clips h264 hevc vp9 av1
+
+The readers, one after the other in this process, on one core:
+
+- decord [i]: ``decord.VideoReader[i]``, as the paper's released extractor reads; the plain procedure;
+- decord batch: its ``get_batch``, 16 frames at a time;
+- decord, ours: ``Video(path, "decord")``;
+- PyAV, all: PyAV, decoding every frame;
+- ours: ``Video(path)``, opening and indexing included, as in all of them.
+
+The clips are made of a part of the film, by encoders of PyAV. The readers' pixels are compared. Times
+are medians of ``--repeats`` runs: seconds of processor time in user mode (other programs disturb it
+little) and seconds on the wall.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import decord
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from aks import errors  # noqa: E402
+from aks.fast_video import PlainReader  # noqa: E402
+from aks.progress import progress  # noqa: E402
+from aks.video import CHUNK_FRAMES, Video, calm_decoders  # noqa: E402
+
+FILM = ROOT / "demo/work/sources/resources/bbb.mp4"  # as distributed: ten minutes of 720p H.264
+# Name: file, encoder, its options.
+CLIPS: dict[str, tuple[str, str, dict[str, str]]] = {
+    "h264": ("h264.mp4", "libx264", {}),
+    "h264, no B": ("h264-nob.mp4", "libx264", {"x264-params": "bframes=0"}),
+    "h264, GOP 12": ("h264-gop12.mp4", "libx264", {"x264-params": "keyint=12"}),
+    "h264, open GOP": ("h264-open.mkv", "libx264", {"x264-params": "open-gop=1:keyint=48"}),
+    "h264, VFR": ("h264-vfr.mkv", "libx264", {}),
+    "hevc": ("hevc.mp4", "libx265", {"preset": "fast", "x265-params": "open-gop=0:log-level=none"}),
+    "hevc, open GOP": ("hevc-open.mkv", "libx265", {"preset": "fast", "x265-params": "log-level=none"}),
+    "vp9": (
+        "vp9.webm",
+        "libvpx-vp9",
+        {"crf": "32", "b": "0", "cpu-used": "5", "auto-alt-ref": "1", "lag-in-frames": "25", "row-mt": "1"},
+    ),
+    "av1": ("av1-svt.mp4", "libsvtav1", {"preset": "9", "crf": "35", "svtav1-params": "lp=2"}),
+    "av1, aom": (
+        "av1-aom.mkv",
+        "libaom-av1",
+        {"crf": "32", "b": "0", "cpu-used": "8", "lag-in-frames": "25", "row-mt": "1"},
+    ),
+    "mpeg4": ("mpeg4.mp4", "mpeg4", {"bf": "2", "g": "120", "b": "3M"}),
+}
+
+
+def make_clip(film: Path, path: Path, name: str, start_s: float, seconds: float) -> None:
+    """Encode a part of the film."""
+    _, codec, options = CLIPS[name]
+    rng = np.random.default_rng(0)
+    partial = path.with_name(f"partial-{path.name}")
+    with av.open(str(film)) as source, av.open(str(partial), "w") as target:
+        (stream,) = source.streams.video
+        stream.thread_type = "AUTO"
+        rate = stream.average_rate
+        source.seek(int(start_s / stream.time_base), stream=stream)
+        made = target.add_stream(codec, rate=rate)
+        made.width, made.height, made.pix_fmt = stream.width, stream.height, "yuv420p"
+        made.options = options
+        made.codec_context.time_base = clock = Fraction(1, 1000) if "VFR" in name else 1 / rate
+        count = int(seconds * rate)
+        frames = progress(iterable=source.decode(stream), total=count, desc=name, unit="frame")
+        for number, frame in enumerate(frames):
+            if number == count:
+                break
+            if "VFR" in name and rng.random() < 0.3:  # a frame stays longer
+                continue
+            frame.pts, frame.time_base = round(number / rate / clock), clock
+            frame.pict_type = 0  # the encoder's choice, not the film's
+            target.mux(made.encode(frame))
+        target.mux(made.encode())
+    partial.rename(path)
+
+
+def by_index(path: Path) -> Iterator[np.ndarray]:
+    """The plain procedure."""
+    reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
+    for number in _candidates(len(reader), reader.get_avg_fps()):
+        yield reader[number].asnumpy()
+
+
+def by_batch(path: Path) -> Iterator[np.ndarray]:
+    """decord's own reading of several frames."""
+    reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
+    numbers = _candidates(len(reader), reader.get_avg_fps())
+    for start in range(0, len(numbers), CHUNK_FRAMES):
+        yield from reader.get_batch(numbers[start : start + CHUNK_FRAMES]).asnumpy()
+
+
+def by_decord(path: Path) -> Iterator[np.ndarray]:
+    """Ours, told to use decord."""
+    with Video(path, "decord") as video:
+        for frames in video.read(video.candidates()):
+            yield from frames.pixels
+
+
+def by_everything(path: Path) -> Iterator[np.ndarray]:
+    """PyAV, decoding every frame."""
+    reader = PlainReader(path)
+    for pixels in reader.chunks(np.array(_candidates(reader.num_frames, reader.fps)), CHUNK_FRAMES):
+        yield from pixels
+
+
+def by_ours(path: Path) -> Iterator[np.ndarray]:
+    """Ours, with its own choice."""
+    with Video(path) as video:
+        for frames in video.read(video.candidates()):
+            yield from frames.pixels
+
+
+READERS: dict[str, Callable[[Path], Iterator[np.ndarray]]] = {
+    "decord [i]": by_index,
+    "decord batch": by_batch,
+    "decord, ours": by_decord,
+    "PyAV, all": by_everything,
+    "ours": by_ours,
+}
+
+
+def _candidates(num_frames: int, fps: float) -> list[int]:
+    stride = max(1, int(fps))
+    return [number * stride for number in range(num_frames // stride)]
+
+
+def measure(path: Path, repeats: int, readers: list[str]) -> dict[str, object]:
+    """Digests and times of all readers on one file; times are milliseconds a frame."""
+    digests: dict[str, list[str]] = {}
+    for name in readers:
+        try:
+            digests[name] = [hashlib.sha256(pixels).hexdigest() for pixels in READERS[name](path)]
+        except (RuntimeError, decord.DECORDError, errors.VideoError):
+            continue  # decord does not read AV1
+    count = len(digests["ours"])
+    runs: dict[str, list[tuple[float, float]]] = {name: [] for name in digests}
+    for _ in range(repeats):  # by turns: what disturbs one reader disturbs the others
+        for name, times in runs.items():
+            user, wall = _user_s(), time.perf_counter()
+            for pixels in READERS[name](path):
+                del pixels
+            times.append((_user_s() - user, time.perf_counter() - wall))
+    result: dict[str, object] = {"file": path.name, "frames": count}
+    with Video(path) as video:
+        result["ours reads by"] = video.decoder
+    for name, times in runs.items():
+        same = sum(a == b for a, b in zip(digests[name], digests["ours"], strict=True))
+        user, wall = (statistics.median(column) * 1000 / count for column in zip(*times, strict=True))
+        result[name] = {"user_ms": user, "wall_ms": wall, "frames_as_ours": same}
+    return result
+
+
+def _user_s() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_utime
+
+
+def print_table(results: dict[str, dict], readers: list[str]) -> None:
+    """Milliseconds a frame, and how many times as long as ours the others take."""
+    print("user ms a frame (wall ms); frames that differ from ours are counted behind a !")
+    print("| | frames | " + " | ".join(readers) + " | decord [i] / ours | PyAV, all / ours |")
+    print("|---" * (len(readers) + 4) + "|")
+    for name, row in results.items():
+        cells = []
+        for reader in readers:
+            if reader not in row:
+                cells.append("-")
+                continue
+            cell = row[reader]
+            differing = row["frames"] - cell["frames_as_ours"]
+            mark = f" !{differing}" if differing else ""
+            cells.append(f"{cell['user_ms']:.1f} ({cell['wall_ms']:.1f}){mark}")
+        for reader in ("decord [i]", "PyAV, all"):
+            there = reader in row
+            cells.append(f"{row[reader]['user_ms'] / row['ours']['user_ms']:.2f}" if there else "-")
+        print(f"| {name} | {row['frames']} | " + " | ".join(cells) + " |")
+
+
+def main() -> None:
+    """Make the clips, measure, print a table, write JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--video", type=Path, default=FILM, help="(default: the film that the demo fetches)")
+    parser.add_argument("--film", action="store_true", help="read the whole film, too")
+    parser.add_argument("--clips", nargs="*", default=list(CLIPS), choices=list(CLIPS), help="(default: all)")
+    parser.add_argument("--readers", nargs="+", default=list(READERS), choices=list(READERS))
+    parser.add_argument("--start", type=float, default=60, help="second of the film where the clips begin")
+    parser.add_argument("--seconds", type=float, default=60, help="length of the clips")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="keep the clips there, and use those that are there")
+    parser.add_argument("--out", type=Path, help="also write the figures there, as JSON")
+    args = parser.parse_args()
+    if not args.video.is_file():
+        raise errors.UserError(f"--video {args.video}: no such file (bash demo.sh makes the demo's film)")
+    if "ours" not in args.readers:
+        args.readers.append("ours")
+    calm_decoders()
+    results = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        files = {name: folder / CLIPS[name][0] for name in args.clips}
+        if args.film:
+            files["film"] = args.video
+        for name, path in files.items():
+            if not path.exists():
+                make_clip(args.video, path, name, args.start, args.seconds)
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # one core for everyone's threads
+        for name, path in files.items():
+            results[name] = measure(path, args.repeats, args.readers)
+            print(f"{name}: done", file=sys.stderr)
+    print_table(results, args.readers)
+    if args.out:
+        args.out.write_text(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    errors.run(main)

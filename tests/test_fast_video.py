@@ -1,0 +1,456 @@
+"""Reading sparse frames: the same pixels and times as decoding everything, from far fewer packets."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import av
+import decord
+import numpy as np
+import pytest
+from media import rotate, write_video
+
+from aks import VideoError
+from aks.bitstreams import inspector
+from aks.fast_video import FastReader, PlainReader, Unsuited
+from aks.video import Video, calm_decoders
+
+STRIDES = (1, 7, 24, 30, 100)
+
+
+def scenes(seed):
+    """A picture for every frame number: blocks that move at random, cuts, and changing noise."""
+
+    def draw(number, width, height):
+        scene = np.random.default_rng([seed, number // 41])
+        blocks = scene.integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
+        ground = blocks.repeat(8, axis=0).repeat(8, axis=1)
+        speed = scene.integers(-3, 4, 2)
+        noise = np.random.default_rng([seed, number, 1])
+        y, x = speed * number + noise.integers(-1, 2, 2)
+        shown = np.roll(ground, (y, x), axis=(0, 1))[:height, :width].copy()
+        at = noise.integers(0, height - 8)
+        shown[at : at + 8, : width // 2] ^= noise.integers(0, 64, (8, width // 2, 3), dtype=np.uint8)
+        return shown
+
+    return draw
+
+
+def everything(path):
+    """All frames, decoded from the first to the last: by PyAV, and the same by decord where it can."""
+    calm_decoders()
+    reader = PlainReader(path)
+    (pixels,) = reader.chunks(np.arange(reader.num_frames), reader.num_frames)
+    return pixels
+
+
+def in_decords_order(path):
+    """All frames by decord, one by one, so that it never jumps; None where it cannot open the file."""
+    try:
+        reader = decord.VideoReader(str(path), num_threads=1)
+    except (RuntimeError, decord.DECORDError):
+        return None
+    return np.stack([reader[number].asnumpy() for number in range(len(reader))])
+
+
+def check_fast_reading(path, strides=STRIDES):
+    """The fast reader gives the frames of every stride; returns whether decord jumps right in this file."""
+    whole = everything(path)
+    by_decord = in_decords_order(path)
+    if by_decord is not None:
+        np.testing.assert_array_equal(by_decord, whole)
+    reader = FastReader(path)
+    jumps = True
+    for stride in strides:
+        numbers = np.arange(0, len(whole), stride)
+        chunks = list(reader.chunks(numbers, 16))
+        assert all(len(chunk) == 16 for chunk in chunks[:-1])
+        np.testing.assert_array_equal(np.concatenate(chunks), whole[numbers])
+        with Video(path) as video:
+            assert video.decoder == "pyav"
+            parts = list(video.read(numbers))
+            assert video.decoder == "pyav"
+            np.testing.assert_array_equal(np.concatenate([part.pixels for part in parts]), whole[numbers])
+            times = video.times_s(numbers)
+        if by_decord is None:
+            continue
+        with Video(path, "decord") as video:
+            np.testing.assert_array_equal(video.times_s(numbers), times)
+            assert (video.num_frames, video.fps) == (reader.num_frames, reader.fps)
+            pixels = np.concatenate([part.pixels for part in video.read(numbers)])
+            jumps &= np.array_equal(pixels, whole[numbers])
+    return jumps
+
+
+def x264(parameters, **more):
+    return {"options": {"x264-params": parameters}, **more}
+
+
+def x265(parameters, **more):
+    return {"codec": "libx265", "options": {"x265-params": f"log-level=none:{parameters}"}, **more}
+
+
+VP9 = {"codec": "libvpx-vp9", "frames": 160}
+VP9_GOOD = {"deadline": "good", "cpu-used": "8", "auto-alt-ref": "1", "lag-in-frames": "16"}
+AOM = {"codec": "libaom-av1", "frames": 130, "size": (64, 64)}
+
+CLOSED = {
+    "h264": ("v.mp4", {"gop": 250, "frames": 330}),
+    "h264, every frame a key": ("v.mp4", {"gop": 1}),
+    "h264, keys every 5": ("v.mkv", {"gop": 5}),
+    "h264, keys every 300": ("v.mp4", {"gop": 300, "frames": 400}),
+    "h264, B-pyramid": ("v.mp4", x264("bframes=4:b-pyramid=normal:b-adapt=0:keyint=48")),
+    "h264, strict B-pyramid": ("v.mkv", x264("bframes=4:b-pyramid=strict:b-adapt=0:weightp=2:ref=5")),
+    "h264, one B": ("v.mp4", x264("bframes=1:b-adapt=0:keyint=30")),
+    "h264, no B": ("v.mp4", x264("bframes=0:weightp=2:keyint=60")),
+    "h264, CAVLC": ("v.mp4", x264("cabac=0:8x8dct=0:bframes=3:keyint=40")),
+    "h264, slices": ("v.mp4", x264("slices=4:keyint=40")),
+    "h264, baseline": ("v.mp4", {"options": {"profile": "baseline"}, "gop": 40}),
+    "h264, refreshed bit by bit": ("v.mp4", x264("intra-refresh=1:keyint=24")),
+    "h264, 4:4:4": ("v.mp4", {"pixel_format": "yuv444p", "size": (97, 65), "gop": 30}),
+    "h264, 10 bit": ("v.mp4", {"pixel_format": "yuv420p10le", "gop": 30}),
+    "h264, odd size": ("v.mp4", {"size": (98, 66), "gop": 30}),
+    "h264, full range bt709": ("v.mp4", x264("fullrange=on:colormatrix=bt709:keyint=30")),
+    "h264, mov": ("v.mov", {"gop": 30}),
+    "h264, fragments": ("v.mp4", {"container_options": {"movflags": "frag_keyframe+empty_moov"}, "gop": 30}),
+    "hevc": ("v.mp4", x265("open-gop=0:keyint=48:bframes=4:b-adapt=0")),
+    "hevc, no B": ("v.mkv", x265("open-gop=0:keyint=30:bframes=0")),
+    "hevc, layers": ("v.mp4", x265("open-gop=0:keyint=60:temporal-layers=3:bframes=3:b-adapt=0")),
+    "hevc, slices": ("v.mp4", x265("open-gop=0:keyint=40:slices=2", size=(256, 256), frames=100)),
+    "hevc, 10 bit": ("v.mp4", x265("open-gop=0:keyint=30", pixel_format="yuv420p10le")),
+    "vp9": ("v.webm", {**VP9, "options": VP9_GOOD, "gop": 40}),
+    "vp9, long groups": ("v.mkv", {**VP9, "options": VP9_GOOD, "gop": 300}),
+    "vp9, live": ("v.webm", {**VP9, "options": {"deadline": "realtime", "cpu-used": "8"}, "gop": 30}),
+    "vp9 in mp4": ("v.mp4", {**VP9, "options": VP9_GOOD, "gop": 24}),
+    "vp8": ("v.webm", {**VP9, "codec": "libvpx", "options": VP9_GOOD, "gop": 40}),
+    "av1": ("v.mp4", {**AOM, "options": {"cpu-used": "8", "lag-in-frames": "19"}, "gop": 40}),
+    "av1, live": ("v.mkv", {**AOM, "options": {"usage": "realtime", "cpu-used": "8"}, "gop": 30}),
+    "av1, svt": ("v.mkv", {**AOM, "codec": "libsvtav1", "options": {"preset": "12"}, "gop": 40}),
+    "mpeg4, no B": ("v.mp4", {"codec": "mpeg4", "gop": 30}),
+}
+OPEN = {
+    "h264, open groups": (
+        "v.mp4",
+        x264("open-gop=1:bframes=3:b-pyramid=normal:b-adapt=0:keyint=24:scenecut=0"),
+    ),
+    "h264, short open groups": (
+        "v.mkv",
+        x264("open-gop=1:bframes=3:b-adapt=0:keyint=8:min-keyint=8:scenecut=0"),
+    ),
+    "hevc, open groups": ("v.mp4", x265("keyint=24:bframes=4:b-adapt=0")),
+    "hevc, short open groups": ("v.mkv", x265("keyint=6:min-keyint=6:bframes=3:b-adapt=0:scenecut=0")),
+    "mpeg4": ("v.mp4", {"codec": "mpeg4", "options": {"bf": "2"}, "gop": 24}),
+}
+
+
+def make(tmp_path, file, options, seed=0):
+    return write_video(tmp_path / file, **{"frames": 220, "draw": scenes(seed), **options})
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_sparse_frames_are_those_of_decoding_everything(tmp_path, name):
+    assert check_fast_reading(make(tmp_path, *CLOSED[name])) or "bit by bit" in name
+
+
+@pytest.mark.parametrize("name", OPEN)
+def test_in_open_groups_frames_are_the_ones_that_are_asked_for(tmp_path, name):
+    # decord reads these right one by one, but jumps to wrong ones: up to a group of pictures away.
+    assert not check_fast_reading(make(tmp_path, *OPEN[name]))
+
+
+def test_x264s_settings_at_random(tmp_path):
+    rng = np.random.default_rng(4)
+    for number in range(6):
+        settings = {
+            "keyint": rng.integers(5, 80),
+            "bframes": rng.integers(0, 6),
+            "b-pyramid": rng.choice(["none", "strict", "normal"]),
+            "ref": rng.integers(1, 6),
+            "weightp": rng.integers(0, 3),
+            "b-adapt": rng.integers(0, 2),
+            "open-gop": rng.integers(0, 2),
+            "direct": rng.choice(["spatial", "temporal"]),
+        }
+        options = x264(":".join(f"{name}={value}" for name, value in settings.items()))
+        path = make(tmp_path, f"{number}.{rng.choice(['mp4', 'mkv'])}", {**options, "frames": 100}, number)
+        check_fast_reading(path, (1, 9, 24))
+
+
+def test_what_is_not_needed_is_not_decoded(tmp_path, monkeypatch):
+    fed = []
+    checked = FastReader._checked
+
+    def counting(self, frames):
+        fed.append(len(frames))
+        return checked(self, frames)
+
+    monkeypatch.setattr(FastReader, "_checked", counting)
+    path = make(
+        tmp_path, "v.mp4", x264("keyint=40:min-keyint=40:scenecut=0:bframes=3:b-adapt=0:b-pyramid=none")
+    )
+    reader = FastReader(path)
+    list(reader.chunks(np.array([0, 80]), 16))
+    assert len(fed) == 2 + 2  # a packet and the decoder's end in each of two groups
+    fed.clear()
+    list(reader.chunks(np.array([22]), 16))
+    assert len(fed) <= 1 + 6 + 1 + 1  # I; P at 4, 8 ... 24; b at 22; the end
+    fed.clear()
+    next(reader.chunks(np.arange(220), 1))
+    assert len(fed) < 20  # a slow consumer need not store what it has not asked for
+
+
+def remux(source, target, *, shift=0, before_middle=b"", also=()):
+    """Copy a stream: ``shift`` frames later, bytes before its middle packet, other streams beside it."""
+    with av.open(str(source)) as old, av.open(str(target), "w", options={"avoid_negative_ts": "0"}) as new:
+        (stream,) = old.streams.video
+        made = new.add_stream_from_template(stream)
+        others = [new.add_stream(codec, rate=24, width=64, height=64, pix_fmt=form) for codec, form in also]
+        for other in others:
+            if other.codec.name == "png":
+                other.disposition = av.stream.Disposition.attached_pic.value
+        packets = [packet for packet in old.demux(stream) if packet.size]
+        step = round(1 / 24 / stream.time_base)
+        for number, packet in enumerate(packets):
+            copy = av.Packet((before_middle if number == len(packets) // 2 else b"") + bytes(packet))
+            copy.pts, copy.dts = packet.pts + shift * step, packet.dts + shift * step
+            copy.time_base, copy.is_keyframe, copy.stream = packet.time_base, packet.is_keyframe, made
+            new.mux(copy)
+        for other in others:
+            frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8)).reformat(format=other.pix_fmt)
+            new.mux([*other.encode(frame), *other.encode()])
+    return target
+
+
+def parameter_set(path):
+    """The first one of an H.264 file's global header, as it would stand in a packet."""
+    with av.open(str(path)) as container:
+        header = container.streams.video[0].codec_context.extradata
+    size = int.from_bytes(header[6:8], "big")
+    return size.to_bytes(4, "big") + header[8 : 8 + size]
+
+
+def with_two_descriptions(path):
+    """State an MP4 file's coding parameters twice."""
+    data = bytearray(path.read_bytes())
+    tables = data.rfind(b"moov")  # behind the pictures
+    at = data.find(b"stsd", tables) - 4
+    size = int.from_bytes(data[at : at + 4], "big")
+    entry = data[at + 16 : at + size]
+    data[at + 12 : at + 16] = b"\0\0\0\2"
+    data[at + size : at + size] = entry
+    for box in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd"):
+        at = data.find(box, tables) - 4
+        data[at : at + 4] = (int.from_bytes(data[at : at + 4], "big") + len(entry)).to_bytes(4, "big")
+    path.write_bytes(data)
+    return path
+
+
+UNEVEN = {"frames": 100, "pts": np.cumsum(np.random.default_rng(0).integers(5, 90, 100)).tolist()}
+ALPHA = {"codec": "libvpx-vp9", "pixel_format": "yuva420p", "options": VP9_GOOD, "frames": 60}
+FIELDS = {"options": {"flags": "+ilme+ildct", "x264-params": "interlaced=1:tff=1"}, "frames": 60}
+# What is made of a plain MP4 of 120 frames, and whether the fast reader reads it.
+ODD = {
+    "turned by 90 degrees": (lambda plain, folder: rotate(plain, folder / "r.mp4", 90), True),
+    "turned by 180 degrees": (lambda plain, folder: rotate(plain, folder / "r.mp4", 180), True),
+    "turned by 270 degrees": (lambda plain, folder: rotate(plain, folder / "r.mp4", 270), True),
+    "variable rate, mp4": (lambda plain, folder: make(folder, "v.mp4", UNEVEN), True),
+    "variable rate, mkv": (lambda plain, folder: make(folder, "v.mkv", UNEVEN), True),
+    "late start, mp4": (lambda plain, folder: remux(plain, folder / "r.mp4", shift=50), True),
+    "late start, mkv": (lambda plain, folder: remux(plain, folder / "r.mkv", shift=50), True),
+    "edit list, mp4": (lambda plain, folder: remux(plain, folder / "r.mp4", shift=-10), False),
+    "negative times, mkv": (lambda plain, folder: remux(plain, folder / "r.mkv", shift=-10), False),
+    "cover picture": (lambda plain, folder: remux(plain, folder / "r.mp4", also=[("png", "rgb24")]), False),
+    "two streams": (lambda plain, folder: remux(plain, folder / "r.mkv", also=[("mpeg4", "yuv420p")]), False),
+    "parameters repeated": (
+        lambda plain, folder: remux(plain, folder / "r.mp4", before_middle=parameter_set(plain)),
+        True,
+    ),
+    "parameters stated twice": (lambda plain, folder: with_two_descriptions(plain), False),
+    "transparent": (lambda plain, folder: make(folder, "v.webm", ALPHA), True),
+    "interlaced": (lambda plain, folder: make(folder, "v.mp4", FIELDS), False),
+    "avi": (lambda plain, folder: make(folder, "v.avi", {"frames": 100}), False),
+    "flv": (lambda plain, folder: make(folder, "v.flv", {"frames": 100}), False),
+    "mpeg2": (lambda plain, folder: make(folder, "v.mp4", {"codec": "mpeg2video", "frames": 100}), False),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_files_are_read_as_decord_reads_them(tmp_path, name):
+    build, fast = ODD[name]
+    path = build(make(tmp_path, "plain.mp4", {"frames": 120, "gop": 24}), tmp_path)
+    for stride in (1, 7, 24):
+        with Video(path) as video, Video(path, "decord") as reference:
+            numbers = np.arange(0, video.num_frames, stride)
+            assert (video.num_frames, video.fps) == (reference.num_frames, reference.fps)
+            np.testing.assert_array_equal(video.times_s(numbers), reference.times_s(numbers))
+            for ours, theirs in zip(video.read(numbers), reference.read(numbers), strict=True):
+                np.testing.assert_array_equal(ours.pixels, theirs.pixels)
+            assert video.decoder == ("pyav" if fast else "decord")
+
+
+@pytest.mark.parametrize("file", ["v.ts", "v.h264"])
+def test_files_without_an_index_or_times_are_left_to_others(tmp_path, file):
+    with pytest.raises(Unsuited):
+        FastReader(make(tmp_path, file, {"frames": 60}))
+
+
+def test_other_coding_parameters_on_the_way_are_left_to_others(tmp_path):
+    plain = make(tmp_path, "plain.mp4", {"frames": 60})
+    others = parameter_set(make(tmp_path, "other.mp4", {"frames": 10, "size": (128, 96)}))
+    with pytest.raises(Unsuited, match="parameters change"):
+        FastReader(remux(plain, tmp_path / "v.mp4", before_middle=others))
+
+
+@pytest.mark.parametrize("groups", ["closed", "open"])
+def test_where_the_fast_reader_fails_in_the_middle_another_goes_on(tmp_path, monkeypatch, groups):
+    file, options = CLOSED["h264"] if groups == "closed" else OPEN["h264, short open groups"]
+    path = make(tmp_path, file, options)
+    expected = everything(path)
+    chunks = FastReader.chunks
+
+    def failing(self, numbers, size):
+        for count, pixels in enumerate(chunks(self, numbers, size)):
+            if count == 2:
+                raise Unsuited("a damaged frame")
+            yield pixels
+
+    monkeypatch.setattr(FastReader, "chunks", failing)
+    with Video(path) as video:
+        numbers = np.arange(0, video.num_frames, 7)
+        parts = list(video.read(numbers, 4))
+        assert video.decoder == ("decord" if groups == "closed" else "pyav")
+    np.testing.assert_array_equal(np.concatenate([part.numbers for part in parts]), numbers)
+    np.testing.assert_array_equal(np.concatenate([part.pixels for part in parts]), expected[numbers])
+
+
+def test_where_decord_counts_otherwise_decord_reads(tmp_path, monkeypatch):
+    path = make(tmp_path, "v.mp4", {"frames": 60})
+    times = FastReader.times
+    monkeypatch.setattr(FastReader, "times", lambda self, numbers: times(self, numbers) + (numbers > 50))
+    with Video(path) as video:
+        assert video.decoder == "decord"
+
+
+def test_only_pictures_of_the_highest_layer_can_be_left_out():
+    header = bytearray(23)
+    header[0], header[21] = 1, 3 << 3 | 3  # three layers; lengths of four bytes
+    look = inspector("hevc", bytes(header))
+    for kind, layer, referenced in [(0, 2, False), (0, 1, True), (1, 2, True), (8, 2, False), (20, 0, True)]:
+        packet = memoryview(bytes([0, 0, 0, 3, kind << 1, layer + 1, 0]))
+        assert bool(look(packet).writes) == referenced
+    header[21] = 3  # nobody knows how many layers
+    assert inspector("hevc", bytes(header))(memoryview(bytes([0, 0, 0, 3, 0, 3, 0]))).writes
+
+
+def frames_until_failure(reader, stride):
+    """What a reader gives of every ``stride``-th frame before it fails, by number."""
+    numbers = np.arange(0, reader.num_frames, stride)
+    frames = {}
+    with suppress(VideoError):
+        for number, pixels in zip(numbers, reader.chunks(numbers, 1), strict=True):
+            frames[int(number)] = pixels[0]
+    return frames
+
+
+def check_damaged(path):
+    """The fast reader refuses a damaged file, or stops, or gives what decoding everything gives.
+
+    Returns how many frames were compared.
+    """
+    try:
+        fast, plain = FastReader(path), PlainReader(path)
+    except VideoError:
+        return 0
+    ours, all_frames = frames_until_failure(fast, 7), frames_until_failure(plain, 7)
+    for number in ours.keys() & all_frames.keys():
+        np.testing.assert_array_equal(ours[number], all_frames[number])
+    return len(ours.keys() & all_frames.keys())
+
+
+DAMAGED = {
+    "h264": CLOSED["h264, B-pyramid"],
+    "h264, open groups": OPEN["h264, open groups"],
+    "hevc": CLOSED["hevc"],
+    "vp9": CLOSED["vp9"],
+    "av1": CLOSED["av1, svt"],
+    "mpeg4": OPEN["mpeg4"],
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_picture_is_not_made_up(tmp_path, name):
+    path = make(tmp_path, *DAMAGED[name])
+    whole = path.read_bytes()
+    with av.open(str(path)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    rng = np.random.default_rng(11)
+    bad, compared = path.with_stem("bad"), 0
+    for _ in range(12):
+        data = bytearray(whole)
+        for at, size in rng.choice(places, 3):
+            first = int(rng.integers(size))
+            count = int(rng.integers(1, min(40, size - first) + 1))
+            data[at + first : at + first + count] = rng.bytes(count)
+        bad.write_bytes(data)
+        compared += check_damaged(bad)
+    assert compared > 50
+
+
+@pytest.mark.parametrize("file", ["v.mp4", "v.mkv"])
+def test_of_a_truncated_file_the_frames_that_are_there_come_right(tmp_path, file):
+    options = {"movflags": "faststart"} if file == "v.mp4" else {}
+    path = make(tmp_path, file, {"gop": 40, "container_options": options})
+    expected, whole = everything(path), path.read_bytes()
+    for part in (0.3, 0.61, 0.9):
+        path.write_bytes(whole[: int(len(whole) * part)])
+        check_damaged(path)
+        with Video(path, partial=True) as video:
+            numbers = np.arange(
+                0, video.num_frames - 6, 7
+            )  # the end is torn: pictures are not stored in order
+            pixels = np.concatenate([frames.pixels for frames in video.read(numbers)])
+        np.testing.assert_array_equal(pixels, expected[numbers])
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "libvpx-vp9"])
+def test_of_a_damaged_file_frames_are_those_of_decord_or_an_error(tmp_path, codec):
+    options = {"x265-params": "log-level=none:open-gop=0"} if codec == "libx265" else {}
+    path = write_video(
+        tmp_path / "hurt.mkv", frames=150, gop=25, draw=scenes(5), codec=codec, options=options
+    )
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        holes = [packet.pos + packet.size // 2 for packet in packets if packet.size > 600][2:6]
+    data = bytearray(path.read_bytes())
+    for at in holes:
+        data[at : at + 40] = bytes(40)
+    path.write_bytes(data)
+    by_decord = in_decords_order(path)
+    outcomes = []
+    for number in range(0, 150, 5):
+        try:
+            (pixels,) = FastReader(path).chunks(np.array([number]), 1)
+        except VideoError:
+            outcomes.append("error")
+            continue
+        outcomes.append("same" if np.array_equal(pixels[0], by_decord[number]) else f"{number} differs")
+    assert set(outcomes) <= {"same", "error"}, outcomes
+    assert "same" in outcomes
+
+
+def test_memory_stays_flat_however_slow_the_reader_of_the_frames_is(tmp_path):
+    path = write_video(tmp_path / "long.mp4", frames=900, fps=10, size=(640, 360), gop=100)
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    with Video(path) as video:
+        frames = video.read(video.candidates(), 4)
+        next(frames)
+        before = resident()
+        for number, _ in enumerate(frames):
+            if number < 3:
+                time.sleep(0.3)  # a decoder that runs ahead would have read the rest by now: 600 MB
+        assert resident() - before < 60e6
