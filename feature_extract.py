@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from aks import cli, errors
 from aks.outscores import RunFolder
+
+if TYPE_CHECKING:
+    from aks.extraction import Feed, Summary
+    from aks.scorers import Scorer
 
 
 def main() -> int:
@@ -26,35 +31,43 @@ def main() -> int:
     args = parser.parse_args()
     labels = cli.load_question_set(args)
 
-    from aks.extraction import extract
+    from aks.extraction import assemble, extract
     from aks.features import FeatureStore
 
     store = FeatureStore.open(Path(args.features)) if args.features else None
-    scorer = cli.load_scorer(args)
-    run = RunFolder(Path(args.output_file) / args.dataset_name / args.extract_feature_model)
-    summary = extract(
-        labels,
-        scorer,
-        run,
-        decoder=args.decoder,
-        batch_frames=args.batch_size,
-        allow_missing=args.allow_missing,
-        features=store,
-    )
-    cli.report(summary, "scored")
+    run = RunFolder(Path(args.output_file).absolute() / args.dataset_name / args.extract_feature_model)
+    if args.engine == "ray":
+
+        def work(scorer: Scorer, feed: Feed, **reading: Any) -> Summary:
+            return extract(labels, scorer, run, features=store, feed=feed, **reading)
+
+        summary = cli.run_on_ray(args, labels, run, work, store)
+        assemble(summary, labels, run, args.allow_missing)
+    else:
+        summary = extract(
+            labels,
+            cli.load_scorer(args),
+            run,
+            allow_missing=args.allow_missing,
+            features=store,
+            **cli.reading(args),
+        )
+    status = cli.report(summary, "scored")
     if summary.complete:
         print(
             f"wrote {run.folder}/scores.json, frames.json and times.json ({len(labels.questions)} questions)"
         )
         if summary.empty_questions:
             print(f"  {summary.empty_questions} questions of failed videos have empty lists")
-    else:
+    elif summary.settled:
         print(
             f"scores.json not written: see {run.folder}/failures.json; mend the videos and run again, or add "
             "--allow_missing"
         )
+    else:
+        print("scores.json not written yet: the process that finishes the last video writes it")
     sys.stdout.flush()
-    return 1 if summary.failures else 0
+    return status
 
 
 if __name__ == "__main__":

@@ -7,8 +7,13 @@ feature_extract.py --features <that folder>. A run that was stopped goes on wher
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from aks import cli, errors
+
+if TYPE_CHECKING:
+    from aks.extraction import Feed, Summary
+    from aks.scorers import Scorer
 
 BLIP_FEATURES = ("patch", "itc", "itm-e")
 
@@ -37,26 +42,31 @@ def main() -> int:
 
     if args.feature_dtype:
         check_stored_type(args.feature_dtype)
-    scorer = cli.load_scorer(args)
     bound = args.blip_features == "itm-e"
-    if bound and not hasattr(scorer, "bind"):
-        raise errors.UserError("--blip_features itm-e goes with --backend transformers")
     # Kinds of features do not mix, so each has a folder of its own name.
     name = args.extract_feature_model + {"itc": "-itc", "itm-e": "-itm-e-question-bound"}.get(
         args.blip_features, ""
     )
-    store = FeatureStore(
-        Path(args.output_file) / args.dataset_name / name,
-        args.feature_dtype or str(scorer.dtype).removeprefix("torch."),
-        QUESTION_BOUND if bound else FRAME_FEATURES,
-    )
-    summary = store_features(labels, scorer, store, decoder=args.decoder, batch_frames=args.batch_size)
-    cli.report(summary, "stored")
-    size = sum(path.stat().st_size for path in store.run.parts.glob("[!.]*.safetensors"))
-    print(f"{store.folder}: {size / 1e6:.1f} MB")
+    folder = Path(args.output_file).absolute() / args.dataset_name / name
+
+    def store(scorer: Scorer, feed: Feed | None = None, **reading: Any) -> Summary:
+        if bound and not hasattr(scorer, "bind"):
+            raise errors.UserError("--blip_features itm-e goes with --backend transformers")
+        stored_type = args.feature_dtype or str(scorer.dtype).removeprefix("torch.")
+        features = FeatureStore(folder, stored_type, QUESTION_BOUND if bound else FRAME_FEATURES)
+        return store_features(labels, scorer, features, feed=feed, **reading)
+
+    run = FeatureStore.files(folder)
+    if args.engine == "ray":
+        summary = cli.run_on_ray(args, labels, run, store)
+    else:
+        summary = store(cli.load_scorer(args), **cli.reading(args))
+    status = cli.report(summary, "stored")
+    size = sum(path.stat().st_size for path in run.parts.glob("[!.]*.safetensors"))
+    print(f"{folder}: {size / 1e6:.1f} MB")
     if not bound:
-        print(f"score them: python feature_extract.py --features {store.folder} ...")
-    return 1 if summary.failures else 0
+        print(f"score them: python feature_extract.py --features {folder} ...")
+    return status
 
 
 if __name__ == "__main__":

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+import functools
+import os
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from aks.benchmarks import DATASETS, LabelSet, load_labels
 from aks.errors import UserError
 
 if TYPE_CHECKING:  # torch takes seconds to load; a label mistake should not wait for it
     from aks.extraction import Summary
+    from aks.features import FeatureStore
+    from aks.outscores import RunFolder
     from aks.scorers import Scorer
 
 MODELS = ("blip", "clip", "sevila", "conse")
 # Flags that only some scorers take; passed on where given.
 SCORER_OPTIONS = ("blip_head", "truncation", "sevila_base")
+ON_CORRUPT = ("skip", "partial")
+ENGINES = ("local", "ray")
+MOST_WORKERS = 16  # some 200 MB each; a GPU of today wants the frames of twice as many
 
 
 def parser(description: str | None, output: str) -> argparse.ArgumentParser:
@@ -51,16 +60,148 @@ def parser(description: str | None, output: str) -> argparse.ArgumentParser:
     made.add_argument(
         "--sevila_base", help="sevila: folder or hub name of its ViT and T5 (BLIP-2 Flan-T5-XL)"
     )
-    made.add_argument("--batch_size", type=int, default=16, help="frames decoded and encoded at a time")
+    made.add_argument(
+        "--batch_size", type=int, help="frames encoded at a time (default: 16; on a GPU what fits, up to 128)"
+    )
     made.add_argument("--decoder", default="auto", help="auto, decord or pyav")
+    made.add_argument(
+        "--workers",
+        type=int,
+        help="decoding processes; 0 decodes in the main process (default: cores - 1, from 1 to 16)",
+    )
+    made.add_argument(
+        "--video_timeout",
+        type=float,
+        metavar="SECONDS",
+        help="of decoding a video, then it is given up; needs workers (default: 60 + 4 x its length)",
+    )
+    made.add_argument(
+        "--on_corrupt",
+        default="skip",
+        help="a video with frames that cannot be decoded: skip it, or partial: score the others",
+    )
+    made.add_argument(
+        "--shard", metavar="I/N", help="do only share I of N, for job arrays (torchrun sets it by itself)"
+    )
+    made.add_argument(
+        "--engine", default="local", help="local, or ray: on all GPUs or cores of a Ray cluster"
+    )
+    made.add_argument(
+        "--ray_address", help="cluster to join (default: RAY_ADDRESS, else one on this machine)"
+    )
+    made.add_argument(
+        "--ray_actors", type=int, help="models at work at a time (default: one a GPU, or one 8 cores)"
+    )
     return made
 
 
 def load_question_set(args: argparse.Namespace) -> LabelSet:
     """Check the plain flags, then read the label file."""
-    if args.batch_size < 1:
-        raise UserError(f"--batch_size {args.batch_size}: must be 1 or more")
+    reading(args)
     return load_labels(args.dataset_name, args.dataset_path, args.label_file)
+
+
+def reading(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags that say how videos are read, as :class:`aks.extraction.Reading` takes them.
+
+    Raises:
+        UserError: a value that cannot be.
+    """
+    for flag, value, least in (("batch_size", args.batch_size, 1), ("workers", args.workers, 0)):
+        if value is not None and value < least:
+            raise UserError(f"--{flag} {value}: must be {least} or more")
+    if args.video_timeout is not None and not 0 < args.video_timeout < float("inf"):
+        raise UserError(f"--video_timeout {args.video_timeout:g}: must be a number of seconds above 0")
+    if args.video_timeout is not None and args.workers == 0:
+        raise UserError("--video_timeout needs --workers 1 or more: only a process of its own can be ended")
+    if args.on_corrupt not in ON_CORRUPT:
+        raise UserError(f"--on_corrupt {args.on_corrupt}: use one of {', '.join(ON_CORRUPT)}")
+    _check_engine(args)
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return {
+        "decoder": args.decoder,
+        "batch_frames": args.batch_size,
+        "workers": default_workers(cores) if args.workers is None else args.workers,
+        "video_timeout": args.video_timeout,
+        "on_corrupt": args.on_corrupt,
+        "shard": shard(args),
+    }
+
+
+def default_workers(cores: int) -> int:
+    """Decoding processes for a model that has so many cores: one core is the model's."""
+    return min(max(cores - 1, 1), MOST_WORKERS)
+
+
+def _check_engine(args: argparse.Namespace) -> None:
+    if args.engine not in ENGINES:
+        raise UserError(f"--engine {args.engine}: use one of {', '.join(ENGINES)}")
+    if args.engine != "ray" and (args.ray_address is not None or args.ray_actors is not None):
+        raise UserError("--ray_address and --ray_actors go with --engine ray")
+    if args.engine == "ray" and (args.shard is not None or torchrun()):
+        raise UserError("--engine ray shares the videos out by itself: leave --shard and torchrun away")
+    if args.ray_actors is not None and args.ray_actors < 1:
+        raise UserError(f"--ray_actors {args.ray_actors}: must be 1 or more")
+
+
+def run_on_ray(
+    args: argparse.Namespace,
+    labels: LabelSet,
+    run: RunFolder,
+    work: Callable[..., Summary],
+    features: FeatureStore | None = None,
+) -> Summary:
+    """Process the videos on a Ray cluster.
+
+    Args:
+        args: the script's flags.
+        labels: the questions.
+        run: where the parts go.
+        work: called on the actors with the scorer, a feed, and the settings of reading.
+        features: what is scored, if not videos.
+    """
+    from aks import ray_engine
+    from aks.extraction import estimator
+
+    ray_engine.connect(args.ray_address)
+    layout = ray_engine.divide(args.device.split(":")[0], args.ray_actors)
+    how = reading(args)
+    if args.workers is None:
+        how["workers"] = default_workers(layout.cpus)
+    return ray_engine.run(
+        labels,
+        run,
+        functools.partial(load_scorer, args),
+        functools.partial(work, **how),
+        estimator(features, how["workers"]),
+        layout,
+    )
+
+
+def torchrun() -> tuple[int, int, int] | None:
+    """Rank, world size and local rank where torchrun started this process."""
+    try:
+        rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    except (KeyError, ValueError):
+        return None
+    return rank, size, local
+
+
+def shard(args: argparse.Namespace) -> tuple[int, int] | None:
+    """The share of the videos that this process does, from 1, and how many there are.
+
+    Raises:
+        UserError: no such share.
+    """
+    launched = torchrun()
+    if args.shard is None:
+        return (launched[0] + 1, launched[1]) if launched and launched[1] > 1 else None
+    if launched and launched[1] > 1:
+        raise UserError("--shard: torchrun shares the videos out by itself; leave it away")
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", args.shard)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise UserError(f"--shard {args.shard}: must be I/N, a share I from 1 to N")
+    return int(match[1]), int(match[2])
 
 
 def load_scorer(args: argparse.Namespace) -> Scorer:
@@ -71,21 +212,42 @@ def load_scorer(args: argparse.Namespace) -> Scorer:
     check_decoder(args.decoder)
     given = {name: getattr(args, name, None) for name in SCORER_OPTIONS}
     options = {name.removeprefix("sevila_"): value for name, value in given.items() if value is not None}
+    device = args.device
+    launched = torchrun()
+    if launched and device == "cuda":  # a GPU each; on a machine without any, as many processes
+        import torch
+
+        device = f"cuda:{launched[2]}" if torch.cuda.is_available() else "cpu"
     return create_scorer(
         args.extract_feature_model,
         checkpoint=args.checkpoint,
-        device=args.device,
+        device=device,
         dtype=args.dtype,
         backend=args.backend,
         **options,
     )
 
 
-def report(summary: Summary, done: str) -> None:
-    """Say what was done, and name every video that failed."""
+def report(summary: Summary, done: str) -> int:
+    """Say what was done, name every video that failed or lacks frames; the exit status.
+
+    Under torchrun the process that settles the last video tells the status of all, because torchrun
+    ends the others as soon as one fails.
+    """
     print(
         f"{summary.videos} videos: {summary.scored} {done} now, {summary.reused} finished before, "
         f"{len(summary.failures)} failed"
     )
     for failure in summary.failures:
         print(f"  failed: {failure['video']} ({len(failure['questions'])} questions): {failure['reason']}")
+    for loss in summary.partial:
+        lost, left = len(loss["lost_frames"]), loss["scored_frames"]
+        print(
+            f"  partial: {loss['video']} ({len(loss['questions'])} questions): {lost} of {lost + left} "
+            f"candidate frames lost: {loss['reason']}"
+        )
+    if summary.elsewhere:
+        print(f"  {summary.elsewhere} videos are not finished yet: other processes' share, or in work there")
+    if torchrun():
+        return 1 if summary.settled and summary.any_failed else 0
+    return 1 if summary.failures else 0

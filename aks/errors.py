@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 
 
@@ -21,6 +24,7 @@ def run(main: Callable[[], int | None]) -> None:
     0 (or None) is success, 1 means some videos failed, 2 a user's mistake told in one line on
     standard error, 130 an interrupted run (what was finished is kept).
     """
+    _end_at_second_interrupt()
     for stream in (sys.stdout, sys.stderr):  # file names need not fit the terminal's encoding
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -36,3 +40,21 @@ def run(main: Callable[[], int | None]) -> None:
         sys.stderr.close()
         status = 0
     sys.exit(status)
+
+
+def _end_at_second_interrupt() -> None:
+    """Ctrl-C once stops in good order, twice at once, also in the middle of a model's long computation."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return  # ignored, as under nohup
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        count = 0
+        while received := os.read(reading, 1):
+            count += received[0] == signal.SIGINT
+            if count == 2:
+                os._exit(130)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -2,15 +2,21 @@
 
 Each video is decoded once and each frame encoded once, whatever the number of its questions. The same
 loop stores frame features instead of scores, and scores stored features instead of videos.
+
+Decoding may run in processes of its own, several videos at once (:mod:`aks.pool`); the model always
+sees one video's batches, in the same sizes and in order, so that the numbers do not depend on it. Any
+number of runs may share a folder (:mod:`aks.claims`).
 """
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
+import functools
 import json
 import sys
+import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,15 +24,78 @@ import torch
 from tqdm import tqdm
 
 from aks.benchmarks import LabelSet, Question
-from aks.errors import VideoError
-from aks.features import QUESTION_BOUND, EncodedVideo, FeatureStore, bytes_per_frame, check_free_space
-from aks.outscores import Part, RunFolder, file_bytes
+from aks.claims import Claims
+from aks.decoding import Batch, Done, Header, Manner, decode_open
+from aks.errors import UserError, VideoError
+from aks.features import (
+    QUESTION_BOUND,
+    Encoded,
+    FeatureStore,
+    Sink,
+    bytes_per_frame,
+    check_free_space,
+)
+from aks.outscores import Part, RunFolder, read_json, write_json
+from aks.passes import Mixer, frames_that_fit
+from aks.pool import Again, Event, Events, InProcess, Job, Pool
+from aks.preparing import PrepareSquare
 from aks.progress import progress
 from aks.scorers import Scorer
 from aks.selection import select_positions
-from aks.video import Video, estimate_candidates
+from aks.video import Video
 
 BATCH_FRAMES = 16
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How videos are read; nothing of it changes a number.
+
+    Attributes:
+        decoder: ``auto``, ``decord`` or ``pyav``.
+        batch_frames: frames encoded at a time; bounds memory. None for 16, and on a GPU for as many as fit,
+            up to 128.
+        mix: fill each pass through the model with frames of several videos; None for only on a GPU.
+        workers: decoding processes; 0 decodes in this one, where nothing limits a decoder that hangs.
+        video_timeout: seconds that decoding one video may take, with workers; None for 60 and four times
+            its length.
+        on_corrupt: ``skip`` a video with frames that cannot be decoded, or score what is left:
+            ``partial``.
+        shard: (i, n): do only share i of n, from 1; None for all videos.
+    """
+
+    decoder: str = "auto"
+    batch_frames: int | None = None
+    mix: bool | None = None
+    workers: int = 0
+    video_timeout: float | None = None
+    on_corrupt: str = "skip"
+    shard: tuple[int, int] | None = None
+
+    @classmethod
+    def on(cls, scorer: Scorer, **settings: Any) -> Reading:
+        """These settings, and for this scorer whether to mix."""
+        made = cls(**settings)
+        return replace(made, mix=scorer.device.type == "cuda") if made.mix is None else made
+
+    def open(self, scorer: Scorer) -> Pool | InProcess:
+        """Who decodes."""
+        manner = Manner(scorer.preparer, self.decoder, self.handed_over, self.on_corrupt)
+        return Pool(manner, self.workers, self.video_timeout) if self.workers else InProcess(manner)
+
+    @property
+    def handed_over(self) -> int:
+        """Frames that are decoded, and handed to the model's process, at a time."""
+        frames = self.batch_frames or BATCH_FRAMES
+        return min(frames, BATCH_FRAMES) if self.mix else frames
+
+    def mixer(self, scorer: Scorer) -> Mixer | None:
+        """Who fills the passes; None where each video's batches are passes."""
+        if not self.mix:
+            return None
+        if self.batch_frames is None and scorer.device.type == "cuda":
+            return Mixer(scorer, frames_that_fit(scorer))
+        return Mixer(scorer, self.batch_frames or BATCH_FRAMES)
 
 
 @dataclass
@@ -34,10 +103,14 @@ class Summary:
     """What a run did.
 
     Attributes:
-        videos: videos in the label file.
-        reused: videos finished by an earlier run.
+        videos: videos in the label file, or in this shard.
+        reused: videos finished by an earlier run, or by another process.
         scored: videos scored, or stored, now.
         failures: videos that cannot be scored: video, reason, question ids.
+        partial: videos scored without some frames: also ``lost_frames`` and ``scored_frames``.
+        elsewhere: videos that are not finished, and left to other processes.
+        any_failed: whether a video of the label file has failed, in this share or another.
+        settled: whether every video of the label file is finished or has failed.
         complete: whether the assembled files were written.
         empty_questions: questions that got empty lists in them.
     """
@@ -46,60 +119,34 @@ class Summary:
     reused: int = 0
     scored: int = 0
     failures: list[dict[str, Any]] = field(default_factory=list)
+    partial: list[dict[str, Any]] = field(default_factory=list)
+    elsewhere: int = 0
+    any_failed: bool = False
+    settled: bool = False
     complete: bool = False
     empty_questions: int = 0
 
 
-def encode_video(scorer: Scorer, video: Video, batch_frames: int = BATCH_FRAMES) -> EncodedVideo:
-    """Decode and encode the candidate frames of an open video.
+MakeSink = Callable[[str, list[Question], Header], Sink]
 
-    Raises:
-        VideoError: it is too short to have a candidate; or, from the batches, cannot be decoded.
+
+@dataclass
+class Feed:
+    """The videos that another process hands to this one, and how that one is told; see :mod:`aks.ray_engine`.
+
+    Attributes:
+        names: names of videos, as long as there are any.
+        bar: counts frames; what is used of tqdm's.
+        say: shows the user a line.
+        token: marks the claims of this process.
+        expected: candidates of each video, as far as is known; 0 where not.
     """
-    candidates = video.candidates()
-    if not len(candidates):
-        raise VideoError(
-            f"too short: {video.num_frames} frames at {video.fps:g} a second, one candidate frame needs "
-            f"{video.stride_frames}"
-        )
 
-    def batches() -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        for frames in video.read(candidates, batch_frames):
-            inputs = torch.stack([scorer.prepare(pixels) for pixels in frames.pixels])
-            yield frames.times_s, scorer.encode_frames(inputs)
-
-    size = file_bytes(video.path)
-    return EncodedVideo(video.fps, video.num_frames, size, video.decoder, candidates, batches())
-
-
-def score_video(
-    scorer: Scorer, encoded: EncodedVideo, questions: Sequence[Question], bar: tqdm
-) -> tuple[np.ndarray, np.ndarray]:
-    """Score an encoded video for questions.
-
-    Returns:
-        Times in seconds, (n,), and scores, (len(questions), n), both float64.
-
-    Raises:
-        VideoError: the video cannot be decoded, or a score is no finite number.
-    """
-    texts = [scorer.encode_question(question) for question in questions]
-    times: list[np.ndarray] = []
-    columns: list[np.ndarray] = []
-    done = 0
-    for batch_times, features in encoded.batches:
-        scores = scorer.score(features, texts)
-        if not np.isfinite(scores).all():
-            question, frame = np.argwhere(~np.isfinite(scores))[0]
-            raise VideoError(
-                f"{scorer.name} gives {scores[question, frame]} for frame {encoded.frames[done + frame]}, "
-                f"question {questions[question].id} (in half precision? try --dtype float32)"
-            )
-        times.append(batch_times)
-        columns.append(scores)
-        done += len(batch_times)
-        bar.update(len(batch_times))
-    return np.concatenate(times), np.concatenate(columns, axis=1)
+    names: Iterator[str]
+    bar: Any
+    say: Callable[[str], None]
+    token: str
+    expected: dict[str, int]
 
 
 def extract(
@@ -107,10 +154,10 @@ def extract(
     scorer: Scorer,
     run: RunFolder,
     *,
-    decoder: str = "auto",
-    batch_frames: int = BATCH_FRAMES,
     allow_missing: bool = False,
     features: FeatureStore | None = None,
+    feed: Feed | None = None,
+    **reading: Any,
 ) -> Summary:
     """Score all questions of a label set, going on where an earlier run stopped.
 
@@ -118,63 +165,60 @@ def extract(
         labels: the questions.
         scorer: who scores.
         run: folder for parts and results.
-        decoder: ``auto``, ``decord`` or ``pyav``.
-        batch_frames: frames decoded and encoded at a time; bounds memory.
         allow_missing: assemble although videos failed, with empty lists for their questions.
         features: score these instead of the videos, which then need not be there.
+        feed: score the videos that it names, and leave the rest, the end included, to the other process.
+        reading: how the videos are read, see :class:`Reading`. With ``workers`` the scorer's preparer
+            must be importable from a module (not from a script's own ``__main__``).
 
     Raises:
         UserError: the folder holds another run's scores, or cannot be written; the features are
             another model's, or damaged.
     """
+    how = Reading.on(scorer, **reading)
     settings = {"dataset": labels.dataset, "label_sha256": labels.sha256, **scorer.identity()}
     if features is not None:
         features.check(scorer, labels)
         settings.update(features.rounding())
     run.begin(settings)
 
-    def score(name: str, questions: list[Question], bar: tqdm, expected: int) -> None:
-        if features is not None:
-            finish(name, questions, features.read(name, batch_frames), bar, expected)
-            return
-        with Video(labels.video_path(name), decoder) as video:
-            finish(name, questions, encode_video(scorer, video, batch_frames), bar, expected)
-
-    def finish(name: str, questions: list[Question], encoded: EncodedVideo, bar: tqdm, expected: int) -> None:
-        _correct_total(bar, len(encoded.frames) - expected)
-        times, table = score_video(scorer, encoded, questions, bar)
+    def sink(name: str, questions: list[Question], header: Header) -> Sink:
+        scores = Scores(scorer, questions, header.count)
+        while isinstance(event := (yield), Encoded):
+            scores.add(event)
         run.write_part(
             Part(
                 video=name,
-                fps=encoded.fps,
-                num_frames=encoded.num_frames,
-                video_bytes=encoded.video_bytes,
-                decoder=encoded.decoder,
-                frames=encoded.frames.tolist(),
-                times_s=times.tolist(),
-                scores={q.id: row.tolist() for q, row in zip(questions, table, strict=True)},
+                fps=header.fps,
+                num_frames=header.num_frames,
+                video_bytes=header.video_bytes,
+                decoder=header.decoder,
+                frames=scores.numbers.tolist(),
+                times_s=scores.times_s.tolist(),
+                scores={q.id: row.tolist() for q, row in zip(questions, scores.table, strict=True)},
+                lost_frames=event.lost,
+                lost_reason=event.reason,
             )
         )
 
-    def estimate(name: str) -> int:
-        return features.count(name) if features else estimate_candidates(labels.video_path(name))
-
-    summary = _each_video(labels, run, scorer.name, estimate, score)
-    if not allow_missing and summary.failures:
-        (run.folder / "scores.json").unlink(missing_ok=True)  # of an earlier run with --allow_missing
-    if allow_missing or all(run.has_part(name) for name in labels.by_video()):
-        summary.empty_questions = run.assemble(labels, allow_missing)
-        summary.complete = True
+    source = how.open(scorer) if features is None else _Stored(features, how.batch_frames or BATCH_FRAMES)
+    summary = _each_video(labels, run, scorer, source, how, scorer.name, sink, feed=feed)
+    if feed is None:
+        assemble(summary, labels, run, allow_missing)
     return summary
 
 
+def assemble(summary: Summary, labels: LabelSet, run: RunFolder, allow_missing: bool) -> None:
+    """Write the files of all videos where all are finished, or the others have failed and may be missing."""
+    if not allow_missing and summary.failures:
+        (run.folder / "scores.json").unlink(missing_ok=True)  # of an earlier run with --allow_missing
+    if all(run.has_part(name) for name in labels.by_video()) or (allow_missing and summary.settled):
+        summary.empty_questions = run.assemble(labels, allow_missing)
+        summary.complete = True
+
+
 def store_features(
-    labels: LabelSet,
-    scorer: Scorer,
-    store: FeatureStore,
-    *,
-    decoder: str = "auto",
-    batch_frames: int = BATCH_FRAMES,
+    labels: LabelSet, scorer: Scorer, store: FeatureStore, *, feed: Feed | None = None, **reading: Any
 ) -> Summary:
     """Store the frame features of a label set's videos, going on where an earlier run stopped.
 
@@ -182,72 +226,343 @@ def store_features(
         labels: the questions; only their videos matter, unless the features are bound to questions.
         scorer: who encodes.
         store: where to.
-        decoder: ``auto``, ``decord`` or ``pyav``.
-        batch_frames: frames decoded and encoded at a time; bounds memory.
+        feed: store the videos that it names, and leave the rest to the other process.
+        reading: how the videos are read, see :class:`Reading`.
 
     Raises:
         UserError: the folder holds other features, cannot be written, or the disk is too small.
     """
+    how = Reading.on(scorer, **reading)
     bound = store.kind == QUESTION_BOUND
     store.begin(scorer, labels)
-    grouped = labels.by_video()
-    estimates = {
-        name: estimate_candidates(labels.video_path(name)) for name in grouped if not store.run.has_part(name)
-    }
-    if not bound:
-        check_free_space(store.folder, sum(estimates.values()) * bytes_per_frame(scorer, store.dtype))
 
-    def encode(name: str, questions: list[Question], bar: tqdm, expected: int) -> None:
-        with Video(labels.video_path(name), decoder) as video:
-            encoded = encode_video(scorer, video, batch_frames)
-            _correct_total(bar, len(encoded.frames) - expected)
-            metadata = {}
-            if bound:
-                texts = [scorer.encode_question(question) for question in questions]
-                batches = ((times, scorer.bind(tokens, texts)) for times, tokens in encoded.batches)
-                encoded = dataclasses.replace(encoded, batches=batches)
-                metadata = {"questions": json.dumps([question.id for question in questions])}
-            store.write(name, encoded, on_batch=bar.update, metadata=metadata)
+    def sink(name: str, questions: list[Question], header: Header) -> Sink:
+        if not bound:
+            yield from store.writing(name, questions, header)
+            return
+        texts = [scorer.encode_question(question) for question in questions]
+        ids = json.dumps([question.id for question in questions])
+        writer = store.writing(name, questions, header, {"questions": ids})
+        next(writer)
+        with contextlib.closing(writer):
+            while isinstance(event := (yield), Encoded):
+                writer.send(replace(event, features=scorer.bind(event.features, texts)))
+            finish(writer, event)
 
-    return _each_video(labels, store.run, f"{scorer.name} features", estimates.__getitem__, encode)
+    def check_space(frames: int) -> None:
+        if not bound:
+            check_free_space(store.folder, frames * bytes_per_frame(scorer, store.dtype))
+
+    source, name = how.open(scorer), f"{scorer.name} features"
+    return _each_video(labels, store.run, scorer, source, how, name, sink, check_space, feed)
+
+
+def estimator(features: FeatureStore | None, workers: int) -> Callable[[list[Job]], dict[str, int]]:
+    """Tells the candidates of videos by their headers, or by their features, without a scorer."""
+    if features is not None:
+        return _Stored(features, 1).estimates
+
+    def estimate(jobs: list[Job]) -> dict[str, int]:
+        with Pool(Manner(PrepareSquare(1), "auto", 1, "skip"), max(1, workers)) as pool:
+            return pool.estimates(jobs)
+
+    return estimate
+
+
+class Scores:
+    """The scores of a video for questions, batch by batch.
+
+    All room is taken at the start: small arrays that are kept, laid among large ones that come and go,
+    would make the process grow with the length of the video.
+    """
+
+    def __init__(self, scorer: Scorer, questions: Sequence[Question], count: int) -> None:
+        """No batch yet, of ``count`` frames at most."""
+        self._scorer, self._questions = scorer, questions
+        self._texts = [scorer.encode_question(question) for question in questions]
+        self._numbers, self._times = np.empty(count, dtype=np.int64), np.empty(count)
+        self._table = np.empty((len(questions), count))
+        self._filled = 0
+
+    def add(self, batch: Encoded) -> None:
+        """Score a batch.
+
+        Raises:
+            VideoError: a score is no finite number.
+        """
+        scores = self._scorer.score(batch.features, self._texts)
+        if not np.isfinite(scores).all():
+            question, frame = np.argwhere(~np.isfinite(scores))[0]
+            raise VideoError(
+                f"{self._scorer.name} gives {scores[question, frame]} for frame {batch.numbers[frame]}, "
+                f"question {self._questions[question].id} (in half precision? try --dtype float32)"
+            )
+        place = slice(self._filled, self._filled + len(batch.numbers))
+        self._numbers[place], self._times[place], self._table[:, place] = batch.numbers, batch.times_s, scores
+        self._filled = place.stop
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """Frame numbers, (frames,) int64."""
+        return self._numbers[: self._filled]
+
+    @property
+    def times_s(self) -> np.ndarray:
+        """Their times in seconds, (frames,) float64."""
+        return self._times[: self._filled]
+
+    @property
+    def table(self) -> np.ndarray:
+        """All scores, (questions, frames) float64."""
+        return self._table[:, : self._filled]
+
+
+def encode(scorer: Scorer, batch: Batch) -> Encoded:
+    """A batch through the model.
+
+    Raises:
+        UserError: the GPU's memory does not suffice.
+    """
+    # Copied, so that sums do not depend on where the decoding process put it in memory.
+    inputs = torch.from_numpy(batch.inputs).clone()
+    return Encoded(batch.numbers, batch.times_s, scorer.encode_frames(inputs))
+
+
+class _Stored:
+    """Reads stored features; the same events as the decoding classes, with encoded batches."""
+
+    def __init__(self, store: FeatureStore, batch_frames: int) -> None:
+        self._store, self._batch_frames = store, batch_frames
+
+    def __enter__(self) -> _Stored:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def estimates(self, jobs: list[Job]) -> dict[str, int]:
+        return {job.name: self._store.count(job.name) for job in jobs}
+
+    def run(self, jobs: Iterator[Job]) -> Events:
+        for job in jobs:
+            try:
+                for event in self._store.read(job.name, self._batch_frames):
+                    if (yield job.name, event):
+                        break
+            except VideoError as error:
+                yield job.name, error
 
 
 def _each_video(
     labels: LabelSet,
     run: RunFolder,
+    scorer: Scorer,
+    source: Pool | InProcess | _Stored,
+    how: Reading,
     description: str,
-    estimate: Callable[[str], int],
-    process: Callable[[str, list[Question], tqdm, int], None],
+    make_sink: MakeSink,
+    check_space: Callable[[int], None] = lambda frames: None,
+    feed: Feed | None = None,
 ) -> Summary:
     """Process the videos that have no part yet; a failing one is noted and the others go on."""
-    videos = labels.by_video()
-    pending = {name: questions for name, questions in videos.items() if not run.has_part(name)}
-    summary = Summary(videos=len(videos), reused=len(videos) - len(pending))
-    expected = {name: estimate(name) for name in pending}
-    total = sum(expected.values())
-    with progress(total=total, unit="frame", desc=description, disable=not pending) as bar:
-        for name, questions in pending.items():
-            done = bar.n
-            if run.has_part(name):  # another process on this folder was faster
-                summary.reused += 1
-                _correct_total(bar, -expected[name])
-                continue
-            try:
-                process(name, questions, bar, expected[name])
-            except VideoError as error:
-                run.write_failure(name, str(error), [question.id for question in questions])
-                tqdm.write(f"failed: {labels.video_path(name)}: {error}", file=sys.stderr)
-                bar.total = max(bar.n, bar.total - max(0, expected[name] - (bar.n - done)))
-            else:
-                summary.scored += 1
-    summary.failures = run.collect_failures(labels)
+    videos = list(labels.by_video())
+    mixer = None if isinstance(source, _Stored) else how.mixer(scorer)
+    if feed is not None:
+        with source:
+            work = _Work(labels, run, scorer, make_sink, feed, mixer)
+            work.do(source, feed.names)
+        return Summary(videos=0, scored=work.scored)
+    with source:
+        if how.shard:
+            videos = _share(how.shard, run, source, labels)
+        pending = [name for name in videos if not run.has_part(name)]
+        expected = source.estimates([Job(name, labels.video_path(name)) for name in pending])
+        check_space(sum(expected.values()))
+        total = sum(expected.values())
+        with progress(total=total, unit="frame", desc=description, disable=not pending) as bar:
+            say = functools.partial(tqdm.write, file=sys.stderr)
+            here = Feed(iter(pending), bar, say, uuid.uuid4().hex, expected)
+            work = _Work(labels, run, scorer, make_sink, here, mixer)
+            for _ in range(2):  # again: of what others were at, something may be left by dead ones
+                work.do(source, iter(pending))
+    return summarise(labels, run, videos, work.scored)
+
+
+def summarise(labels: LabelSet, run: RunFolder, videos: list[str], scored: int) -> Summary:
+    """How it stands with some videos of a run, of which ``scored`` were scored now."""
+    grouped = labels.by_video()
+    summary = Summary(videos=len(videos), scored=scored)
+    notes = run.collect_failures(labels)
+    mine = set(videos)
+    summary.failures = [n for n in notes if n["video"] in mine and not n.get("lost_frames")]
+    summary.partial = [n for n in notes if n["video"] in mine and n.get("lost_frames")]
+    failed = {note["video"] for note in notes if not note.get("lost_frames")}
+    open_ones = [name for name in grouped if not run.has_part(name) and name not in failed]
+    summary.settled, summary.any_failed = not open_ones, bool(failed)
+    summary.elsewhere = len(open_ones)
+    done = sum(run.has_part(name) for name in videos)
+    summary.reused = done - summary.scored
     return summary
 
 
-def _correct_total(bar: tqdm, difference: int) -> None:
-    """Put what opening a video told in the place of its header's estimate."""
-    bar.total += difference
-    bar.refresh()
+class _Work:
+    """The videos in flight and the bar that counts their frames."""
+
+    def __init__(
+        self,
+        labels: LabelSet,
+        run: RunFolder,
+        scorer: Scorer,
+        make_sink: MakeSink,
+        feed: Feed,
+        mixer: Mixer | None,
+    ) -> None:
+        self._labels, self._run, self._scorer, self._make_sink = labels, run, scorer, make_sink
+        self._feed, self._mixer = feed, mixer
+        self._questions = labels.by_video()
+        self._expected = dict(feed.expected)
+        self._seen: dict[str, int] = {}  # of the videos in flight, frames so far
+        self._sinks: dict[str, Sink] = {}
+        self._failures = {name: run.failure_stamp(name) for name in self._expected}
+        self.scored = 0
+
+    def do(self, source: Pool | InProcess | _Stored, names: Iterator[str]) -> None:
+        """Process the videos, but those that another process is at."""
+        with Claims(self._run, self._feed.token) as self._claims:
+            events = source.run(self._jobs(names))
+            try:
+                with contextlib.suppress(StopIteration):
+                    reply = None
+                    while True:
+                        reply = self._take(*events.send(reply))
+                if self._mixer is not None:
+                    for ready in self._mixer.rest():
+                        self._deliver(*ready)
+            finally:
+                for sink in self._sinks.values():
+                    sink.close()
+            self._claims.sweep([name for name in self._questions if self._run.has_part(name)])
+
+    def _jobs(self, names: Iterator[str]) -> Iterator[Job]:
+        for name in names:
+            # Finished or failed meanwhile, by another process or in the first round.
+            if self._is_over(name) or not self._claims.take(name):
+                continue
+            if self._is_over(name):
+                self._claims.give_up(name)
+                continue
+            yield Job(name, self._labels.video_path(name), float(self._expected[name]))
+
+    def _is_over(self, name: str) -> bool:
+        if not self._run.has_part(name) and self._run.failure_stamp(name) == self._failures[name]:
+            return False
+        self._correct(name, self._expected[name] if name in self._seen else 0)
+        return True
+
+    def _take(self, name: str, event: Event | Encoded) -> bool:
+        """Act on what became of a video; True gives it up."""
+        if isinstance(event, VideoError):
+            self._fail(name, event)
+        elif isinstance(event, Again):
+            self._drop(name)
+        elif isinstance(event, Header):
+            return self._begin(name, event)
+        elif name not in self._sinks:  # it failed while its last frames were gathered
+            return True
+        elif isinstance(event, Encoded) or (self._mixer is None and isinstance(event, Done)):
+            return self._deliver(name, event)
+        elif self._mixer is None:
+            return self._deliver(name, encode(self._scorer, event))
+        else:
+            for ready in self._mixer.add(name, event):
+                self._deliver(*ready)
+            return name not in self._sinks
+        return False
+
+    def _begin(self, name: str, header: Header) -> bool:
+        self._seen[name] = 0
+        self._correct(name, header.count)
+        try:
+            self._sinks[name] = self._make_sink(name, self._questions[name], header)
+            next(self._sinks[name])
+        except VideoError as error:
+            self._fail(name, error)
+            return True
+        return False
+
+    def _deliver(self, name: str, event: Encoded | Done) -> bool:
+        """Let a video's sink have its frames or its end; True where that fails."""
+        try:
+            if isinstance(event, Done):
+                finish(self._sinks.pop(name), event)
+                self._correct(name, self._seen[name])
+                self.scored += 1
+                self._claims.give_up(name)
+            else:
+                self._sinks[name].send(event)
+                self._seen[name] += len(event.numbers)
+                self._feed.bar.update(len(event.numbers))
+        except VideoError as error:
+            self._fail(name, error)
+            return True
+        return False
+
+    def _fail(self, name: str, error: VideoError) -> None:
+        """Note that a video cannot be scored."""
+        self._drop(name)
+        self._seen[name] = 0
+        self._correct(name, 0)
+        self._run.write_failure(name, str(error), [question.id for question in self._questions[name]])
+        self._claims.give_up(name)
+        self._feed.say(f"failed: {self._labels.video_path(name)}: {error}")
+
+    def _drop(self, name: str) -> None:
+        """Forget what came of a video so far."""
+        if name in self._sinks:
+            self._sinks.pop(name).close()
+        if self._mixer is not None:
+            self._mixer.drop(name)
+        self._feed.bar.n -= self._seen.pop(name, 0)
+        self._feed.bar.refresh()
+
+    def _correct(self, name: str, frames: int) -> None:
+        """Put the number of frames that is now known in the place of the estimate."""
+        self._feed.bar.total += frames - self._expected[name]
+        self._expected[name] = frames
+
+
+def finish(sink: Sink, done: Done) -> None:
+    """Send a sink its end."""
+    try:
+        sink.send(done)
+    except StopIteration:
+        return
+
+
+def _share(
+    shard: tuple[int, int], run: RunFolder, source: Pool | InProcess | _Stored, labels: LabelSet
+) -> list[str]:
+    """The videos of a shard, in label order: the longest first to the least loaded, by their headers.
+
+    The first process writes the partition down, so that all have the same, whatever they see.
+    """
+    index, count = shard
+    videos = list(labels.by_video())
+    record = run.folder / f"shards-{count}.json"
+    if not record.exists():
+        lengths = source.estimates([Job(name, labels.video_path(name)) for name in videos])
+        loads = [0] * count
+        shares: list[list[str]] = [[] for _ in loads]
+        for name in sorted(videos, key=lambda name: -lengths[name]):
+            lightest = loads.index(min(loads))
+            loads[lightest] += lengths[name] + 1  # what cannot be read is shared out evenly, too
+            shares[lightest].append(name)
+        write_json(record, shares, indent=1, keep_existing=True)
+    shares = read_json(record)
+    if sorted(name for share in shares for name in share) != sorted(videos):
+        raise UserError(f"{record}: damaged, or of another label file; remove it")
+    mine = set(shares[index - 1])
+    return [name for name in videos if name in mine]
 
 
 @dataclass(frozen=True)
@@ -283,10 +598,16 @@ def find_keyframes(
         ValueError: budget or strategy out of range.
     """
     select_positions([0.0], budget, strategy=strategy)  # a wrong argument must not cost an hour's scoring
-    encoded = encode_video(scorer, video, batch_frames)
-    with progress(total=len(encoded.frames), unit="frame", desc=scorer.name) as bar:
-        times, scores = score_video(scorer, encoded, [question], bar)
+    manner = Manner(scorer.preparer, video.decoder, batch_frames, "skip")
+    inputs = manner.empty_batch()
+    scores = Scores(scorer, [question], len(video.candidates()))
+    with progress(total=len(video.candidates()), unit="frame", desc=scorer.name) as bar:
+        for event in decode_open(video, manner, lambda: inputs):
+            if isinstance(event, Batch):
+                scores.add(encode(scorer, event))
+                bar.update(len(event.numbers))
+    numbers, times, row = scores.numbers, scores.times_s, scores.table[0]
     return [
-        Keyframe(int(encoded.frames[at]), float(times[at]), float(scores[0, at]))
-        for at in select_positions(scores[0], budget, strategy=strategy)
+        Keyframe(int(numbers[at]), float(times[at]), float(row[at]))
+        for at in select_positions(row, budget, strategy=strategy)
     ]

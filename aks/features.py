@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from aks.benchmarks import LabelSet
+from aks.benchmarks import LabelSet, Question
+from aks.decoding import Done, Header
 from aks.errors import UserError, VideoError
-from aks.outscores import RunFolder, check_same_video, read_json, write_atomically
+from aks.outscores import RunFolder, atomic, check_same_video, read_json
 from aks.scorers import DTYPES, Scorer
 
 # safetensors' names of the types a store may have.
@@ -34,24 +35,16 @@ QUESTION_BOUND = "question-bound itm-e"
 
 
 @dataclass(frozen=True)
-class EncodedVideo:
-    """A video's candidate frames as features, in batches.
+class Encoded:
+    """A batch of frames after the model: numbers (n,), times in seconds (n,), features (n, ...)."""
 
-    Attributes:
-        fps: average frame rate, frames a second.
-        num_frames: frames in the video.
-        video_bytes: size of its file.
-        decoder: which reader decoded it.
-        frames: candidate frame numbers, (n,) int64.
-        batches: times in seconds (k,) and features (k, ...), in order, n in all.
-    """
+    numbers: np.ndarray
+    times_s: np.ndarray
+    features: torch.Tensor
 
-    fps: float
-    num_frames: int
-    video_bytes: int | None
-    decoder: str
-    frames: np.ndarray
-    batches: Iterator[tuple[np.ndarray, torch.Tensor]]
+
+# What becomes of one video, started with next(): is sent its batches, then its end.
+Sink = Generator[None, Encoded | Done, None]
 
 
 class FeatureStore:
@@ -73,7 +66,12 @@ class FeatureStore:
         check_stored_type(dtype)
         self.folder, self.kind, self._dtype_name = folder, kind, dtype
         self.dtype = DTYPES[dtype]
-        self.run = RunFolder(folder, parts="videos", suffix=".safetensors")
+        self.run = self.files(folder)
+
+    @staticmethod
+    def files(folder: Path) -> RunFolder:
+        """The files of a store; a video with a part is finished."""
+        return RunFolder(folder, parts="videos", suffix=".safetensors")
 
     @classmethod
     def open(cls, folder: Path) -> FeatureStore:
@@ -148,14 +146,13 @@ class FeatureStore:
         with self._open(name) as file:
             return int(file.get_slice("frames").get_shape()[0])
 
-    def write(
+    def writing(
         self,
         name: str,
-        encoded: EncodedVideo,
-        *,
-        on_batch: Callable[[int], object] = lambda count: None,
+        questions: list[Question],
+        header: Header,
         metadata: dict[str, str] | None = None,
-    ) -> None:
+    ) -> Sink:
         """Store a video, batch by batch: memory does not grow with its length.
 
         Raises:
@@ -164,35 +161,35 @@ class FeatureStore:
         """
         facts = {
             "video": name,
-            "fps": repr(encoded.fps),
-            "num_frames": str(encoded.num_frames),
-            "video_bytes": json.dumps(encoded.video_bytes),
-            "decoder": encoded.decoder,
+            "fps": repr(header.fps),
+            "num_frames": str(header.num_frames),
+            "video_bytes": json.dumps(header.video_bytes),
+            "decoder": header.decoder,
             **(metadata or {}),
         }
+        numbers: list[np.ndarray] = []
+        times: list[np.ndarray] = []
+        with atomic(self.run.part_path(name)) as path, open(path, "wb") as file:
+            while isinstance(event := (yield), Encoded):
+                stored = event.features.detach().to("cpu", self.dtype).contiguous()
+                if not torch.isfinite(stored).all():
+                    raise VideoError(f"a feature does not fit {self._dtype_name}; store bfloat16 or float32")
+                if not times:
+                    head = self._header(header.count, stored.shape[1:], facts)
+                    file.write(head)
+                file.write(stored.view(torch.uint8).numpy().tobytes())
+                numbers.append(event.numbers)
+                times.append(event.times_s)
+            frames = np.concatenate(numbers)
+            file.write(frames.astype("<i8").tobytes())
+            file.write(np.concatenate(times).astype("<f8").tobytes())
+            file.seek(0)  # some frames may have been lost
+            file.write(self._header(len(frames), stored.shape[1:], facts, size=len(head)))
+        ids = [question.id for question in questions]
+        self.run.note_loss(name, event.reason, ids, event.lost, len(frames))
 
-        def fill(path: Path) -> None:
-            times: list[np.ndarray] = []
-            with open(path, "wb") as file:
-                for batch_times, features in encoded.batches:
-                    stored = features.detach().to("cpu", self.dtype).contiguous()
-                    if not torch.isfinite(stored).all():
-                        raise VideoError(
-                            f"a feature does not fit {self._dtype_name}; store bfloat16 or float32"
-                        )
-                    if not times:
-                        file.write(self._header(len(encoded.frames), stored.shape[1:], facts))
-                    file.write(stored.view(torch.uint8).numpy().tobytes())
-                    times.append(batch_times)
-                    on_batch(len(batch_times))
-                file.write(encoded.frames.astype("<i8").tobytes())
-                file.write(np.concatenate(times).astype("<f8").tobytes())
-
-        write_atomically(self.run.part_path(name), fill)
-        self.run.failure_path(name).unlink(missing_ok=True)
-
-    def read(self, name: str, batch_frames: int) -> EncodedVideo:
-        """A stored video, read batch by batch.
+    def read(self, name: str, batch_frames: int) -> Iterator[Header | Encoded | Done]:
+        """A stored video: a header, batches, the end.
 
         Raises:
             VideoError: it is not stored.
@@ -202,22 +199,16 @@ class FeatureStore:
             raise VideoError(f"no stored features in {self.folder}")
         with self._open(name) as file:
             facts, frames, times = file.metadata(), file.get_tensor("frames"), file.get_tensor("times_s")
-
-        def batches() -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-            with self._open(name) as file:
-                rows = file.get_slice("features")
-                for start in range(0, len(frames), batch_frames):
-                    stop = min(start + batch_frames, len(frames))
-                    yield times[start:stop].numpy(), rows[start:stop]
-
-        return EncodedVideo(
-            float(facts["fps"]),
-            int(facts["num_frames"]),
-            json.loads(facts["video_bytes"]),
-            facts["decoder"],
-            frames.numpy(),
-            batches(),
-        )
+            frames, times = frames.numpy(), times.numpy()
+            fps, num_frames = float(facts["fps"]), int(facts["num_frames"])
+            yield Header(fps, num_frames, json.loads(facts["video_bytes"]), facts["decoder"], len(frames))
+            rows = file.get_slice("features")
+            for start in range(0, len(frames), batch_frames):
+                stop = min(start + batch_frames, len(frames))
+                yield Encoded(frames[start:stop], times[start:stop], rows[start:stop])
+        stride = max(1, int(fps))
+        lost = np.setdiff1d(np.arange(num_frames // stride) * stride, frames)
+        yield Done(lost.tolist(), "lost when the features were stored" if len(lost) else "")
 
     def _open(self, name: str) -> Any:
         path = self.run.part_path(name)
@@ -234,25 +225,29 @@ class FeatureStore:
             ) from None
         return file
 
-    def _header(self, count: int, shape: torch.Size, facts: dict[str, str]) -> bytes:
-        """The head of a safetensors file: a length, then names, types, shapes and places as JSON."""
-        size = count * shape.numel() * self.dtype.itemsize
+    def _header(self, count: int, shape: torch.Size, facts: dict[str, str], size: int = 0) -> bytes:
+        """The head of a safetensors file: a length, then names, types, shapes and places as JSON.
+
+        Filled up with spaces to ``size`` bytes.
+        """
+        end = count * shape.numel() * self.dtype.itemsize
         entries = {
             "__metadata__": facts,
             "features": {
                 "dtype": STORED_TYPES[self._dtype_name],
                 "shape": [count, *shape],
-                "data_offsets": [0, size],
+                "data_offsets": [0, end],
             },
-            "frames": {"dtype": "I64", "shape": [count], "data_offsets": [size, size + 8 * count]},
+            "frames": {"dtype": "I64", "shape": [count], "data_offsets": [end, end + 8 * count]},
             "times_s": {
                 "dtype": "F64",
                 "shape": [count],
-                "data_offsets": [size + 8 * count, size + 16 * count],
+                "data_offsets": [end + 8 * count, end + 16 * count],
             },
         }
         text = json.dumps(entries).encode()
         text += b" " * (-len(text) % 8)  # aligned, as the format asks
+        text += b" " * (size - 8 - len(text))
         return len(text).to_bytes(8, "little") + text
 
 

@@ -3,8 +3,9 @@
 A run's folder, ``outscores/<dataset>/<model>/``::
 
     run.json         what produced the scores; a run with other settings refuses to mix
-    parts/           one file a finished video: frames, times, scores by question id
-    failures.json    videos that could not be scored, with the reason
+    parts/           one file a finished video: frames, times, scores by question id; claims of those
+                     in work (aks.claims)
+    failures.json    videos that could not be scored, or not wholly, with the reason
     scores.json      assembled in label order: a list of floats per question
     frames.json      likewise: frame numbers
     times.json       likewise: seconds
@@ -21,8 +22,8 @@ import os
 import re
 import socket
 import uuid
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -52,6 +53,8 @@ class Part:
         frames: candidate frame numbers, (n,).
         times_s: their times in seconds, (n,).
         scores: question id to relevance scores, (n,) each.
+        lost_frames: candidate frames that could not be decoded and are not in ``frames``.
+        lost_reason: why.
     """
 
     video: str
@@ -62,6 +65,8 @@ class Part:
     frames: list[int]
     times_s: list[float]
     scores: dict[str, list[float]]
+    lost_frames: list[int] = field(default_factory=list)
+    lost_reason: str = ""
 
 
 class RunFolder:
@@ -123,9 +128,21 @@ class RunFolder:
         return self.part_path(video).exists()
 
     def write_part(self, part: Part) -> None:
-        """Store a finished video and forget an earlier failure of it."""
-        write_json(self.part_path(part.video), {"format": FORMAT, **asdict(part)})
-        self.failure_path(part.video).unlink(missing_ok=True)
+        """Store a finished video and forget an earlier failure of it; note what of it is lost."""
+        data = {"format": FORMAT, **asdict(part)}
+        if not part.lost_frames:
+            del data["lost_frames"], data["lost_reason"]
+        write_json(self.part_path(part.video), data)
+        self.note_loss(part.video, part.lost_reason, list(part.scores), part.lost_frames, len(part.frames))
+
+    def note_loss(
+        self, video: str, reason: str, questions: list[str], lost_frames: list[int], left: int
+    ) -> None:
+        """Note that a finished video lacks frames; nothing lost: forget an earlier failure of it."""
+        if lost_frames:
+            self.write_failure(video, reason, questions, lost_frames=lost_frames, scored_frames=left)
+        else:
+            self.failure_path(video).unlink(missing_ok=True)
 
     def read_part(self, video: str) -> Part:
         """Load a finished video.
@@ -136,7 +153,8 @@ class RunFolder:
         path = self.part_path(video)
         try:
             data = read_json(path)
-            part = Part(**{key: data[key] for key in Part.__dataclass_fields__})
+            needed = Part.__dataclass_fields__.keys() - {"lost_frames", "lost_reason"}
+            part = Part(**{key: data[key] for key in Part.__dataclass_fields__ if key in {*needed, *data}})
             columns = [part.frames, part.times_s, *part.scores.values()]
             whole = all(np.isfinite(np.array(column, dtype=np.float64)).all() for column in columns)
             whole = whole and part.video == video and len(set(map(len, columns))) == 1
@@ -146,24 +164,43 @@ class RunFolder:
             raise UserError(f"{path}: damaged part file; delete it and run again to score this video anew")
         return part
 
-    def write_failure(self, video: str, reason: str, questions: list[str]) -> None:
-        """Note that a video could not be scored."""
-        write_json(
-            self.failure_path(video), {"video": video, "reason": reason, "questions": questions}, indent=2
-        )
+    def write_failure(self, video: str, reason: str, questions: list[str], **more: Any) -> None:
+        """Note that a video could not be scored, or, with ``lost_frames``, not wholly."""
+        note = {"video": video, "reason": reason, "questions": questions, **more}
+        write_json(self.failure_path(video), note, indent=2)
+
+    def failure_stamp(self, video: str) -> int | None:
+        """When the failure of a video was noted; None where none is."""
+        with contextlib.suppress(OSError):
+            return self.failure_path(video).stat().st_mtime_ns
+        return None
 
     def collect_failures(self, labels: LabelSet) -> list[dict[str, Any]]:
-        """The videos without a part that have failed, in label order; also written to ``failures.json``."""
+        """What failed, or lacks frames, in label order; also written to ``failures.json``."""
+        target = self.folder / "failures.json"
+        failures = self._noted_failures(labels)
+        while True:
+            if failures:
+                write_json(target, failures, indent=2)
+            else:
+                target.unlink(missing_ok=True)
+            meanwhile = self._noted_failures(labels)  # by another process, which may have written before
+            if meanwhile == failures:
+                return failures
+            failures = meanwhile
+
+    def _noted_failures(self, labels: LabelSet) -> list[dict[str, Any]]:
         failures = []
         for video in labels.by_video():
             path = self.failure_path(video)
-            if path.exists() and not self.has_part(video):
-                failures.append(read_json(path))
-        target = self.folder / "failures.json"
-        if failures:
-            write_json(target, failures, indent=2)
-        else:
-            target.unlink(missing_ok=True)
+            if not path.exists():
+                continue
+            try:
+                note = read_json(path)
+            except UserError:  # mended by another process meanwhile
+                continue
+            if not self.has_part(video) or note.get("lost_frames"):
+                failures.append(note)
         return failures
 
     def assemble(self, labels: LabelSet, allow_missing: bool = False) -> int:
@@ -364,11 +401,17 @@ def write_json(path: Path, data: Any, *, indent: int | None = None, keep_existin
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], keep_existing: bool = False) -> None:
-    """Let ``write`` fill a temporary file beside ``path`` (same suffix), then move it there whole.
+    """Let ``write`` fill a temporary file; see :func:`atomic`."""
+    with atomic(path, keep_existing) as temporary:
+        write(temporary)
+
+
+@contextlib.contextmanager
+def atomic(path: Path, keep_existing: bool = False) -> Iterator[Path]:
+    """A temporary file beside ``path`` (same suffix), moved there whole where the block ends well.
 
     Args:
         path: the file.
-        write: writes the file it is given.
         keep_existing: leave a file that another process wrote meanwhile.
 
     Raises:
@@ -377,7 +420,7 @@ def write_atomically(path: Path, write: Callable[[Path], object], keep_existing:
     mark = f"{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     temporary = path.with_name(f".{path.stem[:100]}.{mark}.tmp{path.suffix}")
     try:
-        write(temporary)
+        yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         if keep_existing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -58,3 +59,32 @@ def clips(tmp_path_factory) -> Path:
     write_video(folder / "two.mp4", frames=72, fps=24, size=(64, 96))
     write_video(folder / "sub/three.mkv", frames=48, fps=12)
     return folder
+
+
+@pytest.fixture(scope="session")
+def many(tmp_path_factory) -> Path:
+    """A folder with fifty tiny videos of 2 to 6 s."""
+    folder = tmp_path_factory.mktemp("many")
+    for seconds in range(2, 7):
+        write_video(folder / f"{seconds}.mkv", frames=5 * seconds, fps=5, size=(48 + 16 * seconds, 48))
+    for number in range(50):
+        shutil.copy(folder / f"{2 + number % 5}.mkv", folder / f"v{number:02}.mkv")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def names() -> list[str]:
+    return [f"v{number:02}.mkv" for number in range(50)]
+
+
+@pytest.fixture(scope="session")
+def whole(many, names, tmp_path_factory) -> dict[str, bytes]:
+    """What one process that decodes by itself makes of them."""
+    from extraction_setup import ToyScorer, results, write_labels
+
+    from aks.extraction import extract
+    from aks.outscores import RunFolder
+
+    run = RunFolder(tmp_path_factory.mktemp("whole") / "out")
+    extract(write_labels(many, names), ToyScorer(), run)
+    return results(run)

@@ -12,6 +12,7 @@ from transformers import BlipConfig, BlipForQuestionAnswering
 
 from aks.errors import UserError
 from aks.scorers import create_scorer, weights
+from aks.scorers.attention import fuse_attention
 from aks.scorers.blip import FRAMES_PER_PASS, MAX_TOKENS, BlipScorer, clean_caption
 
 
@@ -68,6 +69,13 @@ def test_many_questions_at_once_score_as_one_at_a_time(scorer):
     encoded = texts(scorer, QUESTIONS * 5)  # more tokens than one pass of the text encoder takes
     single = np.vstack([scorer.score(features, [text]) for text in encoded])
     np.testing.assert_allclose(scorer.score(features, encoded), single, atol=1e-6)
+
+
+def test_fused_attention_of_the_gpu_gives_the_same_tokens(folder, itm):
+    fused = create_scorer("blip", checkpoint=str(folder))
+    fuse_attention(fused.model.vision_model)
+    theirs = encode(itm, film_frames(2))
+    np.testing.assert_allclose(encode(fused, film_frames(2)), theirs, atol=1e-5 * theirs.abs().max())
 
 
 def test_scores_do_not_depend_on_the_batch_size(scorer):

@@ -17,9 +17,8 @@ import torch
 
 from aks import UserError, VideoError
 from aks.benchmarks import load_labels
-from aks.extraction import encode_video, extract, find_keyframes, score_video
+from aks.extraction import extract, find_keyframes
 from aks.outscores import Part, RunFolder, read_scores, write_json
-from aks.progress import progress
 from aks.scorers import create_scorer
 from aks.video import Video
 
@@ -200,7 +199,7 @@ def test_a_score_that_is_no_number_is_a_failure(clips, conse, monkeypatch):
     question = load_labels_one(clips)
     monkeypatch.setattr(conse, "_centre", conse._centre * float("nan"))
     with Video(clips / "two.mp4") as video, pytest.raises(VideoError, match="gives nan for frame 0"):
-        score_video(conse, encode_video(conse, video), [question], progress(disable=True))
+        find_keyframes(video, question, conse, 1)
 
 
 def load_labels_one(folder: Path):

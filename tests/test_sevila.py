@@ -25,6 +25,7 @@ from sevila_setup import bf16_steps, build_world, edit_json, small_lavis
 from aks.benchmarks import Question, load_labels
 from aks.errors import UserError
 from aks.scorers import sevila as module
+from aks.scorers.attention import fuse_attention
 from aks.scorers.lavis_blip import import_lavis
 from aks.scorers.lavis_sevila import LavisSevilaScorer
 from aks.scorers.sevila import ENDING, SevilaScorer, clean_caption, prompt_ids, prompt_text
@@ -215,6 +216,14 @@ def test_features_know_no_question(ours, questions, monkeypatch):
     separate = np.concatenate([run(scorer, [question])[1] for question in questions])
     assert bf16_steps(torch.tensor(scores), torch.tensor(separate)).max() <= 1
     assert torch.equal(run(scorer, questions[:1])[0], features)
+
+
+def test_fused_attention_of_the_gpu_gives_the_same_features(world, ours, questions):
+    fused = make_ours(world, dtype=torch.float32)
+    expected, _ = run(make_ours(world, dtype=torch.float32), questions)
+    fuse_attention(fused._model.vision_model)
+    found, _ = run(fused, questions)
+    torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
 
 
 def test_default_precision_is_the_originals(ours, questions):
@@ -502,7 +511,7 @@ def test_nothing_local_and_no_hub_says_what_to_get(world, tmp_path, monkeypatch)
     shutil.copy(world / "sevila_pretrained.pth", tmp_path / "checkpoints")
     fails("Salesforce/blip2-flan-t5-xl", make=lambda: SevilaScorer(None, CPU))
     shutil.copytree(world / "base", tmp_path / "checkpoints/blip2-flan-t5-xl")
-    assert SevilaScorer(None, CPU).side == 224
+    assert SevilaScorer(None, CPU).preparer.side == 224
 
 
 def lose(name):

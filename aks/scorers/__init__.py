@@ -7,8 +7,9 @@ questions are asked of it::
                                                                   +--score--> (questions, frames)
     question ----------------------------encode_question----------+
 
-``prepare`` runs on the CPU and may run in worker processes; ``encode_frames`` is the expensive step
-and never sees a question; features may be stored and scored later.
+``prepare`` runs on the CPU; its ``preparer``, which is without the model, goes to the decoding
+processes. ``encode_frames`` is the expensive step and never sees a question; features may be stored
+and scored later.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 
 from aks.benchmarks import Question
 from aks.errors import UserError
+from aks.preparing import Preparer
 
 # name -> module and class; modules are imported only when asked for.
 SCORERS: dict[str, tuple[str, str]] = {
@@ -50,12 +52,14 @@ class Scorer(ABC):
         checkpoint: hub name, folder or file the weights came from.
         device: where ``encode_frames`` and ``score`` run.
         dtype: floating type of the model's parameters.
+        preparer: what ``prepare`` does, as a function of NumPy arrays that can be pickled.
     """
 
     name: ClassVar[str]
     checkpoint: str
     device: torch.device
     dtype: torch.dtype
+    preparer: Preparer
 
     def identity(self) -> dict[str, Any]:
         """Everything that changes a score, as JSON values; recorded with the scores it produced."""
@@ -65,9 +69,9 @@ class Scorer(ABC):
             "dtype": str(self.dtype).removeprefix("torch."),
         }
 
-    @abstractmethod
     def prepare(self, pixels: np.ndarray) -> torch.Tensor:
         """One decoded frame, (height, width, 3) uint8 RGB, to one CPU model input (3, side, side)."""
+        return torch.from_numpy(self.preparer(pixels))
 
     @abstractmethod
     def encode_frames(self, inputs: torch.Tensor) -> torch.Tensor:

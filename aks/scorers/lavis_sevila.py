@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from aks.benchmarks import Question
 from aks.errors import UserError
+from aks.preparing import PrepareByLavis
 from aks.scorers import Scorer
 from aks.scorers.lavis_blip import import_lavis
 from aks.scorers.sevila import (
@@ -76,7 +76,7 @@ class LavisSevilaScorer(Scorer):
 
         path = find_localizer(checkpoint)
         self._model = self._load_model(path)
-        self.image_processor = BlipImageEvalProcessor(image_size=224)
+        self.preparer = PrepareByLavis(BlipImageEvalProcessor(image_size=224))
         self.caption_processor = BlipCaptionProcessor()
 
     def identity(self) -> dict[str, Any]:
@@ -89,10 +89,6 @@ class LavisSevilaScorer(Scorer):
             "truncation": self.truncation,
             "backend": "lavis",
         }
-
-    def prepare(self, pixels: np.ndarray) -> torch.Tensor:
-        """A frame to (3, 224, 224) by LAVIS's evaluation processor."""
-        return self.image_processor(Image.fromarray(pixels))
 
     @torch.no_grad()
     def encode_frames(self, inputs: torch.Tensor) -> torch.Tensor:

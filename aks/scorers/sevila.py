@@ -22,8 +22,10 @@ import torch
 
 from aks.benchmarks import Question
 from aks.errors import UserError
+from aks.preparing import PrepareSquare
 from aks.scorers import Scorer
-from aks.scorers.blip import clean_caption, prepare_pixels
+from aks.scorers.attention import fuse_attention
+from aks.scorers.blip import clean_caption
 from aks.scorers.weights import (
     LOCAL_ROOT,
     check_keys,
@@ -246,13 +248,15 @@ class SevilaScorer(Scorer):
             raise UserError(f"{folder / 'config.json'}: another model: its language model is {kind}, not t5")
         config.text_config.dense_act_fn = "gelu"
         config.vision_config.layer_norm_eps = _VISION_EPS
-        self.side = config.vision_config.image_size
+        self.preparer = PrepareSquare(config.vision_config.image_size)
         self.tokenizer = load_part(T5TokenizerFast.from_pretrained, folder, "tokenizer")
         if self.tokenizer.convert_tokens_to_ids("▁yes") != YES_ID:
             raise UserError(f"{folder}: another tokenizer than T5's: its 'yes' is not token {YES_ID}")
         prefix = self.tokenizer(FRAME_PREFIX, add_special_tokens=False, return_tensors="pt")
         self._prefix = prefix.input_ids[0].to(self.device)
         self._model = self._load_model(path, folder, config)
+        if self.device.type == "cuda":
+            fuse_attention(self._model.vision_model)
 
     def identity(self) -> dict[str, Any]:
         """The base's settings, where vision tower and T5 came from, each part's type, and truncation."""
@@ -267,10 +271,6 @@ class SevilaScorer(Scorer):
     def state_dict(self) -> dict[str, torch.Tensor]:
         """All weights under SeViLA's names, to save with ``torch.save`` and load here or on LAVIS."""
         return _lavis_state(self._model.state_dict())
-
-    def prepare(self, pixels: np.ndarray) -> torch.Tensor:
-        """A frame to (3, 224, 224); see :func:`aks.scorers.blip.prepare_pixels`."""
-        return prepare_pixels(pixels, self.side)
 
     @torch.no_grad()
     def encode_frames(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -293,13 +293,14 @@ class SevilaScorer(Scorer):
     @torch.no_grad()
     def score(self, features: torch.Tensor, questions: Sequence[torch.Tensor]) -> np.ndarray:
         """Logits of "yes" at the first decoding step, (questions, frames)."""
-        scores = np.empty((len(questions), len(features)))
+        # Copied at once: every copy waits for the GPU.
+        scores = torch.empty(len(questions), len(features), dtype=torch.float64, device=self.device)
         for row, ids in enumerate(questions):
             for start in range(0, len(features), FRAMES_PER_PASS):
                 frames = features[start : start + FRAMES_PER_PASS].to(self.device)
                 logits = self._yes_logits(frames, ids)
-                scores[row, start : start + FRAMES_PER_PASS] = logits.double().cpu().numpy()
-        return scores
+                scores[row, start : start + FRAMES_PER_PASS] = logits.double()
+        return scores.cpu().numpy()
 
     def _yes_logits(self, frames: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """The logit of "yes" for T5 inputs (n, 32, width) and one prompt's token ids, (n,)."""

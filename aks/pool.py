@@ -1,0 +1,274 @@
+"""Decoding processes: several videos decoded at once, each batch handed over in shared memory.
+
+A process is at most ``SLOTS`` batches ahead, so memory is bounded whatever the videos; it is replaced
+when it dies or hangs. The processes are fresh ones (no fork of a process with threads or CUDA), share
+nothing but a socket and an unnamed piece of memory with this one, and end with it, even by SIGKILL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from mmap import mmap
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from aks.decoding import SLOTS, Batch, Done, Header, Manner, decode
+from aks.errors import UserError, VideoError
+from aks.video import estimate_candidates
+
+TICK_S = 0.5  # how often time limits are looked at
+PROBE_LIMIT_S = 20.0  # to read a header
+# Without one given: what a slow, loaded machine needs for a film at 4K, and some time to open it.
+LIMIT_S, LIMIT_PER_SECOND = 60.0, 4.0
+_START = "import sys; sys.path[:] = {path!r}; from aks.decoding import serve; serve({parent}, *{ends})"
+
+
+class Again:
+    """The process that decoded a video died: what came of it is void, it starts anew."""
+
+
+Event = Header | Batch | Done | Again | VideoError
+# Yields a video's name and what became of it; is sent True where the video shall be given up.
+Events = Generator[tuple[str, Event], bool, None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A video to decode: its name, its file, and its estimated length in seconds (0: unknown)."""
+
+    name: str
+    path: Path
+    duration_s: float = 0.0
+
+
+class InProcess:
+    """Decodes one video after another in this process; the same events as :class:`Pool`."""
+
+    def __init__(self, manner: Manner) -> None:
+        """Decode in this manner."""
+        self._manner = manner
+
+    def __enter__(self) -> InProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def estimates(self, jobs: list[Job]) -> dict[str, int]:
+        """Candidates of each video by its header; 0 where it does not tell."""
+        return {job.name: estimate_candidates(job.path) for job in jobs}
+
+    def run(self, jobs: Iterator[Job]) -> Events:
+        """Decode the videos."""
+        inputs = self._manner.empty_batch()
+        for job in jobs:
+            try:
+                for event in decode(job.path, self._manner, lambda: inputs):
+                    if (yield job.name, event):
+                        break
+            except VideoError as error:
+                yield job.name, error
+
+
+class Pool:
+    """Decodes several videos at once.
+
+    Args:
+        manner: how to decode.
+        workers: number of processes, 1 or more.
+        limit_s: seconds that decoding one video may take; None for 60 and four times its length.
+    """
+
+    def __init__(self, manner: Manner, workers: int, limit_s: float | None = None) -> None:
+        """Start nothing yet; processes start with the first videos."""
+        self._manner, self._limit_s = manner, limit_s
+        self._blank = manner.empty_batch()
+        self._workers: list[_Worker | None] = [None] * workers
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for worker in self._workers:
+            if worker is not None:
+                worker.kill()
+        self._workers = [None] * len(self._workers)
+
+    def estimates(self, jobs: list[Job]) -> dict[str, int]:
+        """Candidates of each video by its header; 0 where it does not tell, or hangs, or crashes."""
+        found = {job.name: 0 for job in jobs}
+        for name, event in self._run(iter(jobs), lambda job: (job.path,), lambda worker: PROBE_LIMIT_S):
+            if isinstance(event, int):
+                found[name] = event
+        return found
+
+    def run(self, jobs: Iterator[Job]) -> Events:
+        """Decode the videos, several at once; a video's events keep their order."""
+        return self._run(jobs, lambda job: job.path, self._limit)
+
+    def _limit(self, worker: _Worker) -> float:
+        if self._limit_s is not None:
+            return self._limit_s
+        return LIMIT_S + LIMIT_PER_SECOND * max(worker.job.duration_s, worker.duration_s)
+
+    def _run(
+        self, jobs: Iterator[Job], request: Callable[[Job], object], limit: Callable[[_Worker], float]
+    ) -> Events:
+        again: list[Job] = []  # whose process died
+        tried: set[str] = set()
+        while True:
+            for index, worker in enumerate(self._workers):
+                if worker is None or worker.job is None:
+                    job = again.pop() if again else next(jobs, None)
+                    if job is None:
+                        break
+                    worker = worker or _Worker(self._manner, self._blank)
+                    self._workers[index] = worker
+                    worker.begin(job, request(job))
+            busy = {w.connection: w for w in self._workers if w is not None and w.job is not None}
+            if not busy:
+                return
+            ready = wait(list(busy), timeout=TICK_S)
+            for connection in ready:
+                worker = busy[connection]
+                job = worker.job
+                try:
+                    event = worker.receive()
+                except (EOFError, ConnectionResetError):
+                    cause = self._bury(worker, patience_s=5)
+                    if job.name in tried:
+                        yield job.name, VideoError(f"the decoding process died twice at it ({cause})")
+                    else:
+                        tried.add(job.name)
+                        again.append(job)
+                        yield job.name, Again()
+                    continue
+                if event is None:
+                    continue
+                if (yield job.name, event) and worker.job is job:
+                    self._bury(worker)
+                    continue
+                if isinstance(event, Batch):
+                    worker.give_back()
+            for connection, worker in busy.items():
+                spent = worker.spent_s()
+                if connection not in ready and worker.job is not None and spent > limit(worker):
+                    if connection.poll():
+                        continue
+                    job, most = worker.job, limit(worker)
+                    self._bury(worker)
+                    at = f"after frame {worker.last}" if worker.last is not None else "before the first frame"
+                    yield (
+                        job.name,
+                        VideoError(
+                            f"time limit: given up {at}, {spent:.0f} s of decoding; --video_timeout sets "
+                            f"the limit (here {most:g} s)"
+                        ),
+                    )
+
+    def _bury(self, worker: _Worker, patience_s: float = 0) -> str:
+        """End a process, or see how it ended by itself, and forget it; how it ended, in words."""
+        self._workers[self._workers.index(worker)] = None
+        worker.job = None
+        status = worker.kill(patience_s)
+        if status > 0 and not worker.ready:
+            raise UserError(
+                f"a decoding process cannot start (exit status {status}, see above); --workers 0 decodes in "
+                "the main process"
+            )
+        return signal.Signals(-status).name if status < 0 else f"exit status {status}"
+
+
+class _Worker:
+    """One decoding process, and the video it is at."""
+
+    def __init__(self, manner: Manner, blank: np.ndarray) -> None:
+        ours, theirs = socket.socketpair()
+        memory = os.memfd_create("aks-batches")
+        os.ftruncate(memory, SLOTS * blank.nbytes)
+        shared = np.frombuffer(mmap(memory, SLOTS * blank.nbytes), dtype=blank.dtype)
+        self._slots = shared.reshape(SLOTS, *blank.shape)
+        ends = (theirs.fileno(), memory)
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _START.format(path=sys.path, parent=os.getpid(), ends=ends)],
+            pass_fds=ends,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            process_group=0,  # Ctrl-C is for the main process alone
+        )
+        theirs.close()
+        os.close(memory)
+        self.connection = Connection(ours.detach())
+        self.job: Job | None = None
+        self.ready = False
+        self._received = self._returned = 0
+        self._send(manner)
+
+    def _send(self, message: object) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it died; the next receive tells
+            self.connection.send(message)
+
+    def begin(self, job: Job, request: object) -> None:
+        """Let it work on a video."""
+        self.job, self.last, self.duration_s = job, None, 0.0
+        self._worked_s, self._since = 0.0, time.monotonic()
+        self._send(request)
+
+    def receive(self) -> Event | int | None:
+        """Its next message; None for one without meaning to the outside.
+
+        Raises:
+            EOFError, ConnectionResetError: it died.
+        """
+        message, self._worked_s = self.connection.recv()
+        self._since = time.monotonic()
+        if message == "ready":
+            self.ready = True
+            return None
+        if isinstance(message, Header):
+            self.duration_s = message.duration_s
+        elif isinstance(message, tuple):
+            numbers, times = message
+            self.last = int(numbers[-1])
+            message = Batch(numbers, times, self._slots[self._received % SLOTS][: len(numbers)])
+            self._received += 1
+        else:
+            self.job = None
+        return message
+
+    def give_back(self) -> None:
+        """The last batch is consumed: its memory may be filled again."""
+        if self._received - self._returned == SLOTS:
+            self._since = time.monotonic()  # it may have waited for this
+        self._returned += 1
+        self._send(None)
+
+    def spent_s(self) -> float:
+        """Seconds it has worked on the video, not counting those in which it waited for the model."""
+        if not self.ready:
+            return 0.0
+        waits = self._received - self._returned == SLOTS
+        return self._worked_s + (0.0 if waits else time.monotonic() - self._since)
+
+    def kill(self, patience_s: float = 0) -> int:
+        """End it, after a while in which it may end by itself; its exit status."""
+        self.connection.close()
+        try:
+            return self._process.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()

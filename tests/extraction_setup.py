@@ -1,0 +1,136 @@
+"""A scorer without a model, runs of extraction as processes of their own, and decoders that go wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from aks.benchmarks import LabelSet, load_labels
+from aks.extraction import Summary, extract
+from aks.outscores import RunFolder
+from aks.scorers import Scorer
+
+
+def prepare_small(pixels: np.ndarray) -> np.ndarray:
+    """A frame to (3, 8, 8)."""
+    return np.asarray(Image.fromarray(pixels).resize((8, 8)), dtype=np.float32).transpose(2, 0, 1)
+
+
+class ToyScorer(Scorer):
+    """Scores by brightness in a place that the question's length names."""
+
+    name, checkpoint, device, dtype = "toy", "none", torch.device("cpu"), torch.float32
+    preparer = staticmethod(prepare_small)
+
+    def __init__(self, batch_s: float = 0.0, preparer=prepare_small) -> None:
+        self.batch_s, self.preparer = batch_s, preparer
+
+    def encode_frames(self, inputs):
+        time.sleep(self.batch_s)
+        return inputs.flatten(1) / 255
+
+    def encode_question(self, question):
+        return len(question.text)
+
+    def score(self, features, questions):
+        return features[:, questions].T.double().numpy()
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """A preparer that meets frames 48 pixels wide as a broken decoder would: it hangs or dies.
+
+    Attributes:
+        how: ``hang``, or the name of the signal that ends the process.
+        marker: if given, a file; the trouble comes once and makes it.
+    """
+
+    how: str
+    marker: Path | None = None
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        if pixels.shape[1] == 48 and not (self.marker and self.marker.exists()):
+            if self.marker:
+                self.marker.touch()
+            if self.how == "hang":
+                time.sleep(1000)
+            os.kill(os.getpid(), signal.Signals[self.how])
+        return prepare_small(pixels)
+
+
+def write_labels(folder: Path, videos: list[str]) -> LabelSet:
+    """``labels.json`` in the folder: for every second video two questions, else one."""
+    entries = [{"video": name, "question": "?" * (1 + at % 50)} for at, name in enumerate(videos)]
+    entries += [{"video": name, "question": "Where?"} for name in videos[::2]]
+    (folder / "labels.json").write_text(json.dumps(entries))
+    return load_labels("custom", label_file=folder / "labels.json")
+
+
+def results(run: RunFolder) -> dict[str, bytes]:
+    """The assembled files and the parts."""
+    names = ("scores.json", "frames.json", "times.json")
+    return {path.name: path.read_bytes() for path in [*map(run.folder.joinpath, names), *run.parts.iterdir()]}
+
+
+def start(folder: Path, out: Path, batch_s: float = 0.0, **reading):
+    """Score ``folder/labels.json`` to ``out`` in another process; see :func:`main`."""
+    here = Path(__file__).resolve().parent
+    code = "import extraction_setup, aks.errors; aks.errors.run(extraction_setup.main)"
+    arguments = [folder / "labels.json", out, json.dumps(reading), str(batch_s)]
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": f"{here}:{here.parent}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that have not ended."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = path.read_text().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue
+        if int(parent) == pid and state not in "ZX":
+            found.append(int(path.parent.name))
+    return found
+
+
+def alive(pid: int) -> bool:
+    """Whether a process has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def wait_until(condition, seconds: float = 60.0) -> None:
+    """Wait for a condition; fails after a while."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+def main() -> int:
+    """Score; arguments: label file, folder, settings of Reading as JSON, seconds a batch shall take."""
+    label_file, out, reading, batch_s = sys.argv[1:]
+    torch.set_num_threads(1)
+    labels = load_labels("custom", label_file=label_file)
+    settings = json.loads(reading)
+    summary: Summary = extract(labels, ToyScorer(float(batch_s)), RunFolder(Path(out)), **settings)
+    print(json.dumps(asdict(summary)))
+    return 1 if summary.failures else 0

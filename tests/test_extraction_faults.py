@@ -1,0 +1,187 @@
+"""Step 1 when things go wrong: decoders that hang or die, damaged videos, a full disk, Ctrl-C."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+
+import pytest
+from extraction_setup import ToyScorer, Trouble, alive, children, results, start, wait_until, write_labels
+from media import write_video
+
+from aks import UserError
+from aks.extraction import extract
+from aks.outscores import RunFolder
+
+VIDEOS = ["one.mp4", "bad.mp4", "two.mp4", "three.mp4"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Four videos of three candidates each; bad.mp4 is 48 pixels wide, see Trouble."""
+    made = tmp_path_factory.mktemp("faults")
+    for name in VIDEOS:
+        write_video(made / name, frames=30, fps=10, size=(48 if name == "bad.mp4" else 64, 48))
+    return made
+
+
+@pytest.fixture
+def labels(folder):
+    return write_labels(folder, VIDEOS)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_decoder_that_hangs_costs_its_video_alone(labels, tmp_path, workers):
+    run = RunFolder(tmp_path / "out")
+    summary = extract(labels, ToyScorer(preparer=Trouble("hang")), run, workers=workers, video_timeout=1)
+    assert (summary.scored, [f["video"] for f in summary.failures]) == (3, ["bad.mp4"])
+    reason = summary.failures[0]["reason"]
+    assert "time limit: given up before the first frame" in reason and "(here 1 s)" in reason
+    assert json.loads((run.folder / "failures.json").read_text()) == summary.failures
+    assert not children(os.getpid())
+    assert not list(run.parts.glob("*.claim"))
+
+
+def test_waiting_for_the_model_does_not_count_as_decoding(labels, tmp_path):
+    scorer = ToyScorer(batch_s=0.4)
+    summary = extract(labels, scorer, RunFolder(tmp_path / "out"), workers=2, video_timeout=1, batch_frames=1)
+    assert (summary.scored, summary.failures) == (4, [])
+
+
+def test_a_decoder_that_dies_twice_is_listed_with_its_signal(labels, tmp_path):
+    summary = extract(labels, ToyScorer(preparer=Trouble("SIGSEGV")), RunFolder(tmp_path / "out"), workers=2)
+    assert summary.scored == 3
+    assert summary.failures[0]["reason"] == "the decoding process died twice at it (SIGSEGV)"
+
+
+def test_a_decoder_that_dies_once_is_tried_again_with_the_same_result(labels, tmp_path):
+    plain, mended = RunFolder(tmp_path / "plain"), RunFolder(tmp_path / "mended")
+    extract(labels, ToyScorer(), plain)
+    scorer = ToyScorer(preparer=Trouble("SIGKILL", tmp_path / "marker"))
+    summary = extract(labels, scorer, mended, workers=2, batch_frames=1)
+    assert (summary.scored, summary.failures) == (4, [])
+    assert results(plain) == results(mended)
+
+
+def test_a_decoding_process_that_cannot_start_is_one_line(labels, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("aks.pool._START", "import sys; sys.exit('no such library') # {path} {parent} {ends}")
+    with pytest.raises(UserError, match=r"cannot start \(exit status 1, see above\); --workers 0"):
+        extract(labels, ToyScorer(), RunFolder(tmp_path / "out"), workers=1)
+    assert "no such library" in capfd.readouterr().err
+
+
+def damage(path, first: float, last: float) -> None:
+    """Overwrite a part of an MP4's picture data, given as shares of it."""
+    data = bytearray(path.read_bytes())
+    start, end = data.find(b"mdat") + 4, data.rfind(b"moov") - 4
+    a, b = (start + int((end - start) * share) for share in (first, last))
+    data[a:b] = b"\0" * (b - a)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_of_a_damaged_video_what_can_be_read_is_scored_where_asked_for(tmp_path, workers):
+    write_video(tmp_path / "whole.mp4", frames=200, fps=10, gop=10)
+    write_video(tmp_path / "hurt.mp4", frames=200, fps=10, gop=10)
+    damage(tmp_path / "hurt.mp4", 0.4, 0.6)
+    labels = write_labels(tmp_path, ["whole.mp4", "hurt.mp4"])
+    run = RunFolder(tmp_path / "out")
+    summary = extract(labels, ToyScorer(), run, workers=workers)
+    assert [f["video"] for f in summary.failures] == ["hurt.mp4"]
+
+    summary = extract(labels, ToyScorer(), run, workers=workers, on_corrupt="partial")
+    assert (summary.scored, summary.failures, summary.complete) == (1, [], True)
+    (loss,) = summary.partial
+    part, whole = run.read_part("hurt.mp4"), run.read_part("whole.mp4")
+    assert loss["video"] == "hurt.mp4" and loss["lost_frames"] == part.lost_frames
+    assert 2 <= len(part.lost_frames) <= 8 and part.lost_reason == loss["reason"] != ""
+    assert sorted(part.frames + part.lost_frames) == whole.frames == list(range(0, 200, 10))
+    assert loss["scored_frames"] == len(part.frames)
+    assert json.loads((run.folder / "failures.json").read_text()) == [loss]
+    assert "lost_frames" not in run.part_path("whole.mp4").read_text()
+    # Both videos show the same pictures, so what is left has the same scores.
+    where = [whole.frames.index(number) for number in part.frames if not 70 <= number <= 130]
+    (theirs,) = (row for key, row in whole.scores.items() if key == "2")
+    assert len(theirs) == 20 and len(where) >= 13
+
+    again = extract(labels, ToyScorer(), run, workers=workers)  # nothing to do; the loss is still told
+    assert (again.reused, again.partial) == (2, summary.partial)
+
+
+def test_of_a_video_that_is_cut_short_what_is_there_is_scored_where_asked_for(tmp_path):
+    whole = write_video(
+        tmp_path / "whole.mp4", frames=200, fps=10, container_options={"movflags": "faststart"}
+    )
+    data = whole.read_bytes()
+    (tmp_path / "half.mp4").write_bytes(data[: len(data) * 6 // 10])
+    labels, run = write_labels(tmp_path, ["half.mp4"]), RunFolder(tmp_path / "out")
+    (failure,) = extract(labels, ToyScorer(), run, workers=1).failures
+    assert failure["reason"].startswith("cut short: ")
+    (loss,) = extract(labels, ToyScorer(), run, workers=1, on_corrupt="partial").partial
+    part = run.read_part("half.mp4")
+    assert 5 <= len(part.frames) < 20 and part.frames + part.lost_frames == list(range(0, 200, 10))
+    assert loss["reason"] == failure["reason"]
+
+
+def test_a_full_disk_is_told_and_finished_parts_are_kept(labels, tmp_path, monkeypatch):
+    run, sync = RunFolder(tmp_path / "out"), os.fsync
+
+    def full(file):
+        if list(run.parts.glob("[!.]*.json")):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(file)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match=r"cannot be written: No space left on device; finished work"):
+            extract(labels, ToyScorer(), run, workers=2)
+    assert len(list(run.parts.iterdir())) == 1  # a part; no claim, no temporary file
+    assert not children(os.getpid())
+    assert extract(labels, ToyScorer(), run, workers=2).scored == 3
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_interrupted_once_it_stops_in_good_order_and_twice_at_once(labels, folder, tmp_path, times):
+    out = tmp_path / "out"
+    process = start(folder, out, batch_s=1 if times == 1 else 20, workers=2, batch_frames=1)
+    parts = out / "parts"
+    wait_until(lambda: list(parts.glob("*.claim" if times == 2 else "[!.]*.json")))
+    wait_until(lambda: children(process.pid))
+    workers = children(process.pid)
+    os.kill(process.pid, signal.SIGINT)
+    if times == 2:
+        os.kill(process.pid, signal.SIGINT)
+    assert process.wait(10) == 130
+    wait_until(lambda: not any(map(alive, workers)), 5)
+    if times == 1:
+        assert process.stderr.read().splitlines()[-1].startswith("interrupted; finished work is kept")
+        assert [path.suffix for path in parts.iterdir()] == [".json"] * len(list(parts.iterdir()))
+    assert extract(labels, ToyScorer(), RunFolder(out), batch_frames=1).complete
+
+
+def test_no_process_is_left_when_the_main_one_is_killed(labels, folder, tmp_path):
+    process = start(folder, tmp_path / "out", batch_s=1, workers=2, batch_frames=1)
+    wait_until(lambda: len(children(process.pid)) == 2)
+    workers = children(process.pid)
+    os.kill(workers[0], signal.SIGSTOP)  # even one that is stuck
+    process.kill()
+    process.wait()
+    wait_until(lambda: not any(map(alive, workers)), 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--workers", "-1"], "--workers -1: must be 0 or more"),
+        (["--workers", "0", "--video_timeout", "9"], "--video_timeout needs --workers 1 or more"),
+        (["--video_timeout", "nan"], "--video_timeout nan: must be a number of seconds above 0"),
+        (["--on_corrupt", "guess"], "--on_corrupt guess: use one of skip, partial"),
+        (["--shard", "0/2"], "--shard 0/2: must be I/N"),
+        (["--shard", "3/2"], "--shard 3/2: must be I/N"),
+    ],
+)
+def test_a_wrong_flag_is_one_line(run_script, arguments, words):
+    done = run_script("feature_extract.py", *arguments)
+    assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1

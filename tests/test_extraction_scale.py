@@ -1,0 +1,246 @@
+"""Step 1 at scale: kills, shards, several processes on one folder, and a corpus of odd videos."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from extraction_setup import ToyScorer, children, results, start, wait_until, write_labels
+from media import rotate, write_audio, write_video
+from test_extraction_faults import damage
+
+from aks import UserError
+from aks.claims import Claims
+from aks.extraction import extract
+from aks.outscores import RunFolder, write_json
+from aks.scorers import create_scorer
+
+
+def forked(work) -> int:
+    """Do work in a copy of this process, which costs no new start; its process id."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    with contextlib.suppress(BaseException):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        work()
+        status = 0
+    os._exit(status)
+
+
+def test_the_models_numbers_do_not_depend_on_who_decodes(clips, tmp_path):
+    labels = write_labels(clips, ["one.mp4", "two.mp4", "sub/three.mkv"])
+    scorer = create_scorer("conse")
+    runs = [RunFolder(tmp_path / f"{workers} workers") for workers in (0, 3)]
+    for workers, run in zip((0, 3), runs, strict=True):
+        assert extract(labels, scorer, run, workers=workers, batch_frames=2).complete
+    assert results(runs[0]) == results(runs[1])
+
+
+def test_twenty_kills_at_random_moments_lose_only_what_was_in_flight(many, names, whole, tmp_path):
+    labels, run = write_labels(many, names), RunFolder(tmp_path / "out")
+    rng = random.Random(3)
+    for _ in range(20):
+        before = {path: path.stat().st_mtime_ns for path in run.parts.glob("[!.]*.json")}
+        child = forked(lambda: extract(labels, ToyScorer(batch_s=0.02), run, workers=1))
+        time.sleep(rng.uniform(0.05, 1.5))
+        workers = children(child)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        wait_until(lambda workers=workers: not any(Path(f"/proc/{pid}").exists() for pid in workers), 10)
+        after = {path: path.stat().st_mtime_ns for path in run.parts.glob("[!.]*.json")}
+        assert before.items() <= after.items()  # nothing that was finished is done again
+        in_flight = [p for p in run.parts.glob("*.claim") if not p.with_suffix(".json").exists()]
+        assert len(in_flight) <= 1  # one a decoding process
+        if len(after) == len(names):
+            for path in list(after)[::2]:  # make work again
+                path.unlink()
+    extract(labels, ToyScorer(), run, workers=2)
+    assert results(run) == whole
+    assert not list(run.folder.rglob(".*"))
+
+
+def test_shards_with_a_killed_decoder_make_what_one_process_makes(many, names, whole, tmp_path):
+    write_labels(many, names)
+    out = tmp_path / "out"
+    shards = [start(many, out, 0.01, workers=2, shard=(number, 2)) for number in (1, 2)]
+    wait_until(lambda: list((out / "parts").glob("[!.]*.json")))
+    os.kill(children(shards[0].pid)[0], signal.SIGKILL)
+    summaries = [json.loads(shard.communicate(timeout=120)[0]) for shard in shards]
+    assert [s["videos"] for s in summaries] == [25, 25]
+    assert [s["scored"] for s in summaries] == [25, 25]
+    assert [s["failures"] for s in summaries] == [[], []]
+    assert any(s["complete"] for s in summaries)
+    assert results(RunFolder(out)) == whole
+    shares = json.loads((out / "shards-2.json").read_text())
+    seconds = [sum(2 + int(name[1:3]) % 5 for name in share) for share in shares]
+    assert abs(seconds[0] - seconds[1]) <= 6
+
+
+def test_processes_on_one_folder_score_no_video_twice_and_take_over_from_the_dead(
+    many, names, whole, tmp_path
+):
+    labels, run = write_labels(many, names), RunFolder(tmp_path / "out")
+    run.begin({})  # as extract would; replaced below
+    (run.folder / "run.json").unlink()
+    reports = [tmp_path / f"report {number}" for number in range(3)]
+
+    def work(report):
+        summary = extract(labels, ToyScorer(batch_s=0.03), run, workers=1)
+        report.write_text(str(summary.scored))
+
+    processes = [forked(lambda report=report: work(report)) for report in reports]
+    wait_until(lambda: len(list(run.parts.glob("[!.]*.json"))) > 5)
+    os.kill(processes[2], signal.SIGKILL)
+    killed = len(list(run.parts.glob("[!.]*.json")))
+    for process in processes:
+        os.waitpid(process, 0)
+    scored = [int(report.read_text()) for report in reports[:2]]
+    assert all(scored) and 50 - killed - 2 <= sum(scored) <= 50
+    assert results(run) == whole
+
+
+def test_a_claim_holds_while_its_process_lives_and_its_file_is_renewed(tmp_path):
+    run = RunFolder(tmp_path)
+    run.begin({})
+    with Claims(run) as ours, Claims(run) as theirs:
+        assert ours.take("v.mp4") and not theirs.take("v.mp4")
+        ours.give_up("v.mp4")
+        assert theirs.take("v.mp4")
+        claim = run.parts / "v.mp4.claim"
+        here = json.loads(claim.read_text())
+        write_json(claim, {**here, "started": "1"})  # the number of an ended process, given out again
+        assert ours.take("v.mp4")
+        write_json(claim, {**here, "host": "elsewhere", "token": "x"})
+        assert not ours.take("v.mp4")
+        os.utime(claim, (time.time() - 700, time.time() - 700))
+        assert ours.take("v.mp4")
+        claim.write_text("{")
+        assert theirs.take("v.mp4")
+    assert not list(run.parts.iterdir())
+
+
+def test_a_partition_of_another_label_file_is_told(many, names, tmp_path):
+    run = RunFolder(tmp_path / "out")
+    run.folder.mkdir()
+    write_json(run.folder / "shards-2.json", [["other.mp4"], []])
+    with pytest.raises(UserError, match=r"shards-2\.json: damaged, or of another label file"):
+        extract(write_labels(many, names), ToyScorer(), run, shard=(1, 2))
+
+
+def test_torchrun_shares_the_videos_out(many, names, whole, tmp_path, run_script):
+    write_labels(many, names)
+    script = tmp_path / "score.py"
+    script.write_text(
+        "import sys, argparse\n"
+        "from aks import cli\n"
+        "from extraction_setup import *\n"
+        "args = cli.parser('', '').parse_args(['--workers', '1'])\n"
+        "labels = load_labels('custom', label_file=sys.argv[1])\n"
+        "summary = extract(labels, ToyScorer(0.01), RunFolder(Path(sys.argv[2])), **cli.reading(args))\n"
+        "print(cli.report(summary, 'scored'))\n"
+    )
+    tests = Path(__file__).parent
+    out = tmp_path / "out"
+    processes = []
+    for rank in range(2):  # what torchrun sets
+        env = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, script, many / "labels.json", out],
+                env={**os.environ, **env, "PYTHONPATH": f"{tests}:{tests.parent}"},
+            )
+        )
+    assert [process.wait(120) for process in processes] == [0, 0]
+    assert results(RunFolder(out)) == whole
+
+
+def cut(source: Path, target: Path, share: float) -> None:
+    data = source.read_bytes()
+    target.write_bytes(data[: int(len(data) * share)])
+
+
+def test_each_of_many_odd_videos_is_scored_or_listed_with_its_reason_and_harms_no_other(tmp_path):
+    folder = tmp_path
+    good = write_video(folder / "good.mp4", frames=50, fps=10)
+    front = write_video(folder / "front.mp4", frames=250, fps=10, container_options={"movflags": "faststart"})
+    (folder / "empty.mp4").touch()
+    (folder / "text.mp4").write_text("this is no video\n" * 100)
+    (folder / "folder.mp4").mkdir()
+    os.mkfifo(folder / "pipe.mp4")
+    (folder / "loop.mp4").symlink_to(folder / "loop.mp4")
+    write_audio(folder / "sound.m4a")
+    cut(front, folder / "half.mp4", 0.5)
+    data = good.read_bytes()
+    (folder / "without moov.mp4").write_bytes(data[: data.find(b"moov") - 4])
+    write_video(folder / "hurt.mp4", frames=200, fps=10, gop=10)
+    damage(folder / "hurt.mp4", 0.4, 0.6)
+    write_video(folder / "short.mp4", frames=3, fps=10)
+    listed = {
+        "absent.mp4": "file not found",
+        "empty.mp4": "file is empty",
+        "text.mp4": "cannot be opened: Invalid data",
+        "folder.mp4": "not a regular file",
+        "pipe.mp4": "not a regular file",
+        "loop.mp4": "symbolic links|file not found|cannot be opened",
+        "sound.m4a": "no video stream",
+        "half.mp4": "cut short",
+        "without moov.mp4": "cannot be opened",
+        "hurt.mp4": "cannot be decoded|decoding stops",
+        "short.mp4": "too short: 3 frames at 10 a second",
+    }
+    quick = {"cpu-used": "8", "deadline": "realtime"}
+    quiet = {"x265-params": "log-level=none"}
+    made = {
+        "one frame.mp4": {"frames": 1, "fps": 1},
+        "slow.mp4": {"frames": 4, "pts": [0, 4000, 8000, 12000]},
+        "fast.mp4": {"frames": 480, "fps": 240},
+        "tiny.mp4": {"frames": 30, "fps": 10, "size": (16, 16)},
+        "odd.webm": {"frames": 20, "fps": 10, "size": (97, 63), "codec": "libvpx-vp9", "options": quick},
+        "4k.mp4": {"frames": 2, "fps": 1, "size": (3840, 2160), "options": {"preset": "ultrafast"}},
+        "varying.mp4": {"frames": 40, "pts": [at * 40 + (at % 3) * 12 for at in range(40)]},
+        "late.mp4": {"frames": 40, "pts": [500 + at * 50 for at in range(40)]},  # an edit list says so
+        "av1.mp4": {"frames": 20, "fps": 10, "codec": "libaom-av1", "options": {"cpu-used": "8"}},
+        "hevc.mp4": {"frames": 20, "fps": 10, "codec": "libx265", "options": quiet},
+        "10 bit.mp4": {
+            "frames": 20,
+            "fps": 10,
+            "codec": "libx265",
+            "pixel_format": "yuv420p10le",
+            "options": quiet,
+        },
+        "interlaced.mp4": {
+            "frames": 20,
+            "fps": 10,
+            "options": {"flags": "+ilme+ildct", "x264-params": "interlaced=1:tff=1"},
+        },
+        "a: b #1 %.mp4": {"frames": 20, "fps": 10},
+    }
+    for name, options in made.items():
+        write_video(folder / name, **options)
+    rotate(good, folder / "turned.mp4", 90)
+    scored = ["good.mp4", "front.mp4", "turned.mp4", *made]
+    videos = [*scored, *listed]
+    random.Random(1).shuffle(videos)
+    run = RunFolder(tmp_path / "out")
+    summary = extract(write_labels(folder, videos), ToyScorer(), run, workers=2, video_timeout=60)
+    reasons = {failure["video"]: failure["reason"] for failure in summary.failures}
+    assert reasons.keys() == listed.keys()
+    for name, words in listed.items():
+        assert re.search(words, reasons[name]), (name, reasons[name])
+        assert "\n" not in reasons[name]
+    assert summary.scored == len(scored)
+    alone = RunFolder(tmp_path / "alone")
+    extract(write_labels(folder, videos), ToyScorer(), alone)
+    for name in scored:
+        assert run.part_path(name).read_bytes() == alone.part_path(name).read_bytes()

@@ -1,0 +1,106 @@
+"""Passes that mix the frames of several videos: the same scores as video by video."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from extraction_setup import ToyScorer, results, write_labels
+
+from aks import passes
+from aks.decoding import Batch, Done
+from aks.extraction import Reading, extract
+from aks.outscores import RunFolder
+from aks.scorers import create_scorer
+
+
+class Counting(ToyScorer):
+    """Notes the shape of every pass."""
+
+    def __init__(self, bad_width=0.0):
+        super().__init__()
+        self.shapes = []
+
+    def encode_frames(self, inputs):
+        self.shapes.append(len(inputs))
+        return super().encode_frames(inputs)
+
+
+@pytest.mark.parametrize(("frames", "workers"), [(1, 0), (7, 3), (32, 0), (32, 3)])
+def test_all_passes_are_full_and_the_files_are_the_same(many, names, whole, tmp_path, workers, frames):
+    labels, run, scorer = write_labels(many, names), RunFolder(tmp_path / "out"), Counting()
+    summary = extract(labels, scorer, run, workers=workers, batch_frames=frames, mix=True)
+    assert summary.complete and summary.scored == 50
+    assert results(run) == whole
+    total = sum(len(json.loads(path.read_text())["frames"]) for path in run.parts.iterdir())
+    assert scorer.shapes == [frames] * -(-total // frames)
+
+
+def test_a_video_that_fails_in_a_mixed_pass_costs_itself_alone(many, names, whole, tmp_path):
+    class Bad(ToyScorer):
+        def score(self, features, questions):
+            scores = super().score(features, questions)
+            return np.where(np.isclose(features[:, 5].numpy(), BAD), np.nan, scores)
+
+    labels, run = write_labels(many, names), RunFolder(tmp_path / "out")
+    (many / "broken.mp4").unlink(missing_ok=True)
+    victim = ToyScorer()
+    with_frames = RunFolder(tmp_path / "plain")
+    extract(labels, victim, with_frames)
+    # All frames of the videos that are 128 pixels wide have a value of their own.
+    from aks.video import Video
+
+    with Video(many / "v03.mkv") as video:
+        first = next(video.read([0])).pixels[0]
+    BAD = float(victim.encode_frames(victim.prepare(first)[None])[0, 5])
+    summary = extract(labels, Bad(), run, workers=2, batch_frames=16, mix=True)
+    failed = {failure["video"] for failure in summary.failures}
+    assert failed == {name for name in names if int(name[1:3]) % 5 == 3}
+    assert summary.scored == 40
+    for name in set(names) - failed:
+        assert run.part_path(name).read_bytes() == with_frames.part_path(name).read_bytes()
+
+
+def test_a_real_models_scores_do_not_change(clips, tmp_path):
+    labels, scorer = write_labels(clips, ["one.mp4", "two.mp4", "sub/three.mkv"]), create_scorer("conse")
+    runs = [RunFolder(tmp_path / str(mix)) for mix in (False, True)]
+    for mix, run in zip((False, True), runs, strict=True):
+        extract(labels, scorer, run, mix=mix, batch_frames=4)
+    plain, mixed = (json.loads((run.folder / "scores.json").read_text()) for run in runs)
+    for a, b in zip(plain, mixed, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_on_a_cpu_videos_are_not_mixed_unless_asked_to():
+    assert Reading.on(ToyScorer()).mixer(ToyScorer()) is None
+    assert Reading.on(ToyScorer(), mix=True, batch_frames=64).handed_over == 16
+
+
+def test_a_gpu_that_is_too_small_is_told(tmp_path):
+    class Small(ToyScorer):
+        def encode_frames(self, inputs):
+            raise torch.cuda.OutOfMemoryError
+
+    mixer = passes.Mixer(Small(), 4)
+    batch = Batch(np.arange(4), np.arange(4.0), np.zeros((4, 3, 8, 8), np.float32))
+    with pytest.raises(
+        passes.UserError, match="out of GPU memory with 4 frames in a pass; use --batch_size 2"
+    ):
+        list(mixer.add("v.mp4", batch))
+
+
+def test_a_dropped_video_is_not_delivered():
+    mixer = passes.Mixer(ToyScorer(), 4)
+    batch = Batch(np.arange(3), np.arange(3.0), np.ones((3, 3, 8, 8), np.float32))
+    ready = [*mixer.add("a", batch), *mixer.add("b", batch), *mixer.add("b", Done()), *mixer.add("a", Done())]
+    mixer.drop("a")
+    ready += mixer.rest()
+    assert [name for name, _ in ready] == ["b", "b", "b"]
+    assert sum(len(event.numbers) for _, event in ready if not isinstance(event, Done)) == 3
+
+
+@pytest.mark.parametrize(("fitting", "frames"), [(0.3, 1), (1, 1), (47.9, 32), (64, 64), (1e9, 128)])
+def test_passes_are_powers_of_two(fitting, frames):
+    assert passes.power_of_two(fitting) == frames

@@ -1,0 +1,169 @@
+"""Step 1 on a Ray cluster of this machine: the same files as from one process, whatever dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from functools import partial
+
+import pytest
+from conftest import ROOT
+from extraction_setup import ToyScorer, Trouble, results, wait_until, write_labels
+from media import write_video
+
+from aks import UserError
+from aks.benchmarks import load_labels
+from aks.extraction import assemble, estimator, extract
+from aks.outscores import RunFolder
+from aks.scorers import create_scorer
+
+ray = pytest.importorskip("ray")
+from aks import ray_engine  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A cluster of this machine with four cores, as Ray counts them."""
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def layout():
+    return ray_engine.Layout(actors=2, cpus=1, gpus=0)
+
+
+def on_ray(labels, run, layout, make_scorer=ToyScorer, **reading):
+    """What the command does with ``--engine ray``."""
+
+    def work(scorer, feed):
+        return extract(labels, scorer, run, feed=feed, **{"workers": 1, **reading})
+
+    summary = ray_engine.run(labels, run, make_scorer, work, estimator(None, 1), layout)
+    assemble(summary, labels, run, allow_missing=False)
+    return summary
+
+
+def test_fifty_videos_and_a_killed_actor_make_what_one_process_makes(
+    cluster, layout, many, names, whole, tmp_path
+):
+    labels, run = write_labels(many, names), RunFolder(tmp_path / "out")
+
+    def kill():
+        wait_until(lambda: len(list(run.parts.glob("[!.]*.json"))) >= 4)
+        claim = next(run.parts.glob("*.claim"))
+        os.kill(json.loads(claim.read_text())["pid"], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    summary = on_ray(labels, run, layout, partial(ToyScorer, 0.05))
+    killer.join()
+    assert (summary.videos, summary.scored, summary.failures, summary.complete) == (50, 50, [], True)
+    assert results(run) == whole
+    assert not list(run.parts.glob("*.claim"))
+
+
+def test_videos_finished_before_are_left_alone_and_failures_are_listed(cluster, layout, tmp_path, capsys):
+    for name in ("one.mp4", "two.mp4", "three.mp4"):
+        write_video(tmp_path / name, frames=30, fps=10)
+    (tmp_path / "bad.mp4").write_text("no video")
+    labels = write_labels(tmp_path, ["one.mp4", "two.mp4", "three.mp4", "bad.mp4"])
+    run = RunFolder(tmp_path / "out")
+    first = write_labels(tmp_path, ["one.mp4", "two.mp4", "three.mp4", "bad.mp4"])
+    extract(first, ToyScorer(), run, shard=(1, 2))
+    kept = {path: path.stat().st_mtime_ns for path in run.parts.glob("[!.]*.json")}
+    assert kept
+    summary = on_ray(labels, run, layout)
+    assert summary.scored + len(kept) == 3 and [f["video"] for f in summary.failures] == ["bad.mp4"]
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in kept.items())
+    assert "failed:" in capsys.readouterr().err or "bad.mp4" in str(list(run.parts.iterdir()))
+
+
+class Deadly(ToyScorer):
+    """Ends its process at frames of a video that is 48 pixels wide."""
+
+    def __init__(self):
+        super().__init__(preparer=Trouble("SIGKILL"))
+
+
+def test_a_video_at_which_actors_die_is_listed_and_the_others_are_scored(cluster, layout, tmp_path):
+    write_video(tmp_path / "bad.mp4", frames=30, fps=10, size=(48, 48))
+    for name in ("one.mp4", "two.mp4"):
+        write_video(tmp_path / name, frames=30, fps=10)
+    labels, run = write_labels(tmp_path, ["one.mp4", "bad.mp4", "two.mp4"]), RunFolder(tmp_path / "out")
+    # Decoded in the actor's own process, so that the actor dies.
+    summary = on_ray(labels, run, ray_engine.Layout(1, 1, 0), Deadly, workers=0)
+    assert summary.scored == 2
+    (failure,) = summary.failures
+    assert (failure["video"], failure["reason"]) == ("bad.mp4", "3 Ray actors died with it in work")
+
+
+def test_a_users_mistake_found_by_an_actor_is_the_users(cluster, layout, tmp_path):
+    write_video(tmp_path / "one.mp4", frames=30, fps=10)
+    labels, run = write_labels(tmp_path, ["one.mp4"]), RunFolder(tmp_path / "out")
+    run.begin({"scorer": "another"})
+    with pytest.raises(UserError, match=re.escape(str(run.folder))):
+        on_ray(labels, run, layout)
+
+
+def die():
+    os._exit(1)
+
+
+def test_a_model_that_kills_its_actors_ends_the_run(cluster, layout, tmp_path):
+    write_video(tmp_path / "one.mp4", frames=30, fps=10)
+    labels = write_labels(tmp_path, ["one.mp4"])
+    with pytest.raises(UserError, match="3 actors in a row died before their first video"):
+        on_ray(labels, RunFolder(tmp_path / "out"), layout, die)
+
+
+def test_the_cluster_is_divided_by_gpus_or_cores(cluster):
+    assert ray_engine.divide("cpu", None) == ray_engine.Layout(1, 4, 0)
+    assert ray_engine.divide("cpu", 3) == ray_engine.Layout(3, 1, 0)
+    with pytest.raises(UserError, match="--ray_actors 5: the cluster has fewer cores"):
+        ray_engine.divide("cpu", 5)
+    with pytest.raises(UserError, match="the cluster has no GPU; use --device cpu"):
+        ray_engine.divide("cuda", None)
+
+
+def test_the_commands_on_a_cluster_of_their_own(tmp_path):
+    for name in ("one.mp4", "two.mp4"):
+        write_video(tmp_path / name, frames=30, fps=10)
+    write_labels(tmp_path, ["one.mp4", "two.mp4"])
+
+    def command(script, out, *more):
+        arguments = ["--dataset_name", "custom", "--label_file", "labels.json", "--output_file", out]
+        arguments += ["--extract_feature_model", "conse", "--device", "cpu", *more]
+        done = subprocess.run(
+            [sys.executable, ROOT / script, *arguments], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    ray_flags = ("--engine", "ray", "--ray_actors", "1")
+    assert "2 videos: 2 scored now" in command("feature_extract.py", "on ray", *ray_flags)
+    alone = RunFolder(tmp_path / "alone")
+    extract(load_labels("custom", label_file=tmp_path / "labels.json"), create_scorer("conse"), alone)
+    assert results(RunFolder(tmp_path / "on ray/custom/conse")) == results(alone)
+    assert "2 videos: 2 stored now" in command("feature_extract_store.py", "features", *ray_flags)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--engine", "spark"], "--engine spark: use one of local, ray"),
+        (["--ray_actors", "2"], "--ray_address and --ray_actors go with --engine ray"),
+        (["--engine", "ray", "--shard", "1/2"], "--engine ray shares the videos out by itself"),
+        (["--engine", "ray", "--ray_actors", "0"], "--ray_actors 0: must be 1 or more"),
+    ],
+)
+def test_a_wrong_flag_is_one_line(run_script, arguments, words):
+    done = run_script("feature_extract.py", *arguments)
+    assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
