@@ -26,6 +26,8 @@ from aks.video import Frames, Video, estimate_candidates
 
 PARTIAL = "partial"
 SLOTS = 2  # batches a decoding process may be ahead of the model
+AHEAD_BYTES = 2**28  # that this process may grow by what decord decodes ahead while it waits for the model
+TICK_S = 0.05  # how often that is looked at
 CHUNK_FRAMES = 4  # decoded frames held at a time: 100 MB at 4K
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
@@ -119,13 +121,17 @@ def describe(video: Video) -> Header:
     return Header(video.fps, video.num_frames, file_bytes(video.path), video.decoder, count)
 
 
-def decode(path: Path, manner: Manner, room: Callable[[], np.ndarray]) -> Iterator[Header | Batch | Done]:
+# Gives the array that the next batch's inputs are put into; a video that has to wait for it should rest.
+Room = Callable[[Video], np.ndarray]
+
+
+def decode(path: Path, manner: Manner, room: Room) -> Iterator[Header | Batch | Done]:
     """Decode a video: a header, batches, the end.
 
     Args:
         path: the video.
         manner: how.
-        room: gives the array that the next batch's inputs are put into.
+        room: see :data:`Room`.
 
     Raises:
         VideoError: it cannot be decoded.
@@ -134,16 +140,14 @@ def decode(path: Path, manner: Manner, room: Callable[[], np.ndarray]) -> Iterat
         yield from decode_open(video, manner, room)
 
 
-def decode_open(
-    video: Video, manner: Manner, room: Callable[[], np.ndarray]
-) -> Iterator[Header | Batch | Done]:
+def decode_open(video: Video, manner: Manner, room: Room) -> Iterator[Header | Batch | Done]:
     """:func:`decode` for a video that is open."""
     yield describe(video)
     candidates, lost, reasons = video.candidates(), [], []
     if manner.on_corrupt == PARTIAL:
         frames = _readable(video, manner.decoder, candidates, lost, reasons)
     else:
-        frames = video.read(candidates, CHUNK_FRAMES)
+        frames = ((video, chunk) for chunk in video.read(candidates, CHUNK_FRAMES))
     yield from _batches(frames, manner, room)
     if len(lost) == len(candidates):
         raise VideoError(f"no frame can be decoded: {reasons[0]}")
@@ -154,14 +158,14 @@ def decode_open(
     yield Done(lost, reasons[0] if lost else "")
 
 
-def _batches(frames: Iterator[Frames], manner: Manner, room: Callable[[], np.ndarray]) -> Iterator[Batch]:
+def _batches(frames: Iterator[tuple[Video, Frames]], manner: Manner, room: Room) -> Iterator[Batch]:
     numbers: list[int] = []
     times: list[float] = []
     inputs = None
-    for chunk in frames:
+    for video, chunk in frames:
         for number, time_s, pixels in zip(chunk.numbers, chunk.times_s, chunk.pixels, strict=True):
             if inputs is None:
-                inputs = room()
+                inputs = room(video)
             inputs[len(numbers)] = manner.preparer(pixels)
             numbers.append(number)
             times.append(time_s)
@@ -174,12 +178,12 @@ def _batches(frames: Iterator[Frames], manner: Manner, room: Callable[[], np.nda
 
 def _readable(
     video: Video, decoder: str, candidates: np.ndarray, lost: list[int], reasons: list[str]
-) -> Iterator[Frames]:
+) -> Iterator[tuple[Video, Frames]]:
     """The candidates that can be decoded; the others' numbers go to ``lost``, the reason to ``reasons``."""
     done = 0
     try:
         for frames in video.read(candidates, CHUNK_FRAMES):
-            yield frames
+            yield video, frames
             done += len(frames)
         return
     except VideoError as error:
@@ -192,7 +196,8 @@ def _readable(
                     continue
                 for number in candidates[done:]:
                     try:
-                        yield from other.read([number], 1)
+                        (frames,) = other.read([number], 1)
+                        yield other, frames
                     except VideoError:
                         lost.append(int(number))
                 return
@@ -225,14 +230,18 @@ def _serve(connection: Connection, memory: int) -> None:
     shared = np.frombuffer(mmap(memory, SLOTS * blank.nbytes), dtype=blank.dtype)
     slots = shared.reshape(SLOTS, *blank.shape)
     connection.send(("ready", 0.0))
+    small = _resident_bytes()
     used = 0  # slots handed over in all, and of those, given back
     returned = 0
     began = 0.0
 
-    def room() -> np.ndarray:
+    def room(video: Video) -> np.ndarray:
         nonlocal returned, began
         while used - returned == SLOTS:
             waiting = time.monotonic()
+            while not connection.poll(TICK_S):
+                if _resident_bytes() > small + AHEAD_BYTES:
+                    video.rest()
             connection.recv()  # nothing but a batch given back comes meanwhile
             returned += 1
             began += time.monotonic() - waiting  # waiting is no work
@@ -259,3 +268,8 @@ def _serve(connection: Connection, memory: int) -> None:
             raise
         except Exception as error:  # one video's, whatever it is; the process goes on with the next
             connection.send((VideoError(f"{type(error).__name__}: {error}"), time.monotonic() - began))
+
+
+def _resident_bytes() -> int:
+    """Memory of this process, as far as it is in RAM."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -602,8 +602,9 @@ def find_keyframes(
     inputs = manner.empty_batch()
     scores = Scores(scorer, [question], len(video.candidates()))
     with progress(total=len(video.candidates()), unit="frame", desc=scorer.name) as bar:
-        for event in decode_open(video, manner, lambda: inputs):
+        for event in decode_open(video, manner, lambda _: inputs):
             if isinstance(event, Batch):
+                video.rest()  # while the model works
                 scores.add(encode(scorer, event))
                 bar.update(len(event.numbers))
     numbers, times, row = scores.numbers, scores.times_s, scores.table[0]

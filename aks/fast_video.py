@@ -112,6 +112,9 @@ class PlainReader:
         except (av.FFmpegError, OSError) as error:
             raise VideoError(f"decoding stops after {count} frames: {reason(error)}") from None
 
+    def rest(self) -> None:
+        """Nothing is decoded ahead."""
+
     def close(self) -> None:
         """Forget the index."""
         self._stamps = None
@@ -227,6 +230,9 @@ class FastReader:
             if frame.interlaced_frame and self._index.codec == "h264":
                 raise Unsuited("two fields, which may be packets of their own")
             yield frame
+
+    def rest(self) -> None:
+        """Nothing is decoded ahead."""
 
     def close(self) -> None:
         """Forget the index."""

@@ -2,9 +2,9 @@
 
 Three readers give the same frame numbers, times and pixels: PyAV decoding no more than the frames need
 (:mod:`aks.fast_video`); decord, the reference; and PyAV decoding everything, which reads most. Where they
-differ: in open groups of pictures, and in AVI files and edit lists, decord, which jumps to key frames, gives
-other frames than those asked for. Frames stream in chunks, so memory does not grow with the length of the
-video, but decord decodes ahead of a slow consumer without bound.
+differ: in open groups of pictures, AVI files and edit lists, decord, which jumps to key frames, gives other
+frames than those asked for. Frames stream in chunks, so memory does not grow with the length of the
+video; but decord decodes ahead of a slow consumer, without bound, if it is not told to :meth:`Video.rest`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,12 @@ from aks.fast_video import FastReader, PlainReader, open_container, reason
 
 DECODERS = ("auto", "decord", "pyav")
 NEWER_THAN_DECORD = {"av1", "vvc"}  # codecs of which decord 0.6.0 knows nothing
+# Containers in which decord gives other frames than it is asked for: it shifts a transport stream's by its
+# first group of pictures, and an AVI file's wherever it jumps, in some by another distance every time.
+LOST_ON_DECORD = {"mpegts", "avi"}
 CUT_SHORT = 0.95  # headers may count a little more than there is, but not this much
 CHUNK_FRAMES = 16  # frames decoded at a time: 44 MB at 720p, 400 MB at 4K
+MOST_READ_AGAIN = 32  # frames, of about a second each, that decord is made to read again after a rest
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ class _Reader(Protocol):
 
     def chunks(self, numbers: np.ndarray, size: int) -> Iterator[np.ndarray]: ...
 
+    def rest(self) -> None: ...
+
     def close(self) -> None: ...
 
 
@@ -82,8 +88,8 @@ class Video:
         Args:
             path: a video file.
             decoder: ``decord``; ``pyav``; or ``auto``: PyAV where it is sure to give what decord gives, and
-                where decord is known to fail (new codecs, transport streams, open groups of pictures);
-                else decord. Where a reader fails, also in the middle, ``auto`` and ``pyav`` go on with
+                where decord is known to fail (new codecs, transport streams, AVI files, open groups of
+                pictures); else decord. Where a reader fails, also in the middle, ``auto`` and ``pyav`` go on with
                 the next one.
             partial: open a file that is cut short, too.
 
@@ -149,6 +155,18 @@ class Video:
             except VideoError:
                 if not self._take_next_reader():
                     raise
+
+    def rest(self) -> None:
+        """Forget what was decoded ahead: the next frames are not wanted soon. It changes none of them.
+
+        Call it before a long wait, also between two chunks of :meth:`read`, where memory matters: decord
+        decodes on meanwhile, up to the end of the video. Up to 32 frames that are read already are then
+        decoded again. PyAV never decodes ahead.
+
+        Raises:
+            VideoError: decord cannot go back to the start.
+        """
+        self._reader.rest()
 
     def _take_next_reader(self) -> bool:
         """Go on with another reader where one fails in the middle; they number the frames alike."""
@@ -225,9 +243,9 @@ def _open(path: Path, decoder: str) -> tuple[_Reader, Iterator[_Reader], int]:
             codec = container.streams.video[0].codec_context
             if codec is None:
                 raise VideoError("no decoder for its video codec")
-            # decord shifts a transport stream's frames by its first group of pictures.
             decord_knows = (
-                codec.codec.canonical_name not in NEWER_THAN_DECORD and container.format.name != "mpegts"
+                codec.codec.canonical_name not in NEWER_THAN_DECORD
+                and container.format.name not in LOST_ON_DECORD
             )
             announced = container.streams.video[0].frames  # 0 where the header does not say
     except (av.FFmpegError, OSError) as error:
@@ -299,8 +317,13 @@ class _DecordReader:
             self._video = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
             self.num_frames = len(self._video)
             self.fps = float(self._video.get_avg_fps())
+            self._keys = np.array(self._video.get_key_indices())
         except (RuntimeError, decord.DECORDError) as error:
             raise VideoError(f"decord: {_reason(error)}") from None
+        # What it gives in open groups of pictures depends on the way there: after a rest, it goes it again.
+        self._at = 0
+        self._way: list[int] = []  # frames read since it jumped
+        self._rests = False
 
     def times(self, numbers: np.ndarray) -> np.ndarray:
         if not len(numbers):
@@ -315,10 +338,36 @@ class _DecordReader:
         for start in range(0, len(numbers), size):
             part = numbers[start : start + size].tolist()
             try:
-                yield self._video.get_batch(part).asnumpy()
+                yield self._get(part)
             except (RuntimeError, decord.DECORDError) as error:
                 span = f"frames {part[0]} to {part[-1]}"
                 raise VideoError(f"{span} cannot be decoded (decord: {_reason(error)})") from None
+
+    def _get(self, part: list[int]) -> np.ndarray:
+        if self._rests and not self._jumps_to(part[0]):
+            self._video.get_batch(self._way)
+        self._rests = False
+        pixels = self._video.get_batch(part).asnumpy()
+        for number in part:
+            if self._jumps_to(number):
+                self._way = []
+            self._way.append(number)
+            self._at = number + 1
+        return pixels
+
+    def _jumps_to(self, number: int) -> bool:
+        """Whether decord begins anew, at a key frame, to read this one."""
+        before, after = np.searchsorted(self._keys, (self._at, number), side="right")
+        return number < self._at or before != after
+
+    def rest(self) -> None:
+        if len(self._way) > MOST_READ_AGAIN or self._rests:
+            return
+        try:
+            self._video.seek(0)  # forgets all that it has in work
+        except (RuntimeError, decord.DECORDError) as error:
+            raise VideoError(f"decord: {_reason(error)}") from None
+        self._rests = True
 
     def close(self) -> None:
         self._video = None

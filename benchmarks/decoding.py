@@ -92,6 +92,9 @@ def make_clip(film: Path, path: Path, name: str, start_s: float, seconds: float)
             frame.pict_type = 0  # the encoder's choice, not the film's
             target.mux(made.encode(frame))
         target.mux(made.encode())
+    # Where it may, SVT-AV1 leaves the calling thread at a real-time priority: decord's waiting would then
+    # keep its own decoding thread off the core.
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     partial.rename(path)
 
 

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from extraction_setup import ToyScorer, Trouble, alive, children, results, start, wait_until, write_labels
@@ -165,6 +166,8 @@ def test_no_process_is_left_when_the_main_one_is_killed(labels, folder, tmp_path
     process = start(folder, tmp_path / "out", batch_s=1, workers=2, batch_frames=1)
     wait_until(lambda: len(children(process.pid)) == 2)
     workers = children(process.pid)
+    maps = [Path(f"/proc/{worker}/maps") for worker in workers]
+    wait_until(lambda: all("memfd:aks-batches" in file.read_text() for file in maps))  # they have begun
     os.kill(workers[0], signal.SIGSTOP)  # even one that is stuck
     process.kill()
     process.wait()

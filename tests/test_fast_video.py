@@ -14,7 +14,10 @@ from media import rotate, write_video
 
 from aks import VideoError
 from aks.bitstreams import inspector
+from aks.decoding import Batch, Done, Manner
 from aks.fast_video import FastReader, PlainReader, Unsuited
+from aks.pool import Job, Pool
+from aks.preparing import PrepareSquare
 from aks.video import Video, calm_decoders
 
 STRIDES = (1, 7, 24, 30, 100)
@@ -270,7 +273,6 @@ ODD = {
     "parameters stated twice": (lambda plain, folder: with_two_descriptions(plain), False),
     "transparent": (lambda plain, folder: make(folder, "v.webm", ALPHA), True),
     "interlaced": (lambda plain, folder: make(folder, "v.mp4", FIELDS), False),
-    "avi": (lambda plain, folder: make(folder, "v.avi", {"frames": 100}), False),
     "flv": (lambda plain, folder: make(folder, "v.flv", {"frames": 100}), False),
     "mpeg2": (lambda plain, folder: make(folder, "v.mp4", {"codec": "mpeg2video", "frames": 100}), False),
 }
@@ -288,6 +290,17 @@ def test_odd_files_are_read_as_decord_reads_them(tmp_path, name):
             for ours, theirs in zip(video.read(numbers), reference.read(numbers), strict=True):
                 np.testing.assert_array_equal(ours.pixels, theirs.pixels)
             assert video.decoder == ("pyav" if fast else "decord")
+
+
+@pytest.mark.parametrize("options", [{"codec": "mpeg4", "options": {"bf": "2"}}, {"options": {"bf": "0"}}])
+def test_in_avi_files_frames_are_the_ones_that_are_asked_for(tmp_path, options):
+    path = make(tmp_path, "v.avi", {**options, "frames": 240, "gop": 60})
+    whole = everything(path)
+    numbers = np.arange(0, 240, 24)
+    with Video(path) as video:
+        assert (video.decoder, video.num_frames) == ("pyav", 240)
+        pixels = np.concatenate([part.pixels for part in video.read(numbers)])
+    np.testing.assert_array_equal(pixels, whole[numbers])
 
 
 @pytest.mark.parametrize("file", ["v.ts", "v.h264"])
@@ -440,17 +453,66 @@ def test_of_a_damaged_file_frames_are_those_of_decord_or_an_error(tmp_path, code
     assert "same" in outcomes
 
 
-def test_memory_stays_flat_however_slow_the_reader_of_the_frames_is(tmp_path):
+def resident(process="self"):
+    return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * 4096
+
+
+@pytest.mark.parametrize("decoder", ["auto", "decord"])
+def test_memory_stays_flat_however_slow_the_reader_of_the_frames_is(tmp_path, decoder):
     path = write_video(tmp_path / "long.mp4", frames=900, fps=10, size=(640, 360), gop=100)
-
-    def resident():
-        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-    with Video(path) as video:
+    with Video(path, decoder) as video:
         frames = video.read(video.candidates(), 4)
         next(frames)
+        video.rest()
         before = resident()
         for number, _ in enumerate(frames):
+            video.rest()
             if number < 3:
                 time.sleep(0.3)  # a decoder that runs ahead would have read the rest by now: 600 MB
-        assert resident() - before < 60e6
+        assert resident() - before < 90e6
+
+
+def test_decoding_processes_stay_small_however_slow_the_model_is(tmp_path):
+    path = write_video(tmp_path / "long.flv", frames=1500, fps=10, size=(640, 360), gop=100, codec="flv")
+    sizes = []
+    with Pool(Manner(PrepareSquare(8), "auto", 8, "skip"), workers=1) as pool:
+        events = pool.run(iter([Job("long", path)]))
+        _, header = next(events)
+        assert header.decoder == "decord"
+        (worker,) = pool._workers
+        for number, (_, event) in enumerate(events):
+            if isinstance(event, Batch) and number < 4:
+                time.sleep(2)
+                sizes.append(resident(worker._process.pid))
+    assert isinstance(event, Done)
+    assert max(sizes) < 500e6, sizes  # decoded ahead to the end: 1 GB
+
+
+RESTING = {
+    "mp4": CLOSED["h264"],
+    "few keys": ("v.mkv", {"gop": 900, "frames": 900}),
+    "open groups": OPEN["h264, open groups"],
+    "mpeg4, open groups": OPEN["mpeg4"],
+    "hevc, open groups": OPEN["hevc, open groups"],
+    "avi": ("v.avi", {"codec": "mpeg4", "gop": 60, "frames": 300}),
+    "flv": ("v.flv", {"codec": "flv", "gop": 50, "frames": 300}),
+    "asf": ("v.asf", {"codec": "wmv2", "gop": 50, "frames": 300}),
+    "ts": ("v.ts", {"gop": 48, "frames": 300}),
+}
+
+
+@pytest.mark.parametrize("name", RESTING)
+def test_frames_are_the_same_wherever_decord_rests(tmp_path, name):
+    path = make(tmp_path, *RESTING[name])
+    for stride, size in ((24, 1), (7, 4), (5, 16)):
+        with Video(path, "decord") as video:
+            numbers = np.arange(0, video.num_frames, stride)
+            expected = np.concatenate([frames.pixels for frames in video.read(numbers, size)])
+        for often in (1, 3):
+            with Video(path, "decord") as video:
+                rested = []
+                for count, frames in enumerate(video.read(numbers, size)):
+                    rested.append(frames.pixels)
+                    if count % often == 0:
+                        video.rest()
+            np.testing.assert_array_equal(np.concatenate(rested), expected)
