@@ -6,6 +6,7 @@ python keyframes.py talk.mp4 "When does the speaker show a bicycle?" --budget 8 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -49,6 +50,7 @@ def main() -> None:
     from PIL import Image
 
     from aks.benchmarks import Question
+    from aks.cli import default_workers
     from aks.extraction import find_keyframes
     from aks.outscores import write_atomically
     from aks.scorers import create_scorer
@@ -71,7 +73,10 @@ def main() -> None:
                     file=sys.stderr,
                 )
             question = Question(0, "question", args.video, args.question)
-            keyframes = find_keyframes(video, question, scorer, args.budget, strategy=args.strategy)
+            workers = default_workers(len(os.sched_getaffinity(0)))
+            keyframes = find_keyframes(
+                video, question, scorer, args.budget, strategy=args.strategy, workers=workers
+            )
             print("frame\ttime_s\tscore")
             for keyframe in keyframes:
                 print(f"{keyframe.number}\t{keyframe.time_s:.3f}\t{keyframe.score:.6f}")

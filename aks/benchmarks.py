@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +73,18 @@ class LabelSet:
     def video_path(self, video: str) -> Path:
         """Where a question's video lies (an absolute name stays as it is)."""
         return self.video_root / video
+
+    def check_videos(self) -> None:
+        """Refuse to look for every single video where their folder is not there.
+
+        Raises:
+            UserError: it is not.
+        """
+        if not self.video_root.is_dir() and not all(Path(name).is_absolute() for name in self.by_video()):
+            raise UserError(
+                f"{self.video_root}: no such folder on {socket.gethostname()}; the videos belong there (see "
+                "--dataset_path)"
+            )
 
     def by_video(self) -> dict[str, list[Question]]:
         """Questions grouped by video, videos in the order of their first question."""

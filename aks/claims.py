@@ -2,7 +2,7 @@
 
 A claim is a small file beside the part, ``<video>.claim``: host, process, its start, and a time of
 change that its owner renews every minute. A claim is void when its process is gone from this host, or
-when it has not been renewed for ten minutes. Claims only save work: two processes at the same video
+when it has not been renewed for five minutes. Claims only save work: two processes at the same video
 would write the same part.
 """
 
@@ -11,18 +11,19 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import socket
 import threading
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from aks.errors import UserError
-from aks.outscores import RunFolder, read_json, write_json
+from aks.outscores import RunFolder, host_identity, read_json, write_json
 
 RENEWED_S = 60.0
-VOID_AFTER_S = 600.0
+VOID_AFTER_S = 300.0
+WATCHED_S = 1.0
 
 
 class Claims:
@@ -54,7 +55,8 @@ class Claims:
             UserError: the claim cannot be written.
         """
         path = self._path(video)
-        mine = {"host": _host(), "pid": os.getpid(), "started": _started(os.getpid()), "token": self._token}
+        pid = os.getpid()
+        mine = {"host": host_identity(), "pid": pid, "started": _started(pid), "token": self._token}
         with self._alone():
             if path.exists():
                 if self._is_live(path):
@@ -93,6 +95,33 @@ class Claims:
                 with contextlib.suppress(OSError):
                     path.unlink(missing_ok=True)
 
+    def settle(self, videos: list[str], say: Callable[[str], object]) -> None:
+        """Wait until each claim of another host has been renewed, which shows that it lives, or is void.
+
+        Args:
+            videos: names of videos that are not finished.
+            say: tells the user why nothing happens.
+        """
+        seen = {}
+        for path in map(self._path, videos):
+            with contextlib.suppress(OSError):
+                if _read(path).get("host") != host_identity() and self._is_live(path):
+                    seen[path] = path.stat().st_mtime
+        if seen:
+            say(
+                f"{len(seen)} videos are claimed by processes on other machines; waiting for a sign of life "
+                f"of these, at most {VOID_AFTER_S:.0f} s"
+            )
+        while seen:
+            time.sleep(WATCHED_S)
+            for path, renewed in list(seen.items()):
+                try:
+                    is_clear = path.stat().st_mtime != renewed or not self._is_live(path)
+                except OSError:  # given up
+                    is_clear = True
+                if is_clear:
+                    del seen[path]
+
     def _path(self, video: str) -> Path:
         return self._run.part_path(video).with_suffix(".claim")
 
@@ -100,7 +129,7 @@ class Claims:
         claim = _read(path)
         if "token" not in claim:  # given up meanwhile, or damaged
             return False
-        if claim.get("host") == _host():
+        if claim.get("host") == host_identity():
             return claim.get("started") is not None and _started(claim.get("pid")) == claim["started"]
         try:
             # Both times by the clock of the file system's server.
@@ -134,13 +163,6 @@ def _read(path: Path) -> dict[str, Any]:
     except UserError:
         return {}
     return claim if isinstance(claim, dict) else {}
-
-
-def _host() -> str:
-    """This host, and which of its process tables (containers may share a host's name)."""
-    with contextlib.suppress(OSError):
-        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
-    return socket.gethostname()
 
 
 def _started(pid: Any) -> str | None:

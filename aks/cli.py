@@ -140,6 +140,8 @@ def _check_engine(args: argparse.Namespace) -> None:
         raise UserError("--ray_address and --ray_actors go with --engine ray")
     if args.engine == "ray" and (args.shard is not None or torchrun()):
         raise UserError("--engine ray shares the videos out by itself: leave --shard and torchrun away")
+    if args.engine == "ray" and ":" in args.device:
+        raise UserError(f"--device {args.device}: Ray gives every actor a GPU of its own; say cuda")
     if args.ray_actors is not None and args.ray_actors < 1:
         raise UserError(f"--ray_actors {args.ray_actors}: must be 1 or more")
 

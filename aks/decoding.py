@@ -12,7 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from mmap import mmap
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -42,6 +42,7 @@ class Header:
         video_bytes: size of its file.
         decoder: which reader decodes it.
         count: number of candidate frames.
+        is_divisible: whether several processes may decode a part each.
     """
 
     fps: float
@@ -49,6 +50,7 @@ class Header:
     video_bytes: int | None
     decoder: str
     count: int
+    is_divisible: bool = False
 
     @property
     def duration_s(self) -> float:
@@ -61,14 +63,27 @@ class Batch:
     """Neighbouring candidate frames.
 
     Attributes:
+        at: place of the first one among the video's decoded candidates.
         numbers: frame numbers, (n,) int64.
         times_s: presentation times in seconds, (n,) float64.
         inputs: what the scorer's preparer made of them, (n, 3, side, side).
     """
 
+    at: int
     numbers: np.ndarray
     times_s: np.ndarray
     inputs: np.ndarray
+
+
+@dataclass
+class Part:
+    """Candidates of a video to decode, by their places: from ``first`` up to ``stop``, None for the end.
+
+    ``stop`` may be lowered while they are decoded. Both lie between batches.
+    """
+
+    first: int = 0
+    stop: int | None = None
 
 
 @dataclass(frozen=True)
@@ -118,47 +133,53 @@ def describe(video: Video) -> Header:
             f"too short: {video.num_frames} frames at {video.fps:g} a second, one candidate frame needs "
             f"{video.stride_frames}"
         )
-    return Header(video.fps, video.num_frames, file_bytes(video.path), video.decoder, count)
+    size = file_bytes(video.path)
+    return Header(video.fps, video.num_frames, size, video.decoder, count, video.is_divisible)
 
 
 # Gives the array that the next batch's inputs are put into; a video that has to wait for it should rest.
 Room = Callable[[Video], np.ndarray]
 
 
-def decode(path: Path, manner: Manner, room: Room) -> Iterator[Header | Batch | Done]:
+def decode(
+    path: Path, manner: Manner, room: Room, part: Part | None = None
+) -> Iterator[Header | Batch | Done]:
     """Decode a video: a header, batches, the end.
 
     Args:
         path: the video.
         manner: how.
         room: see :data:`Room`.
+        part: only these candidates, of a divisible video; None for all.
 
     Raises:
         VideoError: it cannot be decoded.
     """
-    with Video(path, manner.decoder, partial=manner.on_corrupt == PARTIAL) as video:
-        yield from decode_open(video, manner, room)
+    part = part or Part()
+    partial = manner.on_corrupt == PARTIAL
+    with Video(path, manner.decoder, partial=partial) as video:
+        header = describe(video)
+        # Where frames may be lost, the places of the others follow from all before them.
+        yield replace(header, is_divisible=header.is_divisible and not partial)
+        candidates, lost, reasons = video.candidates(), [], []
+        if partial:
+            frames = _readable(video, candidates, lost, reasons)
+        else:
+            frames = ((video, chunk) for chunk in video.read(candidates[part.first :], CHUNK_FRAMES))
+        yield from _batches(frames, manner, room, part)
+        if len(lost) == len(candidates):
+            raise VideoError(f"no frame can be decoded: {reasons[0]}")
+        if video.announced_frames > video.num_frames:
+            step = video.stride_frames
+            lost.extend(range(len(candidates) * step, video.announced_frames // step * step, step))
+            reasons.append(video.cut_short())
+        yield Done(lost, reasons[0] if lost else "")
 
 
-def decode_open(video: Video, manner: Manner, room: Room) -> Iterator[Header | Batch | Done]:
-    """:func:`decode` for a video that is open."""
-    yield describe(video)
-    candidates, lost, reasons = video.candidates(), [], []
-    if manner.on_corrupt == PARTIAL:
-        frames = _readable(video, manner.decoder, candidates, lost, reasons)
-    else:
-        frames = ((video, chunk) for chunk in video.read(candidates, CHUNK_FRAMES))
-    yield from _batches(frames, manner, room)
-    if len(lost) == len(candidates):
-        raise VideoError(f"no frame can be decoded: {reasons[0]}")
-    if video.announced_frames > video.num_frames:
-        step = video.stride_frames
-        lost.extend(range(len(candidates) * step, video.announced_frames // step * step, step))
-        reasons.append(video.cut_short())
-    yield Done(lost, reasons[0] if lost else "")
-
-
-def _batches(frames: Iterator[tuple[Video, Frames]], manner: Manner, room: Room) -> Iterator[Batch]:
+def _batches(
+    frames: Iterator[tuple[Video, Frames]], manner: Manner, room: Room, part: Part
+) -> Iterator[Batch]:
+    at = part.first
     numbers: list[int] = []
     times: list[float] = []
     inputs = None
@@ -170,14 +191,17 @@ def _batches(frames: Iterator[tuple[Video, Frames]], manner: Manner, room: Room)
             numbers.append(number)
             times.append(time_s)
             if len(numbers) == manner.batch_frames:
-                yield Batch(np.array(numbers), np.array(times), inputs)
+                yield Batch(at, np.array(numbers), np.array(times), inputs)
+                at += len(numbers)
                 numbers, times, inputs = [], [], None
+                if at == part.stop:
+                    return
     if inputs is not None:
-        yield Batch(np.array(numbers), np.array(times), inputs[: len(numbers)])
+        yield Batch(at, np.array(numbers), np.array(times), inputs[: len(numbers)])
 
 
 def _readable(
-    video: Video, decoder: str, candidates: np.ndarray, lost: list[int], reasons: list[str]
+    video: Video, candidates: np.ndarray, lost: list[int], reasons: list[str]
 ) -> Iterator[tuple[Video, Frames]]:
     """The candidates that can be decoded; the others' numbers go to ``lost``, the reason to ``reasons``."""
     done = 0
@@ -188,22 +212,12 @@ def _readable(
         return
     except VideoError as error:
         reasons.append(str(error))
-    # Frame by frame from here on. decord first: it seeks over a damaged group of pictures, where PyAV ends.
-    for name in ("decord", "pyav") if decoder == "auto" else (decoder,):
-        try:
-            with Video(video.path, name, partial=True) as other:
-                if (other.num_frames, other.fps) != (video.num_frames, video.fps):
-                    continue
-                for number in candidates[done:]:
-                    try:
-                        (frames,) = other.read([number], 1)
-                        yield other, frames
-                    except VideoError:
-                        lost.append(int(number))
-                return
-        except VideoError:
-            continue
-    lost.extend(candidates[done:].tolist())
+    found = set()
+    with contextlib.suppress(VideoError):
+        for frames in video.salvage(candidates[done:]):
+            yield video, frames
+            found.update(frames.numbers.tolist())
+    lost.extend(number for number in candidates[done:].tolist() if number not in found)
 
 
 def serve(parent: int, connection: int, memory: int) -> None:
@@ -211,9 +225,9 @@ def serve(parent: int, connection: int, memory: int) -> None:
 
     Args:
         parent: its process id; when it dies, by whatever signal, the kernel ends this process.
-        connection: file descriptor of a socket. From the parent: a :class:`Manner`, then paths to decode
-            (or ``(path,)`` for its estimated length), and ``None`` for a batch it has consumed.
-            To the parent: ``(message, seconds worked on the video so far)``.
+        connection: file descriptor of a socket. From the parent: a :class:`Manner`, then ``(path, Part)``
+            to decode (or ``(path,)`` for its estimated length), ``None`` for a batch it has consumed, and a
+            number: where the part shall stop now. To the parent: ``(message, seconds worked on it so far)``.
         memory: file descriptor of the memory that batches are handed over in, ``SLOTS`` in turn.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -234,33 +248,39 @@ def _serve(connection: Connection, memory: int) -> None:
     used = 0  # slots handed over in all, and of those, given back
     returned = 0
     began = 0.0
+    part = Part()
 
     def room(video: Video) -> np.ndarray:
         nonlocal returned, began
-        while used - returned == SLOTS:
-            waiting = time.monotonic()
+        waiting = time.monotonic()
+        while used - returned == SLOTS or connection.poll():
             while not connection.poll(TICK_S):
                 if _resident_bytes() > small + AHEAD_BYTES:
                     video.rest()
-            connection.recv()  # nothing but a batch given back comes meanwhile
-            returned += 1
-            began += time.monotonic() - waiting  # waiting is no work
+            message = connection.recv()
+            if message is None:
+                returned += 1
+            else:
+                part.stop = message
+        began += time.monotonic() - waiting  # waiting is no work
         return slots[used % SLOTS]
 
     while True:
         job = connection.recv()
         if job is None:
             returned += 1
+        if not isinstance(job, tuple):  # or where to stop, of a part that has failed meanwhile
             continue
         began = time.monotonic()
         try:
-            if isinstance(job, tuple):
+            if len(job) == 1:
                 connection.send((estimate_candidates(*job), 0.0))
                 continue
-            for event in decode(job, manner, room):
+            path, part = job
+            for event in decode(path, manner, room, part):
                 if isinstance(event, Batch):
                     used += 1
-                    event = (event.numbers, event.times_s)
+                    event = (event.at, event.numbers, event.times_s)
                 connection.send((event, time.monotonic() - began))
         except VideoError as error:
             connection.send((error, time.monotonic() - began))

@@ -33,6 +33,17 @@ def run(main: Callable[[], int | None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2
+    except Exception as error:
+        # torch's, which this file need not load.
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        reason = str(error).split(". ")[0]
+        print(
+            f"error: the GPU's memory does not suffice ({reason}); try a smaller --batch_size, or --dtype "
+            "float16; finished work is kept",
+            file=sys.stderr,
+        )
+        status = 2
     except KeyboardInterrupt:
         print("interrupted; finished work is kept, run the same command to go on", file=sys.stderr)
         status = 130

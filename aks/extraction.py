@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from aks.benchmarks import LabelSet, Question
 from aks.claims import Claims
-from aks.decoding import Batch, Done, Header, Manner, decode_open
+from aks.decoding import Batch, Done, Header, Manner, describe
 from aks.errors import UserError, VideoError
 from aks.features import (
     QUESTION_BOUND,
@@ -270,7 +270,7 @@ def estimator(features: FeatureStore | None, workers: int) -> Callable[[list[Job
 
 
 class Scores:
-    """The scores of a video for questions, batch by batch.
+    """The scores of a video for questions, batch by batch, in any order; complete when all have come.
 
     All room is taken at the start: small arrays that are kept, laid among large ones that come and go,
     would make the process grow with the length of the video.
@@ -297,9 +297,9 @@ class Scores:
                 f"{self._scorer.name} gives {scores[question, frame]} for frame {batch.numbers[frame]}, "
                 f"question {self._questions[question].id} (in half precision? try --dtype float32)"
             )
-        place = slice(self._filled, self._filled + len(batch.numbers))
+        place = slice(batch.at, batch.at + len(batch.numbers))
         self._numbers[place], self._times[place], self._table[:, place] = batch.numbers, batch.times_s, scores
-        self._filled = place.stop
+        self._filled += len(batch.numbers)
 
     @property
     def numbers(self) -> np.ndarray:
@@ -318,14 +318,10 @@ class Scores:
 
 
 def encode(scorer: Scorer, batch: Batch) -> Encoded:
-    """A batch through the model.
-
-    Raises:
-        UserError: the GPU's memory does not suffice.
-    """
+    """A batch through the model."""
     # Copied, so that sums do not depend on where the decoding process put it in memory.
     inputs = torch.from_numpy(batch.inputs).clone()
-    return Encoded(batch.numbers, batch.times_s, scorer.encode_frames(inputs))
+    return Encoded(batch.at, batch.numbers, batch.times_s, scorer.encode_frames(inputs))
 
 
 class _Stored:
@@ -366,8 +362,11 @@ def _each_video(
 ) -> Summary:
     """Process the videos that have no part yet; a failing one is noted and the others go on."""
     videos = list(labels.by_video())
+    if not isinstance(source, _Stored):
+        labels.check_videos()
     mixer = None if isinstance(source, _Stored) else how.mixer(scorer)
     if feed is not None:
+        check_space(sum(count for name, count in feed.expected.items() if not run.has_part(name)))
         with source:
             work = _Work(labels, run, scorer, make_sink, feed, mixer)
             work.do(source, feed.names)
@@ -383,8 +382,10 @@ def _each_video(
             say = functools.partial(tqdm.write, file=sys.stderr)
             here = Feed(iter(pending), bar, say, uuid.uuid4().hex, expected)
             work = _Work(labels, run, scorer, make_sink, here, mixer)
-            for _ in range(2):  # again: of what others were at, something may be left by dead ones
-                work.do(source, iter(pending))
+            work.do(source, iter(pending))
+            # Again: of what others were at, something may be left by dead ones.
+            Claims(run).settle([name for name in pending if not run.has_part(name)], say)
+            work.do(source, iter(pending))
     return summarise(labels, run, videos, work.scored)
 
 
@@ -431,10 +432,9 @@ class _Work:
         with Claims(self._run, self._feed.token) as self._claims:
             events = source.run(self._jobs(names))
             try:
-                with contextlib.suppress(StopIteration):
-                    reply = None
-                    while True:
-                        reply = self._take(*events.send(reply))
+                reply = None
+                while (happened := _next(events, reply)) is not None:
+                    reply = self._take(*happened)
                 if self._mixer is not None:
                     for ready in self._mixer.rest():
                         self._deliver(*ready)
@@ -531,6 +531,13 @@ class _Work:
         self._expected[name] = frames
 
 
+def _next(events: Events, reply: bool | None) -> tuple[str, Event | Encoded] | None:
+    try:
+        return events.send(reply)
+    except StopIteration:
+        return None
+
+
 def finish(sink: Sink, done: Done) -> None:
     """Send a sink its end."""
     try:
@@ -548,7 +555,7 @@ def _share(
     """
     index, count = shard
     videos = list(labels.by_video())
-    record = run.folder / f"shards-{count}.json"
+    record = run.folder / f"shards-{count}-{labels.sha256[:12]}.json"
     if not record.exists():
         lengths = source.estimates([Job(name, labels.video_path(name)) for name in videos])
         loads = [0] * count
@@ -560,7 +567,7 @@ def _share(
         write_json(record, shares, indent=1, keep_existing=True)
     shares = read_json(record)
     if sorted(name for share in shares for name in share) != sorted(videos):
-        raise UserError(f"{record}: damaged, or of another label file; remove it")
+        raise UserError(f"{record}: damaged; remove it")
     mine = set(shares[index - 1])
     return [name for name in videos if name in mine]
 
@@ -582,31 +589,39 @@ def find_keyframes(
     *,
     strategy: str = "ada",
     batch_frames: int = BATCH_FRAMES,
+    workers: int = 0,
 ) -> list[Keyframe]:
     """The keyframes of one open video for one question, in order of time.
 
     Args:
-        video: the video; its candidate frames are decoded once.
+        video: the video; its candidate frames are decoded once, from its file.
         question: ``Question(0, "q", "", "What ...?")`` will do; scorers read its text and options.
         scorer: who scores.
         budget: number of keyframes, 1 or more.
         strategy: ``ada``, ``top``, ``bin`` or ``uniform``.
         batch_frames: frames decoded and encoded at a time; bounds memory.
+        workers: decoding processes, which share a long video; 0 decodes in this one. With them the scorer's
+            preparer must be importable from a module.
 
     Raises:
         VideoError: the video has no candidate frame or cannot be decoded.
         ValueError: budget or strategy out of range.
     """
     select_positions([0.0], budget, strategy=strategy)  # a wrong argument must not cost an hour's scoring
-    manner = Manner(scorer.preparer, video.decoder, batch_frames, "skip")
-    inputs = manner.empty_batch()
-    scores = Scores(scorer, [question], len(video.candidates()))
-    with progress(total=len(video.candidates()), unit="frame", desc=scorer.name) as bar:
-        for event in decode_open(video, manner, lambda _: inputs):
+    manner = Manner(scorer.preparer, video.asked, batch_frames, "skip")
+    count = describe(video).count
+    scores = Scores(scorer, [question], count)
+    source = Pool(manner, workers) if workers else InProcess(manner)
+    with source, progress(total=count, unit="frame", desc=scorer.name) as bar:
+        for _, event in source.run(iter([Job(str(video.path), video.path)])):
+            if isinstance(event, VideoError):
+                raise event
             if isinstance(event, Batch):
-                video.rest()  # while the model works
                 scores.add(encode(scorer, event))
                 bar.update(len(event.numbers))
+            elif isinstance(event, Again):
+                scores = Scores(scorer, [question], count)
+                bar.reset()
     numbers, times, row = scores.numbers, scores.times_s, scores.table[0]
     return [
         Keyframe(int(numbers[at]), float(times[at]), float(row[at]))

@@ -20,6 +20,7 @@ raises :class:`Unsuited` and leaves the work to another.
 
 from __future__ import annotations
 
+import itertools
 import math
 from array import array
 from collections.abc import Iterator
@@ -79,6 +80,22 @@ class PlainReader:
         """Pixels of ascending frames, at most ``size`` at a time."""
         return _stacked(self._pictures(numbers), len(numbers), size)
 
+    def readable(self, numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Numbers and pixels of those of some frames that can be decoded, in one pass over the file."""
+        wanted = set(numbers.tolist())
+        to_rgb = _Converter()
+        shape = None
+        for number, frame in self._decode(tolerant=True):
+            if number not in wanted or frame.is_corrupt:
+                continue
+            pixels = to_rgb(frame)
+            shape = shape or pixels.shape
+            if pixels.shape == shape:
+                wanted.remove(number)
+                yield number, pixels
+            if not wanted:
+                return
+
     def _pictures(self, numbers: np.ndarray) -> Iterator[np.ndarray]:
         wanted = set(numbers.tolist())
         to_rgb = _Converter()
@@ -97,18 +114,25 @@ class PlainReader:
         if wanted:
             raise VideoError(f"frame {min(wanted)} cannot be decoded (the stream has no such picture)")
 
-    def _decode(self) -> Iterator[tuple[int, av.VideoFrame]]:
+    def _decode(self, tolerant: bool = False) -> Iterator[tuple[int, av.VideoFrame]]:
         count = 0
         try:
             with open_container(self._path) as container:
                 stream = container.streams.video[0]
                 stream.thread_type = "AUTO"
-                for frame in container.decode(stream):
-                    number = count
-                    if self._stamps is not None:
-                        number = int(np.searchsorted(self._stamps, frame.pts))
-                    yield number, frame
-                    count += 1
+                for packet in container.demux(stream):
+                    try:
+                        frames = packet.decode()
+                    except av.InvalidDataError:
+                        if not tolerant or self._stamps is None:  # without times, what follows has no number
+                            raise
+                        continue
+                    for frame in frames:
+                        number = count
+                        if self._stamps is not None:
+                            number = int(np.searchsorted(self._stamps, frame.pts))
+                        yield number, frame
+                        count += 1
         except (av.FFmpegError, OSError) as error:
             raise VideoError(f"decoding stops after {count} frames: {reason(error)}") from None
 
@@ -149,6 +173,11 @@ class FastReader:
         index = self._index
         return _seconds(index.stamps[index.positions], index.start, index.time_base, numbers)
 
+    def needed_share(self, numbers: np.ndarray) -> float:
+        """Share of all pictures that has to be decoded for some frames, from 0 to 1."""
+        runs = self._index.plan(self._index.positions[numbers])
+        return sum(sum(run.needed) for run in runs) / self.num_frames
+
     def chunks(self, numbers: np.ndarray, size: int) -> Iterator[np.ndarray]:
         """Pixels of ascending frames, at most ``size`` at a time."""
         return _stacked(self._pictures(numbers), len(numbers), size)
@@ -173,8 +202,9 @@ class FastReader:
                 decoder.thread_count = 1  # more do not pay where few packets in a row are decoded
                 # A damaged picture shall not be made up from whatever was decoded around it.
                 decoder.options = {"err_detect": "explode"}
-                packets = enumerate(packet for packet in container.demux(stream) if packet.size)
+                packets = None
                 for run in self._index.plan(positions):
+                    packets = packets or self._packets(container, stream, run.first)
                     complaint = False
                     for position, packet in packets:
                         if packet.pts != stamps[position]:
@@ -196,6 +226,19 @@ class FastReader:
                         yield from self._decode_all_of(run)
         except (av.FFmpegError, OSError) as error:
             raise Unsuited(f"decoding stops: {reason(error)}") from None
+
+    def _packets(
+        self, container: av.container.InputContainer, stream: av.VideoStream, first: int
+    ) -> Iterator[tuple[int, av.Packet]]:
+        """Packets with their positions, from ``first`` on, which begins a group, or from the first of all."""
+        packets = (packet for packet in container.demux(stream) if packet.size)
+        before = int(np.searchsorted(self._index.entries, first)) - 1
+        if before < 1:
+            return enumerate(packets)
+        # Containers look for a time of decoding, which lies before that of presentation: a group's length.
+        container.seek(int(self._index.stamps[self._index.entries[before]]), stream=stream)
+        start = int(self._index.stamps[first])
+        return enumerate(itertools.dropwhile(lambda packet: packet.pts != start, packets), first)
 
     def _decode_all_of(self, run: _Run) -> Iterator[av.VideoFrame]:
         """All frames of a run of H.264 that the decoder finds fault with, as a reader without skill has them.

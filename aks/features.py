@@ -36,14 +36,15 @@ QUESTION_BOUND = "question-bound itm-e"
 
 @dataclass(frozen=True)
 class Encoded:
-    """A batch of frames after the model: numbers (n,), times in seconds (n,), features (n, ...)."""
+    """A batch of frames after the model: place, numbers (n,), times in seconds (n,), features (n, ...)."""
 
+    at: int
     numbers: np.ndarray
     times_s: np.ndarray
     features: torch.Tensor
 
 
-# What becomes of one video, started with next(): is sent its batches, then its end.
+# What becomes of one video, started with next(): is sent its batches, in any order, then its end.
 Sink = Generator[None, Encoded | Done, None]
 
 
@@ -167,26 +168,27 @@ class FeatureStore:
             "decoder": header.decoder,
             **(metadata or {}),
         }
-        numbers: list[np.ndarray] = []
-        times: list[np.ndarray] = []
+        numbers, times = np.empty(header.count, dtype="<i8"), np.empty(header.count, dtype="<f8")
+        head, filled = b"", 0
         with atomic(self.run.part_path(name)) as path, open(path, "wb") as file:
             while isinstance(event := (yield), Encoded):
                 stored = event.features.detach().to("cpu", self.dtype).contiguous()
                 if not torch.isfinite(stored).all():
                     raise VideoError(f"a feature does not fit {self._dtype_name}; store bfloat16 or float32")
-                if not times:
+                if not head:
                     head = self._header(header.count, stored.shape[1:], facts)
                     file.write(head)
+                file.seek(len(head) + event.at * stored[0].nbytes)
                 file.write(stored.view(torch.uint8).numpy().tobytes())
-                numbers.append(event.numbers)
-                times.append(event.times_s)
-            frames = np.concatenate(numbers)
-            file.write(frames.astype("<i8").tobytes())
-            file.write(np.concatenate(times).astype("<f8").tobytes())
+                place = slice(event.at, event.at + len(stored))
+                numbers[place], times[place] = event.numbers, event.times_s
+                filled += len(stored)
+            file.seek(len(head) + filled * stored[0].nbytes)
+            file.write(numbers[:filled].tobytes() + times[:filled].tobytes())
             file.seek(0)  # some frames may have been lost
-            file.write(self._header(len(frames), stored.shape[1:], facts, size=len(head)))
+            file.write(self._header(filled, stored.shape[1:], facts, size=len(head)))
         ids = [question.id for question in questions]
-        self.run.note_loss(name, event.reason, ids, event.lost, len(frames))
+        self.run.note_loss(name, event.reason, ids, event.lost, filled)
 
     def read(self, name: str, batch_frames: int) -> Iterator[Header | Encoded | Done]:
         """A stored video: a header, batches, the end.
@@ -205,7 +207,7 @@ class FeatureStore:
             rows = file.get_slice("features")
             for start in range(0, len(frames), batch_frames):
                 stop = min(start + batch_frames, len(frames))
-                yield Encoded(frames[start:stop], times[start:stop], rows[start:stop])
+                yield Encoded(start, frames[start:stop], times[start:stop], rows[start:stop])
         stride = max(1, int(fps))
         lost = np.setdiff1d(np.arange(num_frames // stride) * stride, frames)
         yield Done(lost.tolist(), "lost when the features were stored" if len(lost) else "")

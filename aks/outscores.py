@@ -16,11 +16,13 @@ Every file is written whole or not at all, so a killed run leaves only finished 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
 import socket
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MAX_FRAME = 2**53  # the last whole number before floats skip some
+ORPHANED_AFTER_S = 2 * 86400.0  # no video takes so long
 
 
 @dataclass(frozen=True)
@@ -424,8 +427,7 @@ def atomic(path: Path, keep_existing: bool = False) -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         if keep_existing:
-            with contextlib.suppress(FileExistsError):
-                os.link(temporary, path)
+            _link(temporary, path)
         else:
             os.replace(temporary, path)
     except OSError as error:
@@ -435,15 +437,40 @@ def atomic(path: Path, keep_existing: bool = False) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def _link(temporary: Path, path: Path) -> None:
+    """Give the file its name unless that is taken."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EACCES):
+            raise
+        if not path.exists():  # a file system without links: nearly as good
+            os.replace(temporary, path)
+
+
+def host_identity() -> str:
+    """This host, its start, and which of its process tables: within one, process ids tell processes."""
+    facts = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        facts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        facts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(facts)
+
+
 def _host() -> str:
-    return re.sub(r"\W", "_", socket.gethostname())[:40]
+    name = re.sub(r"\W", "_", socket.gethostname())[:40]
+    return f"{name}-{hashlib.sha256(host_identity().encode()).hexdigest()[:8]}"
 
 
 def _remove_orphans(folder: Path) -> None:
-    """Delete temporary files of this machine's killed processes."""
+    """Delete temporary files of killed processes: of those of this machine, and of whoever's if very old."""
     if not Path("/proc/self").exists():  # no way to tell which processes live
         return
     for path in [*folder.glob(".*.tmp.*"), *folder.parent.glob(".*.tmp.*")]:
         match = re.search(rf"\.{re.escape(_host())}-(\d+)-[0-9a-f]{{8}}\.tmp", path.name)
-        if match and not Path(f"/proc/{match[1]}").exists():
-            path.unlink(missing_ok=True)
+        is_dead = match and not Path(f"/proc/{match[1]}").exists()
+        with contextlib.suppress(OSError):
+            if is_dead or path.stat().st_mtime < time.time() - ORPHANED_AFTER_S:
+                path.unlink(missing_ok=True)

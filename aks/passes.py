@@ -1,8 +1,9 @@
 """Passes of frames through a model on a GPU: always full, whatever the lengths of the videos.
 
 Decoding processes deliver small batches of several videos in turn. :class:`Mixer` gathers them until a
-pass is full, and splits what comes out again. Every pass has the same shape, the last one filled up with
-black, so a frame's numbers depend neither on its neighbours nor on its place.
+pass is full, and makes batches of what comes out again. Every pass has the same shape, the last one filled
+up with black, and scores are computed batch by batch; so a frame's numbers depend neither on its neighbours
+nor on its place. (They may depend, in the last digits, on the size of the passes and on the GPU.)
 
 While the GPU works at one pass, the next is gathered::
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -26,8 +28,8 @@ from aks.scorers import Scorer
 MOST_FRAMES = 128  # more gain nothing: 32 frames of 577 tokens fill a large GPU
 SHARE = 0.5  # of the free memory, for what a pass holds; the rest is for scoring
 
-# A video's frames in a pass, or the end of the video.
-_Item = tuple[str | None, Batch | Done]
+# A video's frames in a pass, as a batch and which part of it, or the end of the video.
+_Item = tuple[str | None, tuple[Batch, slice] | Done]
 
 
 class Mixer:
@@ -44,8 +46,11 @@ class Mixer:
         blank = scorer.prepare(np.zeros((32, 32, 3), dtype=np.uint8))
         pinned = scorer.device.type == "cuda"  # copied from while the next pass is gathered in the other one
         self._rooms = [torch.zeros(frames, *blank.shape, pin_memory=pinned) for _ in range(2)]
+        self._copied: list[torch.cuda.Event | None] = [None, None]  # when the GPU has a room's content
         self._filled = 0
         self._items: list[_Item] = []  # of the pass that is being gathered
+        self._dropped: set[str] = set()
+        self._parts: list[torch.Tensor] = []  # of a batch that reaches into the next pass
         self._ahead: tuple[torch.Tensor, list[_Item]] | None = None  # encoded, not delivered
 
     def add(self, name: str, event: Batch | Done) -> Iterator[tuple[str, Encoded | Done]]:
@@ -54,21 +59,23 @@ class Mixer:
         Raises:
             UserError: the GPU's memory does not suffice.
         """
+        self._dropped.discard(name)
         if isinstance(event, Done):
             self._items.append((name, event))
             return
         start, count = 0, len(event.numbers)
+        kept = replace(event, inputs=event.inputs[:0])  # its memory is filled anew
         while start < count:
             end = min(count, start + self._frames - self._filled)
             room = self._rooms[0][self._filled : self._filled + end - start]
             room.copy_(torch.from_numpy(event.inputs[start:end]))
-            self._items.append(
-                (name, Batch(event.numbers[start:end], event.times_s[start:end], event.inputs[:0]))
-            )
+            self._items.append((name, (kept, slice(start, end))))
             self._filled += end - start
             start = end
             if self._filled == self._frames:
                 yield from self._turn()
+                if name in self._dropped:  # for what it had in the pass before
+                    return
 
     def rest(self) -> Iterator[tuple[str, Encoded | Done]]:
         """What is left at the end."""
@@ -79,15 +86,25 @@ class Mixer:
         yield from ((name, event) for name, event in self._items if name is not None)  # ends alone
         self._items = []
 
+    def _joined(self, features: torch.Tensor, batch: Batch, part: slice) -> torch.Tensor | None:
+        """All of a batch, once its last part has come: scores are computed batch by batch, too."""
+        self._parts = [*self._parts, features] if part.start else [features]
+        if part.stop < len(batch.numbers):
+            return None
+        return self._parts[0] if len(self._parts) == 1 else torch.cat(self._parts)
+
     def drop(self, name: str) -> None:
         """Forget a video."""
+        self._dropped.add(name)
         for items in (self._items, self._ahead[1] if self._ahead else []):
             items[:] = [(None if item[0] == name else item[0], item[1]) for item in items]
 
     def _turn(self) -> Iterator[tuple[str, Encoded | Done]]:
         yield from self._deliver()
+        inputs = self._rooms[0].to(self._scorer.device, non_blocking=True)
+        if inputs.is_cuda:
+            self._copied[0] = torch.cuda.current_stream(inputs.device).record_event()
         try:
-            inputs = self._rooms[0].to(self._scorer.device, non_blocking=True)
             self._ahead = self._scorer.encode_frames(inputs), self._items
         except torch.cuda.OutOfMemoryError:
             raise UserError(
@@ -95,6 +112,9 @@ class Mixer:
                 f"use --batch_size {self._frames // 2 or 1}"
             ) from None
         self._rooms.reverse()
+        self._copied.reverse()
+        if self._copied[0] is not None:
+            self._copied[0].synchronize()
         self._filled, self._items = 0, []
 
     def _deliver(self) -> Iterator[tuple[str, Encoded | Done]]:
@@ -108,9 +128,11 @@ class Mixer:
                 if name is not None:
                     yield name, event
                 continue
-            end = at + len(event.numbers)
-            if name is not None:
-                yield name, Encoded(event.numbers, event.times_s, features[at:end])
+            batch, part = event
+            end = at + part.stop - part.start
+            whole = self._joined(features[at:end], batch, part)
+            if whole is not None and name is not None:
+                yield name, Encoded(batch.at, batch.numbers, batch.times_s, whole)
             at = end
         self._ahead = None
 

@@ -1,8 +1,9 @@
 """Decoding processes: several videos decoded at once, each batch handed over in shared memory.
 
 A process is at most ``SLOTS`` batches ahead, so memory is bounded whatever the videos; it is replaced
-when it dies or hangs. The processes are fresh ones (no fork of a process with threads or CUDA), share
-nothing but a socket and an unnamed piece of memory with this one, and end with it, even by SIGKILL.
+when it dies or hangs. One that finds no video left takes over half of what another still has to do. The
+processes are fresh ones (no fork of a process with threads or CUDA), share nothing but a socket and an
+unnamed piece of memory with this one, and end with it, even by SIGKILL.
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ from types import TracebackType
 
 import numpy as np
 
-from aks.decoding import SLOTS, Batch, Done, Header, Manner, decode
+from aks.decoding import SLOTS, Batch, Done, Header, Manner, Part, decode
 from aks.errors import UserError, VideoError
 from aks.video import Video, estimate_candidates
 
 TICK_S = 0.5  # how often time limits are looked at
 PROBE_LIMIT_S = 20.0  # to read a header
+START_LIMIT_S = 180.0  # for a process to start, from a slow network disk and on loaded cores
+KILL_LIMIT_S = 10.0  # for one to end when killed; one that waits for a dead disk does not
+LEAST_SHARED = 64  # candidates that one process must have left for another to take half of them
 # Without one given: what a slow, loaded machine needs for a film at 4K, and some time to open it.
 LIMIT_S, LIMIT_PER_SECOND = 60.0, 4.0
 _START = "import sys; sys.path[:] = {path!r}; from aks.decoding import serve; serve({parent}, *{ends})"
@@ -125,8 +129,8 @@ class Pool:
         return found
 
     def run(self, jobs: Iterator[Job]) -> Events:
-        """Decode the videos, several at once; a video's events keep their order."""
-        return self._run(jobs, lambda job: job.path, self._limit)
+        """Decode the videos, several at once; the batches of a long one may come in any order."""
+        return self._run(jobs, lambda job: (job.path, Part()), self._limit)
 
     def _limit(self, worker: _Worker) -> float:
         if self._limit_s is not None:
@@ -142,11 +146,15 @@ class Pool:
             for index, worker in enumerate(self._workers):
                 if worker is None or worker.job is None:
                     job = again.pop() if again else next(jobs, None)
-                    if job is None:
+                    busiest = None if job else self._busiest()
+                    if job is None and busiest is None:
                         break
                     worker = worker or _Worker(self._manner, self._blank)
                     self._workers[index] = worker
-                    worker.begin(job, request(job))
+                    if job is None:
+                        worker.relieve(busiest)
+                    else:
+                        worker.begin(job, request(job))
             busy = {w.connection: w for w in self._workers if w is not None and w.job is not None}
             if not busy:
                 return
@@ -154,10 +162,13 @@ class Pool:
             for connection in ready:
                 worker = busy[connection]
                 job = worker.job
+                if job is None:  # buried since
+                    continue
                 try:
                     event = worker.receive()
                 except (EOFError, ConnectionResetError):
                     cause = self._bury(worker, patience_s=5)
+                    self._bury_all(job)
                     if job.name in tried:
                         yield job.name, VideoError(f"the decoding process died twice at it ({cause})")
                     else:
@@ -165,20 +176,26 @@ class Pool:
                         again.append(job)
                         yield job.name, Again()
                     continue
-                if event is None:
+                if event is None or (isinstance(event, Done) and self._at(job)):
                     continue
-                if (yield job.name, event) and worker.job is job:
-                    self._bury(worker)
-                    continue
-                if isinstance(event, Batch):
+                if isinstance(event, VideoError):
+                    self._bury_all(job)
+                if (yield job.name, event):
+                    self._bury_all(job)
+                elif isinstance(event, Batch):
                     worker.give_back()
             for connection, worker in busy.items():
+                if worker.starts_late():
+                    raise UserError(
+                        f"a decoding process has not started within {START_LIMIT_S:.0f} s; --workers 0 "
+                        "decodes in the main process"
+                    )
                 spent = worker.spent_s()
                 if connection not in ready and worker.job is not None and spent > limit(worker):
                     if connection.poll():
                         continue
                     job, most = worker.job, limit(worker)
-                    self._bury(worker)
+                    self._bury_all(job)
                     at = f"after frame {worker.last}" if worker.last is not None else "before the first frame"
                     yield (
                         job.name,
@@ -187,6 +204,19 @@ class Pool:
                             f"the limit (here {most:g} s)"
                         ),
                     )
+
+    def _at(self, job: Job) -> list[_Worker]:
+        """The processes that are at a video."""
+        return [worker for worker in self._workers if worker is not None and worker.job is job]
+
+    def _busiest(self) -> _Worker | None:
+        """The process with the most left to do, if that is worth sharing."""
+        sharing = [worker for worker in self._workers if worker is not None and worker.middle() is not None]
+        return max(sharing, key=_Worker.left, default=None)
+
+    def _bury_all(self, job: Job) -> None:
+        for worker in self._at(job):
+            self._bury(worker)
 
     def _bury(self, worker: _Worker, patience_s: float = 0) -> str:
         """End a process, or see how it ended by itself, and forget it; how it ended, in words."""
@@ -205,6 +235,23 @@ class _Worker:
     """One decoding process, and the video it is at."""
 
     def __init__(self, manner: Manner, blank: np.ndarray) -> None:
+        try:
+            self._start(blank)
+        except OSError as error:
+            raise UserError(
+                f"a decoding process cannot start: {error.strerror} (limits of processes, open files or "
+                "memory: ulimit -a); --workers 0 decodes in the main process"
+            ) from None
+        self.job: Job | None = None
+        self._header: Header | None = None
+        self._next, self._stop = 0, 0  # places of candidates: the first not received, the first not to do
+        self._helps = False
+        self.ready = False
+        self._started = time.monotonic()
+        self._received = 0
+        self._send(manner)
+
+    def _start(self, blank: np.ndarray) -> None:
         ours, theirs = socket.socketpair()
         memory = os.memfd_create("aks-batches")
         os.ftruncate(memory, SLOTS * blank.nbytes)
@@ -222,10 +269,6 @@ class _Worker:
         theirs.close()
         os.close(memory)
         self.connection = Connection(ours.detach())
-        self.job: Job | None = None
-        self.ready = False
-        self._received = self._returned = 0
-        self._send(manner)
 
     def _send(self, message: object) -> None:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it died; the next receive tells
@@ -234,8 +277,31 @@ class _Worker:
     def begin(self, job: Job, request: object) -> None:
         """Let it work on a video."""
         self.job, self.last, self.duration_s = job, None, 0.0
+        self._header, self._next, self._stop, self._helps = None, 0, 0, False
         self._worked_s, self._since = 0.0, time.monotonic()
         self._send(request)
+
+    def left(self) -> int:
+        """Candidates of its part that have not come yet."""
+        return self._stop - self._next
+
+    def middle(self) -> int | None:
+        """A place between batches that halves what is left, and is not reached yet; None if there is none."""
+        if self.job is None or self._header is None or self.left() < LEAST_SHARED:
+            return None
+        size = len(self._slots[0])
+        # It may have filled all slots, and learns where to stop when it asks for the next.
+        place = self._next + max(SLOTS + 1, -(-self.left() // (2 * size))) * size
+        return place if place < self._stop else None
+
+    def relieve(self, other: _Worker) -> None:
+        """Take over the second half of what another has to do."""
+        place = other.middle()
+        self.begin(other.job, (other.job.path, Part(place, other._stop)))
+        self._header, self._next, self._stop, self._helps = other._header, place, other._stop, True
+        self.duration_s = other.duration_s
+        other._stop = place
+        other._send(place)
 
     def receive(self) -> Event | int | None:
         """Its next message; None for one without meaning to the outside.
@@ -249,11 +315,17 @@ class _Worker:
             self.ready = True
             return None
         if isinstance(message, Header):
+            if self._helps and message == self._header:
+                return None
+            if self._helps:
+                return VideoError("the file changes while it is read")
             self.duration_s = message.duration_s
+            if message.is_divisible:
+                self._header, self._stop = message, message.count
         elif isinstance(message, tuple):
-            numbers, times = message
-            self.last = int(numbers[-1])
-            message = Batch(numbers, times, self._slots[self._received % SLOTS][: len(numbers)])
+            at, numbers, times = message
+            self.last, self._next = int(numbers[-1]), at + len(numbers)
+            message = Batch(at, numbers, times, self._slots[self._received % SLOTS][: len(numbers)])
             self._received += 1
         else:
             self.job = None
@@ -261,17 +333,15 @@ class _Worker:
 
     def give_back(self) -> None:
         """The last batch is consumed: its memory may be filled again."""
-        if self._received - self._returned == SLOTS:
-            self._since = time.monotonic()  # it may have waited for this
-        self._returned += 1
         self._send(None)
+
+    def starts_late(self) -> bool:
+        """Whether something is wrong with its start, not with its video."""
+        return not self.ready and time.monotonic() - self._started > START_LIMIT_S
 
     def spent_s(self) -> float:
         """Seconds it has worked on the video, not counting those in which it waited for the model."""
-        if not self.ready:
-            return 0.0
-        waits = self._received - self._returned == SLOTS
-        return self._worked_s + (0.0 if waits else time.monotonic() - self._since)
+        return self._worked_s + time.monotonic() - self._since if self.ready else 0.0
 
     def kill(self, patience_s: float = 0) -> int:
         """End it, after a while in which it may end by itself; its exit status."""
@@ -280,4 +350,7 @@ class _Worker:
             return self._process.wait(patience_s)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            return self._process.wait()
+        try:
+            return self._process.wait(KILL_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            return -signal.SIGKILL  # it will

@@ -7,6 +7,7 @@ shows all progress in one bar, and starts an actor anew when one dies, with what
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import socket
@@ -69,7 +70,7 @@ def connect(address: str | None) -> None:
     address = address or os.environ.get("RAY_ADDRESS")
     local = {} if address else {"include_dashboard": False, "num_cpus": len(os.sched_getaffinity(0))}
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         text = str(error).strip().split("\n")[0]
         raise UserError(f"--ray_address {address}: cannot join a Ray cluster there: {text}") from None
@@ -131,13 +132,22 @@ def run(
     crew = _Crew(labels, folder, make_scorer, work, layout)
     pending = [name for name in videos if not folder.has_part(name)]
     try:
-        for _ in range(2):  # again: of what other runs were at, something may be left by dead ones
-            if pending:
-                crew.do(pending, estimate([Job(name, labels.video_path(name)) for name in pending]))
-            pending = [n for n in pending if not folder.has_part(n) and folder.failure_stamp(n) is None]
+        # Also with nothing to do: an actor checks that what is there was made with the same settings.
+        crew.do(pending, estimate([Job(name, labels.video_path(name)) for name in pending]))
+        # Again: of what other runs were at, something may be left by dead ones.
+        pending = [n for n in pending if not folder.has_part(n) and folder.failure_stamp(n) is None]
+        if pending:
+            Claims(folder).settle(pending, functools.partial(tqdm.write, file=sys.stderr))
+            crew.do(pending, estimate([Job(name, labels.video_path(name)) for name in pending]))
     finally:
         crew.end()
     return summarise(labels, folder, videos, crew.scored)
+
+
+def _first_line(error: BaseException) -> str:
+    """What happened to an actor, without the traceback."""
+    error = getattr(error, "cause", None) or error
+    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
 
 
 class _Desk:
@@ -258,25 +268,28 @@ class _Crew:
     def do(self, names: list[str], lengths: dict[str, int]) -> None:
         """Process videos."""
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         failures = {name: self._folder.failure_stamp(name) for name in names}
         order = sorted(names, key=lambda name: lengths[name])  # taken from the end
-        desk = ray.remote(num_cpus=0)(_Desk).remote(order)
-        for _ in range(min(self._layout.actors, len(names))):
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        desk = ray.remote(num_cpus=0, scheduling_strategy=here)(_Desk).remote(order)
+        for _ in range(max(1, min(self._layout.actors, len(names)))):
             self._start(desk, lengths)
         total = sum(lengths.values())
         with progress(total=total, unit="frame", desc=f"ray, {len(self._running)} actors") as bar:
             while self._running:
                 done, _ = ray.wait(list(self._running), timeout=TICK_S)
                 for future in done:
-                    _, token = self._running.pop(future)
+                    actor, token = self._running.pop(future)
                     try:
                         outcome = ray.get(future)
-                    except ray.exceptions.RayActorError:
+                    except ray.exceptions.RayError as error:  # it died, ran out of memory, or has a fault
                         given = ray.get(desk.given.remote(token))
                         left = [name for name in given if self._is_open(name, failures)]
                         finished = set(given) - set(left)
-                        self._bury(token, left, bool(finished))
+                        ray.kill(actor)
+                        self._bury(token, left, bool(finished), _first_line(error))
                         again = [name for name in left if self._is_open(name, failures)]
                         ray.get(desk.back.remote(token, again, sum(lengths[name] for name in finished)))
                         self.scored += sum(map(self._folder.has_part, finished))
@@ -308,7 +321,7 @@ class _Crew:
         future = actor.work.remote(os.getcwd(), desk, token, lengths, *self._duty)
         self._running[future] = actor, token
 
-    def _bury(self, token: str, left: list[str], worked: bool) -> None:
+    def _bury(self, token: str, left: list[str], worked: bool, cause: str) -> None:
         """Note the death of an actor with videos in work.
 
         Raises:
@@ -318,14 +331,14 @@ class _Crew:
         self._idle_deaths = 0 if worked or left else self._idle_deaths + 1
         if self._idle_deaths == IDLE_DEATHS:
             raise UserError(
-                f"--engine ray: {IDLE_DEATHS} actors in a row died before their first video (too little "
-                "memory for the model?); Ray's logs tell more"
+                f"--engine ray: {IDLE_DEATHS} actors in a row died before their first video ({cause}); too "
+                "little memory for the model? Ray's logs tell more"
             )
         questions = self._labels.by_video()
         for name in left:
             self._deaths[name] = self._deaths.get(name, 0) + 1
             if self._deaths[name] == TRIES:
-                reason = f"{TRIES} Ray actors died with it in work"
+                reason = f"{TRIES} Ray actors died with it in work ({cause})"
                 self._folder.write_failure(name, reason, [question.id for question in questions[name]])
                 tqdm.write(f"failed: {self._labels.video_path(name)}: {reason}", file=sys.stderr)
 

@@ -76,6 +76,7 @@ class Video:
 
     Attributes:
         path: the file.
+        asked: the decoder that was asked for: ``decord``, ``pyav`` or ``auto``.
         decoder: ``decord`` or ``pyav``, whichever reads it.
         num_frames: frames in the video stream.
         fps: average frame rate in frames a second.
@@ -89,8 +90,8 @@ class Video:
             path: a video file.
             decoder: ``decord``; ``pyav``; or ``auto``: PyAV where it is sure to give what decord gives, and
                 where decord is known to fail (new codecs, transport streams, AVI files, open groups of
-                pictures); else decord. Where a reader fails, also in the middle, ``auto`` and ``pyav`` go on with
-                the next one.
+                pictures); else decord. Where a reader fails, also in the middle, ``auto`` and ``pyav`` go
+                on with the next one.
             partial: open a file that is cut short, too.
 
         Raises:
@@ -101,7 +102,9 @@ class Video:
         calm_decoders()
         # Absolute, because FFmpeg takes what stands before a colon for a protocol.
         self.path = Path(path).absolute()
-        self._reader, self._others, announced = _open(self.path, decoder)
+        self.asked = decoder
+        self._decord_knows, announced = _look(self.path)
+        self._reader, self._others = self._choose()
         self.decoder = self._reader.name
         self.num_frames = self._reader.num_frames
         self.fps = self._reader.fps
@@ -110,6 +113,11 @@ class Video:
         if is_cut and not partial:
             self.close()
             raise VideoError(self.cut_short())
+
+    @property
+    def is_divisible(self) -> bool:
+        """Whether reading from the middle on costs no more than a group of pictures, and gives the same."""
+        return isinstance(self._reader, FastReader)
 
     def cut_short(self) -> str:
         """How much is there of a file that is cut short, in words."""
@@ -155,6 +163,31 @@ class Video:
             except VideoError:
                 if not self._take_next_reader():
                     raise
+
+    def salvage(self, numbers: Sequence[int] | np.ndarray) -> Iterator[Frames]:
+        """What can be decoded of some frames where :meth:`read` fails, one by one; the others are left out.
+
+        Args:
+            numbers: ascending frame numbers, (n,).
+
+        Raises:
+            VideoError: the file cannot even be opened any more.
+        """
+        numbers = self._checked(numbers)
+        reader, others = self._choose()
+        others.close()
+        jumps = not isinstance(reader, PlainReader)
+        found = _one_by_one(reader, numbers) if jumps else reader.readable(numbers)
+        for number, pixels in found:
+            yield Frames(np.array([number]), self.times_s([number]), pixels[None])
+
+    def _choose(self) -> tuple[_Reader, Iterator[_Reader]]:
+        readers = _choose(self.path, self.asked, self._decord_knows)
+        reader = next(readers)
+        if not math.isfinite(reader.fps) or reader.fps <= 0:
+            reader.close()
+            raise VideoError("the file states no frame rate")
+        return reader, readers
 
     def rest(self) -> None:
         """Forget what was decoded ahead: the next frames are not wanted soon. It changes none of them.
@@ -227,8 +260,12 @@ def estimate_candidates(path: Path) -> int:
         return 0
 
 
-def _open(path: Path, decoder: str) -> tuple[_Reader, Iterator[_Reader], int]:
-    """A reader for a video, those to go on with where it fails, and how many frames the header announces."""
+def _look(path: Path) -> tuple[bool, int]:
+    """Whether decord reads such files rightly, and how many frames the header announces; 0 if it is silent.
+
+    Raises:
+        VideoError: the file cannot be opened.
+    """
     try:
         if not path.exists():
             raise VideoError("file not found")
@@ -247,15 +284,17 @@ def _open(path: Path, decoder: str) -> tuple[_Reader, Iterator[_Reader], int]:
                 codec.codec.canonical_name not in NEWER_THAN_DECORD
                 and container.format.name not in LOST_ON_DECORD
             )
-            announced = container.streams.video[0].frames  # 0 where the header does not say
+            return decord_knows, container.streams.video[0].frames
     except (av.FFmpegError, OSError) as error:
         raise VideoError(f"cannot be opened: {reason(error)}") from None
-    readers = _choose(path, decoder, decord_knows)
-    reader = next(readers)
-    if not math.isfinite(reader.fps) or reader.fps <= 0:
-        reader.close()
-        raise VideoError("the file states no frame rate")
-    return reader, readers, announced
+
+
+def _one_by_one(reader: _Reader, numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """The frames that a reader can jump to and decode."""
+    for number in numbers.tolist():
+        with suppress(VideoError):
+            (pixels,) = reader.chunks(np.array([number]), 1)
+            yield number, pixels[0]
 
 
 def _choose(path: Path, decoder: str, decord_knows: bool) -> Iterator[_Reader]:

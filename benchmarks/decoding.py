@@ -8,7 +8,8 @@ The readers, one after the other in this process, on one core:
 - decord batch: its ``get_batch``, 16 frames at a time;
 - decord, ours: ``Video(path, "decord")``;
 - PyAV, all: PyAV, decoding every frame;
-- ours: ``Video(path)``, opening and indexing included, as in all of them.
+- ours: ``Video(path)``, opening and indexing included, as in all of them. "Pictures decoded" is what it
+  cannot do without: the wanted ones and all that they are predicted from.
 
 The clips are made of a part of the film, by encoders of PyAV. The readers' pixels are compared. Times
 are medians of ``--repeats`` runs: seconds of processor time in user mode (other programs disturb it
@@ -38,7 +39,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from aks import errors  # noqa: E402
-from aks.fast_video import PlainReader  # noqa: E402
+from aks.decoding import Batch, Manner  # noqa: E402
+from aks.fast_video import FastReader, PlainReader  # noqa: E402
+from aks.pool import Job, Pool  # noqa: E402
+from aks.preparing import PrepareSquare  # noqa: E402
 from aks.progress import progress  # noqa: E402
 from aks.video import CHUNK_FRAMES, Video, calm_decoders  # noqa: E402
 
@@ -167,6 +171,8 @@ def measure(path: Path, repeats: int, readers: list[str]) -> dict[str, object]:
     result: dict[str, object] = {"file": path.name, "frames": count}
     with Video(path) as video:
         result["ours reads by"] = video.decoder
+        if video.is_divisible:
+            result["pictures decoded"] = FastReader(path).needed_share(video.candidates())
     for name, times in runs.items():
         same = sum(a == b for a, b in zip(digests[name], digests["ours"], strict=True))
         user, wall = (statistics.median(column) * 1000 / count for column in zip(*times, strict=True))
@@ -181,8 +187,10 @@ def _user_s() -> float:
 def print_table(results: dict[str, dict], readers: list[str]) -> None:
     """Milliseconds a frame, and how many times as long as ours the others take."""
     print("user ms a frame (wall ms); frames that differ from ours are counted behind a !")
-    print("| | frames | " + " | ".join(readers) + " | decord [i] / ours | PyAV, all / ours |")
-    print("|---" * (len(readers) + 4) + "|")
+    print(
+        "| | frames | " + " | ".join(readers) + " | decord [i] / ours | PyAV, all / ours | pictures decoded |"
+    )
+    print("|---" * (len(readers) + 5) + "|")
     for name, row in results.items():
         cells = []
         for reader in readers:
@@ -196,7 +204,34 @@ def print_table(results: dict[str, dict], readers: list[str]) -> None:
         for reader in ("decord [i]", "PyAV, all"):
             there = reader in row
             cells.append(f"{row[reader]['user_ms'] / row['ours']['user_ms']:.2f}" if there else "-")
+        share = row.get("pictures decoded")
+        cells.append("all" if share is None else f"{share:.0%}")
         print(f"| {name} | {row['frames']} | " + " | ".join(cells) + " |")
+
+
+def share(film: Path, repeats: int) -> dict[str, object]:
+    """Seconds from start to end for one film, prepared for BLIP, by one process and by one for each core."""
+    manner = Manner(PrepareSquare(384), "auto", CHUNK_FRAMES, "skip")
+    workers = sorted({1, len(os.sched_getaffinity(0))})
+    times: dict[int, list[float]] = {count: [] for count in workers}
+    digests = set()
+    for _ in range(repeats):
+        for count in workers:
+            start, batches = time.perf_counter(), {}
+            with Pool(manner, count) as pool:
+                for _, event in pool.run(iter([Job(film.name, film)])):
+                    if isinstance(event, Batch):
+                        batches[event.at] = hashlib.sha256(event.inputs).hexdigest()
+            times[count].append(time.perf_counter() - start)
+            digests.add(json.dumps(batches, sort_keys=True))
+    if len(digests) != 1:
+        raise errors.UserError(f"{film}: the processes' frames differ")
+    seconds = {count: statistics.median(runs) for count, runs in times.items()}
+    for count, median in seconds.items():
+        print(
+            f"{film.name} by {count} processes: {median:.1f} s, {seconds[1] / median:.2f} times as fast as 1"
+        )
+    return {"file": film.name, "seconds by processes": seconds}
 
 
 def main() -> None:
@@ -206,6 +241,7 @@ def main() -> None:
     )
     parser.add_argument("--video", type=Path, default=FILM, help="(default: the film that the demo fetches)")
     parser.add_argument("--film", action="store_true", help="read the whole film, too")
+    parser.add_argument("--share", action="store_true", help="and read it by several processes")
     parser.add_argument("--clips", nargs="*", default=list(CLIPS), choices=list(CLIPS), help="(default: all)")
     parser.add_argument("--readers", nargs="+", default=list(READERS), choices=list(READERS))
     parser.add_argument("--start", type=float, default=60, help="second of the film where the clips begin")
@@ -220,6 +256,7 @@ def main() -> None:
         args.readers.append("ours")
     calm_decoders()
     results = {}
+    shared = share(args.video, args.repeats) if args.share else None
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
@@ -234,6 +271,8 @@ def main() -> None:
             results[name] = measure(path, args.repeats, args.readers)
             print(f"{name}: done", file=sys.stderr)
     print_table(results, args.readers)
+    if shared:
+        results["shared"] = shared
     if args.out:
         args.out.write_text(json.dumps(results, indent=2))
 

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
+from preparers import prepare_small
 
 from aks.benchmarks import LabelSet, load_labels
 from aks.extraction import Summary, extract
 from aks.outscores import RunFolder
 from aks.scorers import Scorer
-
-
-def prepare_small(pixels: np.ndarray) -> np.ndarray:
-    """A frame to (3, 8, 8)."""
-    return np.asarray(Image.fromarray(pixels).resize((8, 8)), dtype=np.float32).transpose(2, 0, 1)
 
 
 class ToyScorer(Scorer):
@@ -46,28 +39,6 @@ class ToyScorer(Scorer):
         return features[:, questions].T.double().numpy()
 
 
-@dataclass(frozen=True)
-class Trouble:
-    """A preparer that meets frames 48 pixels wide as a broken decoder would: it hangs or dies.
-
-    Attributes:
-        how: ``hang``, or the name of the signal that ends the process.
-        marker: if given, a file; the trouble comes once and makes it.
-    """
-
-    how: str
-    marker: Path | None = None
-
-    def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        if pixels.shape[1] == 48 and not (self.marker and self.marker.exists()):
-            if self.marker:
-                self.marker.touch()
-            if self.how == "hang":
-                time.sleep(1000)
-            os.kill(os.getpid(), signal.Signals[self.how])
-        return prepare_small(pixels)
-
-
 def write_labels(folder: Path, videos: list[str]) -> LabelSet:
     """``labels.json`` in the folder: for every second video two questions, else one."""
     entries = [{"video": name, "question": "?" * (1 + at % 50)} for at, name in enumerate(videos)]
@@ -79,7 +50,9 @@ def write_labels(folder: Path, videos: list[str]) -> LabelSet:
 def results(run: RunFolder) -> dict[str, bytes]:
     """The assembled files and the parts."""
     names = ("scores.json", "frames.json", "times.json")
-    return {path.name: path.read_bytes() for path in [*map(run.folder.joinpath, names), *run.parts.iterdir()]}
+    return {
+        path.name: path.read_bytes() for path in [*map(run.folder.joinpath, names), *run.parts.glob("[!.]*")]
+    }
 
 
 def start(folder: Path, out: Path, batch_s: float = 0.0, **reading):

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BlipConfig, BlipForQuestionAnswering
 
 from aks.errors import UserError
+from aks.scorers import blip as blip_module
 from aks.scorers import create_scorer, weights
 from aks.scorers.attention import fuse_attention
 from aks.scorers.blip import FRAMES_PER_PASS, MAX_TOKENS, BlipScorer, clean_caption
@@ -69,6 +70,13 @@ def test_many_questions_at_once_score_as_one_at_a_time(scorer):
     encoded = texts(scorer, QUESTIONS * 5)  # more tokens than one pass of the text encoder takes
     single = np.vstack([scorer.score(features, [text]) for text in encoded])
     np.testing.assert_allclose(scorer.score(features, encoded), single, atol=1e-6)
+
+
+def test_vectors_of_many_questions_are_those_of_each(itm, monkeypatch):
+    features, encoded = encode(itm, film_frames(2)), texts(itm, QUESTIONS * 3)
+    single = torch.cat([itm.bind(features, [text]) for text in encoded], dim=1)
+    monkeypatch.setattr(blip_module, "TOKENS_PER_PASS", 20)  # several passes
+    np.testing.assert_allclose(itm.bind(features, encoded), single, atol=1e-5)
 
 
 def test_fused_attention_of_the_gpu_gives_the_same_tokens(folder, itm):

@@ -6,14 +6,20 @@ import errno
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-from extraction_setup import ToyScorer, Trouble, alive, children, results, start, wait_until, write_labels
+from extraction_setup import ToyScorer, alive, children, results, start, wait_until, write_labels
 from media import write_video
+from preparers import Trouble
+from test_fast_video import everything
 
 from aks import UserError
-from aks.extraction import extract
+from aks.decoding import Batch, Done, Manner, decode
+from aks.extraction import extract, store_features
+from aks.features import FeatureStore
 from aks.outscores import RunFolder
 
 VIDEOS = ["one.mp4", "bad.mp4", "two.mp4", "three.mp4"]
@@ -126,6 +132,55 @@ def test_of_a_video_that_is_cut_short_what_is_there_is_scored_where_asked_for(tm
     assert loss["reason"] == failure["reason"]
 
 
+def test_where_no_process_can_start_the_limits_are_named(labels, tmp_path, monkeypatch):
+    def refuse(_):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "memfd_create", refuse)
+    with pytest.raises(
+        UserError, match=r"a decoding process cannot start: Too many open files .*--workers 0"
+    ):
+        extract(labels, ToyScorer(), RunFolder(tmp_path / "out"), workers=1)
+
+
+def test_a_folder_of_videos_that_is_not_there_is_one_mistake(labels, tmp_path):
+    away = replace(labels, video_root=tmp_path / "away")
+    for make in (extract, lambda *rest: store_features(*rest[:2], FeatureStore(tmp_path / "f", "float16"))):
+        with pytest.raises(UserError, match=r"away: no such folder on .*--dataset_path"):
+            make(away, ToyScorer(), RunFolder(tmp_path / "out"))
+
+
+def test_a_full_gpu_is_one_line(run_script, tmp_path):
+    script = tmp_path / "full.py"
+    script.write_text(
+        "import torch\nfrom aks import errors\n"
+        "def main():\n"
+        "    raise torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 9 GiB.')\n"
+        "errors.run(main)\n"
+    )
+    done = run_script(script)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "the GPU's memory does not suffice (CUDA out of memory)" in done.stderr
+
+
+def test_of_a_damaged_video_with_open_groups_the_frames_left_are_the_right_ones(tmp_path):
+    options = {"x264-params": "open-gop=1:bframes=3:b-adapt=0:keyint=20:scenecut=0"}
+    path = write_video(tmp_path / "v.mp4", frames=300, fps=10, options=options)
+    whole = everything(path)
+    damage(path, 0.4, 0.5)
+    manner = Manner(lambda pixels: pixels, "pyav", 1, "partial")
+    seen, lost = [], []
+    for event in decode(path, manner, lambda video: np.empty((1, 64, 96, 3), np.uint8)):
+        if isinstance(event, Batch):
+            seen.append(int(event.numbers[0]))
+            if not 90 <= seen[-1] <= 190:
+                np.testing.assert_array_equal(event.inputs[0], whole[seen[-1]])
+        elif isinstance(event, Done):
+            lost = event.lost
+    assert sorted(seen + lost) == list(range(0, 300, 10))
+    assert lost and min(seen) == 0 and max(seen) == 290
+
+
 def test_a_full_disk_is_told_and_finished_parts_are_kept(labels, tmp_path, monkeypatch):
     run, sync = RunFolder(tmp_path / "out"), os.fsync
 
@@ -182,6 +237,10 @@ def test_no_process_is_left_when_the_main_one_is_killed(labels, folder, tmp_path
         (["--video_timeout", "nan"], "--video_timeout nan: must be a number of seconds above 0"),
         (["--on_corrupt", "guess"], "--on_corrupt guess: use one of skip, partial"),
         (["--shard", "0/2"], "--shard 0/2: must be I/N"),
+        (
+            ["--engine", "ray", "--device", "cuda:1"],
+            "--device cuda:1: Ray gives every actor a GPU of its own",
+        ),
         (["--shard", "3/2"], "--shard 3/2: must be I/N"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from extraction_setup import ToyScorer, children, results, start, wait_until, wr
 from media import rotate, write_audio, write_video
 from test_extraction_faults import damage
 
-from aks import UserError
+from aks import UserError, claims
 from aks.claims import Claims
 from aks.extraction import extract
 from aks.outscores import RunFolder, write_json
@@ -82,7 +84,8 @@ def test_shards_with_a_killed_decoder_make_what_one_process_makes(many, names, w
     assert [s["failures"] for s in summaries] == [[], []]
     assert any(s["complete"] for s in summaries)
     assert results(RunFolder(out)) == whole
-    shares = json.loads((out / "shards-2.json").read_text())
+    (record,) = out.glob("shards-2-*.json")
+    shares = json.loads(record.read_text())
     seconds = [sum(2 + int(name[1:3]) % 5 for name in share) for share in shares]
     assert abs(seconds[0] - seconds[1]) <= 6
 
@@ -130,12 +133,52 @@ def test_a_claim_holds_while_its_process_lives_and_its_file_is_renewed(tmp_path)
     assert not list(run.parts.iterdir())
 
 
-def test_a_partition_of_another_label_file_is_told(many, names, tmp_path):
+@pytest.mark.parametrize("is_alive", [False, True])
+def test_a_video_claimed_on_another_machine_is_waited_for_until_its_fate_is_known(
+    many, names, whole, tmp_path, monkeypatch, capsys, is_alive
+):
+    labels, run = write_labels(many, names), RunFolder(tmp_path / "out")
+    monkeypatch.setattr(claims, "VOID_AFTER_S", 3.0)
+    monkeypatch.setattr(claims, "WATCHED_S", 0.1)
+    run.begin({"dataset": labels.dataset, "label_sha256": labels.sha256, **ToyScorer().identity()})
+    claim = run.part_path(names[7]).with_suffix(".claim")
+    write_json(claim, {"host": "elsewhere", "pid": 1, "started": "1", "token": "x"})
+    end = threading.Event()
+
+    def renew():
+        while is_alive and not end.wait(0.5):
+            os.utime(claim)
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    summary = extract(labels, ToyScorer(), run)
+    end.set()
+    thread.join()
+    assert "1 videos are claimed by processes on other machines" in capsys.readouterr().err
+    if is_alive:
+        assert (summary.scored, summary.elsewhere, summary.complete) == (49, 1, False)
+    else:
+        assert (summary.scored, summary.elsewhere, summary.complete) == (50, 0, True)
+        assert results(run) == whole
+
+
+def test_on_a_file_system_without_links_a_run_begins_all_the_same(many, names, whole, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
     run = RunFolder(tmp_path / "out")
-    run.folder.mkdir()
-    write_json(run.folder / "shards-2.json", [["other.mp4"], []])
-    with pytest.raises(UserError, match=r"shards-2\.json: damaged, or of another label file"):
-        extract(write_labels(many, names), ToyScorer(), run, shard=(1, 2))
+    assert extract(write_labels(many, names), ToyScorer(), run).complete
+    assert results(run) == whole
+
+
+def test_a_damaged_partition_is_told(many, names, tmp_path):
+    labels, run = write_labels(many, names), RunFolder(tmp_path / "out")
+    extract(labels, ToyScorer(), run, shard=(1, 2))
+    (record,) = run.folder.glob("shards-2-*.json")
+    write_json(record, [["other.mp4"], []])
+    with pytest.raises(UserError, match=r"shards-2-\w{12}\.json: damaged; remove it"):
+        extract(labels, ToyScorer(), run, shard=(2, 2))
 
 
 def test_torchrun_shares_the_videos_out(many, names, whole, tmp_path, run_script):

@@ -71,6 +71,8 @@ def check_fast_reading(path, strides=STRIDES):
         chunks = list(reader.chunks(numbers, 16))
         assert all(len(chunk) == 16 for chunk in chunks[:-1])
         np.testing.assert_array_equal(np.concatenate(chunks), whole[numbers])
+        middle = numbers[len(numbers) * 2 // 3 :]  # from there on
+        np.testing.assert_array_equal(np.concatenate(list(reader.chunks(middle, 16))), whole[middle])
         with Video(path) as video:
             assert video.decoder == "pyav"
             parts = list(video.read(numbers))

@@ -84,7 +84,7 @@ def test_a_gpu_that_is_too_small_is_told(tmp_path):
             raise torch.cuda.OutOfMemoryError
 
     mixer = passes.Mixer(Small(), 4)
-    batch = Batch(np.arange(4), np.arange(4.0), np.zeros((4, 3, 8, 8), np.float32))
+    batch = Batch(0, np.arange(4), np.arange(4.0), np.zeros((4, 3, 8, 8), np.float32))
     with pytest.raises(
         passes.UserError, match="out of GPU memory with 4 frames in a pass; use --batch_size 2"
     ):
@@ -93,12 +93,37 @@ def test_a_gpu_that_is_too_small_is_told(tmp_path):
 
 def test_a_dropped_video_is_not_delivered():
     mixer = passes.Mixer(ToyScorer(), 4)
-    batch = Batch(np.arange(3), np.arange(3.0), np.ones((3, 3, 8, 8), np.float32))
+    batch = Batch(0, np.arange(3), np.arange(3.0), np.ones((3, 3, 8, 8), np.float32))
     ready = [*mixer.add("a", batch), *mixer.add("b", batch), *mixer.add("b", Done()), *mixer.add("a", Done())]
     mixer.drop("a")
     ready += mixer.rest()
-    assert [name for name, _ in ready] == ["b", "b", "b"]
+    assert [name for name, _ in ready] == ["b", "b"]  # whole batches
     assert sum(len(event.numbers) for _, event in ready if not isinstance(event, Done)) == 3
+
+
+def test_a_video_that_fails_while_its_batch_is_divided_between_passes_costs_itself_alone():
+    mixer, events = passes.Mixer(ToyScorer(), 4), []
+    made = [
+        (name, Batch(at, np.arange(at, at + 7), np.zeros(7), np.full((7, 3, 8, 8), 10 * at, np.float32)))
+        for at in (0, 7, 14)
+        for name in "ab"
+    ]
+    gone = False
+    for name, batch in made:
+        if name == "a" and gone:
+            continue  # its decoding was given up
+        for ready in mixer.add(name, batch):
+            assert not (gone and ready[0] == "a")
+            if ready[0] == "a":
+                gone = True
+                mixer.drop("a")
+            else:
+                events.append(ready)
+    events += mixer.rest()
+    assert gone and [(name, event.at) for name, event in events] == [("b", 0), ("b", 7), ("b", 14)]
+    for _, event in events:  # whole batches, each with its own pixels
+        assert event.features.shape[0] == 7
+        np.testing.assert_allclose(event.features, 10 * event.at / 255)
 
 
 @pytest.mark.parametrize(("fitting", "frames"), [(0.3, 1), (1, 1), (47.9, 32), (64, 64), (1e9, 128)])

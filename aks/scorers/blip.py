@@ -148,6 +148,10 @@ class BlipScorer(Scorer):
             tokens: vision tokens (n, 577, width).
             questions: token ids of each question, (length,).
         """
+        groups = _groups([len(question) for question in questions], TOKENS_PER_PASS)
+        return torch.cat([self._bind(tokens, questions[group]) for group in groups], dim=1)
+
+    def _bind(self, tokens: torch.Tensor, questions: Sequence[torch.Tensor]) -> torch.Tensor:
         ids = torch.cat(list(questions))
         lengths = torch.tensor([len(question) for question in questions], device=self.device)
         owner = torch.repeat_interleave(torch.arange(len(questions), device=self.device), lengths)
