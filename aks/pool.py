@@ -185,15 +185,16 @@ class Pool:
                 elif isinstance(event, Batch):
                     worker.give_back()
             for connection, worker in busy.items():
+                # What it has sent while the model worked is not late.
+                if connection in ready or worker.job is None or connection.poll():
+                    continue
                 if worker.starts_late():
                     raise UserError(
                         f"a decoding process has not started within {START_LIMIT_S:.0f} s; --workers 0 "
                         "decodes in the main process"
                     )
                 spent = worker.spent_s()
-                if connection not in ready and worker.job is not None and spent > limit(worker):
-                    if connection.poll():
-                        continue
+                if spent > limit(worker):
                     job, most = worker.job, limit(worker)
                     self._bury_all(job)
                     at = f"after frame {worker.last}" if worker.last is not None else "before the first frame"

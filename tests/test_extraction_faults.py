@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from media import write_video
 from preparers import Trouble
 from test_fast_video import everything
 
-from aks import UserError
+from aks import UserError, pool
 from aks.decoding import Batch, Done, Manner, decode
 from aks.extraction import extract, store_features
 from aks.features import FeatureStore
@@ -141,6 +142,24 @@ def test_where_no_process_can_start_the_limits_are_named(labels, tmp_path, monke
         UserError, match=r"a decoding process cannot start: Too many open files .*--workers 0"
     ):
         extract(labels, ToyScorer(), RunFolder(tmp_path / "out"), workers=1)
+
+
+def test_a_process_that_never_starts_ends_the_run_but_not_one_that_started_unseen(
+    labels, tmp_path, monkeypatch
+):
+    class SlowAtFirst(ToyScorer):
+        def encode_frames(self, inputs):
+            time.sleep(self.batch_s)
+            self.batch_s = 0
+            return super().encode_frames(inputs)
+
+    monkeypatch.setattr(pool, "START_LIMIT_S", 6.0)
+    # The model's first batch takes longer than that; meanwhile the second process starts.
+    run = RunFolder(tmp_path / "out")
+    assert extract(labels, SlowAtFirst(batch_s=7), run, workers=2, batch_frames=3).scored == 4
+    monkeypatch.setattr(pool, "_START", "import time; time.sleep(60) # {path!r} {parent} {ends}")
+    with pytest.raises(UserError, match=r"has not started within 6 s; --workers 0"):
+        extract(labels, ToyScorer(), RunFolder(tmp_path / "other"), workers=1)
 
 
 def test_a_folder_of_videos_that_is_not_there_is_one_mistake(labels, tmp_path):
