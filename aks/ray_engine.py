@@ -266,11 +266,12 @@ class _Crew:
         self.scored = 0
 
     def do(self, names: list[str], lengths: dict[str, int]) -> None:
-        """Process videos."""
+        """Process videos; those in work at all but one of the deaths allowed, one by one at the end."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         failures = {name: self._folder.failure_stamp(name) for name in names}
+        suspects = []
         order = sorted(names, key=lambda name: lengths[name])  # taken from the end
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         desk = ray.remote(num_cpus=0, scheduling_strategy=here)(_Desk).remote(order)
@@ -291,6 +292,9 @@ class _Crew:
                         ray.kill(actor)
                         self._bury(token, left, bool(finished), _first_line(error))
                         again = [name for name in left if self._is_open(name, failures)]
+                        if len(names) > 1:  # what was in work with a deadly one shall not share its fate
+                            suspects += [name for name in again if self._deaths[name] == TRIES - 1]
+                            again = [name for name in again if name not in suspects]
                         ray.get(desk.back.remote(token, again, sum(lengths[name] for name in finished)))
                         self.scored += sum(map(self._folder.has_part, finished))
                         self._start(desk, lengths)
@@ -303,6 +307,8 @@ class _Crew:
                     tqdm.write(line, file=sys.stderr)
                 bar.total = total + more
                 bar.update(frames - bar.n)
+        for name in suspects:
+            self.do([name], {name: lengths[name]})
 
     def _is_open(self, name: str, failures: dict[str, int | None]) -> bool:
         return not self._folder.has_part(name) and self._folder.failure_stamp(name) == failures[name]

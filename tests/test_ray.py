@@ -11,6 +11,7 @@ import sys
 import threading
 from functools import partial
 
+import numpy as np
 import pytest
 from conftest import ROOT
 from extraction_setup import ToyScorer, results, wait_until, write_labels
@@ -105,6 +106,31 @@ def test_a_video_at_which_actors_die_is_listed_and_the_others_are_scored(cluster
     (failure,) = summary.failures
     assert failure["video"] == "bad.mp4"
     assert failure["reason"].startswith("3 Ray actors died with it in work (")
+
+
+class DeadlyBlack(ToyScorer):
+    """Ends its process, model and all, at black frames."""
+
+    def __init__(self):
+        super().__init__(batch_s=0.2)
+
+    def encode_frames(self, inputs):
+        if not inputs.any():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().encode_frames(inputs)
+
+
+def test_what_was_in_work_with_a_deadly_video_does_not_share_its_fate(cluster, layout, tmp_path):
+    def black(number, width, height):
+        return np.zeros((height, width, 3), np.uint8)
+
+    write_video(tmp_path / "bad.mp4", frames=100, fps=10, draw=black)
+    names = ["one.mp4", "two.mp4", "three.mp4"]
+    for name in names:
+        write_video(tmp_path / name, frames=100, fps=10)
+    labels, run = write_labels(tmp_path, [*names, "bad.mp4"]), RunFolder(tmp_path / "out")
+    summary = on_ray(labels, run, ray_engine.Layout(1, 1, 0), DeadlyBlack, workers=4, batch_frames=2)
+    assert (summary.scored, [failure["video"] for failure in summary.failures]) == (3, ["bad.mp4"])
 
 
 def test_a_users_mistake_found_by_an_actor_is_the_users(cluster, layout, tmp_path):
