@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from aks import errors
+from aks.cli import check_workers, default_workers
 from aks.selection import STRATEGIES
 
 
@@ -31,6 +32,17 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--checkpoint", help="weights: a hub name or a folder (default: the model's own)")
     parser.add_argument("--device", help="cuda, cuda:N or cpu (default: cuda where there is one)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        help="decoding processes; 0 decodes in the main process (default: cores - 1, from 1 to 16)",
+    )
+    parser.add_argument(
+        "--video_timeout",
+        type=float,
+        metavar="SECONDS",
+        help="of decoding, then it is given up; needs workers (default: 60 + 4 x the video's length)",
+    )
     return parser.parse_args()
 
 
@@ -46,11 +58,14 @@ def main() -> None:
     if not args.question.strip():
         raise errors.UserError("the question is empty; say what to look for")
 
+    check_workers(args)
+    cores = len(os.sched_getaffinity(0))
+    workers = default_workers(cores) if args.workers is None else args.workers
+
     import torch
     from PIL import Image
 
     from aks.benchmarks import Question
-    from aks.cli import default_workers
     from aks.extraction import find_keyframes
     from aks.outscores import write_atomically
     from aks.scorers import create_scorer
@@ -73,9 +88,11 @@ def main() -> None:
                     file=sys.stderr,
                 )
             question = Question(0, "question", args.video, args.question)
-            workers = default_workers(len(os.sched_getaffinity(0)))
             keyframes = find_keyframes(
-                video, question, scorer, args.budget, strategy=args.strategy, workers=workers
+                *(video, question, scorer, args.budget),
+                strategy=args.strategy,
+                workers=workers,
+                video_timeout=args.video_timeout,
             )
             print("frame\ttime_s\tscore")
             for keyframe in keyframes:

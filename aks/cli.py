@@ -107,13 +107,9 @@ def reading(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UserError: a value that cannot be.
     """
-    for flag, value, least in (("batch_size", args.batch_size, 1), ("workers", args.workers, 0)):
-        if value is not None and value < least:
-            raise UserError(f"--{flag} {value}: must be {least} or more")
-    if args.video_timeout is not None and not 0 < args.video_timeout < float("inf"):
-        raise UserError(f"--video_timeout {args.video_timeout:g}: must be a number of seconds above 0")
-    if args.video_timeout is not None and args.workers == 0:
-        raise UserError("--video_timeout needs --workers 1 or more: only a process of its own can be ended")
+    if args.batch_size is not None and args.batch_size < 1:
+        raise UserError(f"--batch_size {args.batch_size}: must be 1 or more")
+    check_workers(args)
     if args.on_corrupt not in ON_CORRUPT:
         raise UserError(f"--on_corrupt {args.on_corrupt}: use one of {', '.join(ON_CORRUPT)}")
     _check_engine(args)
@@ -126,6 +122,20 @@ def reading(args: argparse.Namespace) -> dict[str, Any]:
         "on_corrupt": args.on_corrupt,
         "shard": shard(args),
     }
+
+
+def check_workers(args: argparse.Namespace) -> None:
+    """Refuse numbers of processes, and time limits, that cannot be.
+
+    Raises:
+        UserError: says which.
+    """
+    if args.workers is not None and args.workers < 0:
+        raise UserError(f"--workers {args.workers}: must be 0 or more")
+    if args.video_timeout is not None and not 0 < args.video_timeout < float("inf"):
+        raise UserError(f"--video_timeout {args.video_timeout:g}: must be a number of seconds above 0")
+    if args.video_timeout is not None and args.workers == 0:
+        raise UserError("--video_timeout needs --workers 1 or more: only a process of its own can be ended")
 
 
 def default_workers(cores: int) -> int:

@@ -67,12 +67,14 @@ class Batch:
         numbers: frame numbers, (n,) int64.
         times_s: presentation times in seconds, (n,) float64.
         inputs: what the scorer's preparer made of them, (n, 3, side, side).
+        is_divisible: whether what is left of the video may still be divided, see :class:`Header`.
     """
 
     at: int
     numbers: np.ndarray
     times_s: np.ndarray
     inputs: np.ndarray
+    is_divisible: bool = False
 
 
 @dataclass
@@ -191,7 +193,7 @@ def _batches(
             numbers.append(number)
             times.append(time_s)
             if len(numbers) == manner.batch_frames:
-                yield Batch(at, np.array(numbers), np.array(times), inputs)
+                yield Batch(at, np.array(numbers), np.array(times), inputs, video.is_divisible)
                 at += len(numbers)
                 numbers, times, inputs = [], [], None
                 if at == part.stop:
@@ -280,7 +282,7 @@ def _serve(connection: Connection, memory: int) -> None:
             for event in decode(path, manner, room, part):
                 if isinstance(event, Batch):
                     used += 1
-                    event = (event.at, event.numbers, event.times_s)
+                    event = (event.at, event.numbers, event.times_s, event.is_divisible)
                 connection.send((event, time.monotonic() - began))
         except VideoError as error:
             connection.send((error, time.monotonic() - began))

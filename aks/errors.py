@@ -9,6 +9,10 @@ import sys
 import threading
 from collections.abc import Callable
 
+OUT_OF_MEMORY = (
+    "the GPU's memory does not suffice; try a smaller --batch_size, or --dtype float16; finished work is kept"
+)
+
 
 class UserError(Exception):
     """A mistake the user can mend; its text is one line naming file, entry and remedy (exit status 2)."""
@@ -33,23 +37,18 @@ def run(main: Callable[[], int | None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2
+    except BrokenPipeError:  # the reader of our output (head, less) went away
+        sys.stderr.close()
+        status = 0
     except Exception as error:
         # torch's, which this file need not load.
         if type(error).__name__ != "OutOfMemoryError":
             raise
-        reason = str(error).split(". ")[0]
-        print(
-            f"error: the GPU's memory does not suffice ({reason}); try a smaller --batch_size, or --dtype "
-            "float16; finished work is kept",
-            file=sys.stderr,
-        )
+        print(f"error: {OUT_OF_MEMORY} ({str(error).split('. ')[0]})", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print("interrupted; finished work is kept, run the same command to go on", file=sys.stderr)
         status = 130
-    except BrokenPipeError:  # the reader of our output (head, less) went away
-        sys.stderr.close()
-        status = 0
     sys.exit(status)
 
 

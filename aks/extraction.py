@@ -4,7 +4,7 @@ Each video is decoded once and each frame encoded once, whatever the number of i
 loop stores frame features instead of scores, and scores stored features instead of videos.
 
 Decoding may run in processes of its own, several videos at once (:mod:`aks.pool`); the model always
-sees one video's batches, in the same sizes and in order, so that the numbers do not depend on it. Any
+sees one video's batches, divided at the same frames, so that the numbers do not depend on it. Any
 number of runs may share a folder (:mod:`aks.claims`).
 """
 
@@ -362,11 +362,11 @@ def _each_video(
 ) -> Summary:
     """Process the videos that have no part yet; a failing one is noted and the others go on."""
     videos = list(labels.by_video())
-    if not isinstance(source, _Stored):
-        labels.check_videos()
     mixer = None if isinstance(source, _Stored) else how.mixer(scorer)
     if feed is not None:
-        check_space(sum(count for name, count in feed.expected.items() if not run.has_part(name)))
+        left = [name for name in feed.expected if not run.has_part(name)]
+        _check_videos(labels, source, left)
+        check_space(sum(feed.expected[name] for name in left))
         with source:
             work = _Work(labels, run, scorer, make_sink, feed, mixer)
             work.do(source, feed.names)
@@ -375,6 +375,7 @@ def _each_video(
         if how.shard:
             videos = _share(how.shard, run, source, labels)
         pending = [name for name in videos if not run.has_part(name)]
+        _check_videos(labels, source, pending)
         expected = source.estimates([Job(name, labels.video_path(name)) for name in pending])
         check_space(sum(expected.values()))
         total = sum(expected.values())
@@ -387,6 +388,11 @@ def _each_video(
             Claims(run).settle([name for name in pending if not run.has_part(name)], say)
             work.do(source, iter(pending))
     return summarise(labels, run, videos, work.scored)
+
+
+def _check_videos(labels: LabelSet, source: Pool | InProcess | _Stored, needed: list[str]) -> None:
+    if needed and not isinstance(source, _Stored):
+        labels.check_videos()
 
 
 def summarise(labels: LabelSet, run: RunFolder, videos: list[str], scored: int) -> Summary:
@@ -424,6 +430,7 @@ class _Work:
         self._expected = dict(feed.expected)
         self._seen: dict[str, int] = {}  # of the videos in flight, frames so far
         self._sinks: dict[str, Sink] = {}
+        self._failed: set[str] = set()
         self._failures = {name: run.failure_stamp(name) for name in self._expected}
         self.scored = 0
 
@@ -465,6 +472,7 @@ class _Work:
             self._fail(name, event)
         elif isinstance(event, Again):
             self._drop(name)
+            return name in self._failed
         elif isinstance(event, Header):
             return self._begin(name, event)
         elif name not in self._sinks:  # it failed while its last frames were gathered
@@ -509,6 +517,7 @@ class _Work:
 
     def _fail(self, name: str, error: VideoError) -> None:
         """Note that a video cannot be scored."""
+        self._failed.add(name)
         self._drop(name)
         self._seen[name] = 0
         self._correct(name, 0)
@@ -557,6 +566,7 @@ def _share(
     videos = list(labels.by_video())
     record = run.folder / f"shards-{count}-{labels.sha256[:12]}.json"
     if not record.exists():
+        _check_videos(labels, source, videos)
         lengths = source.estimates([Job(name, labels.video_path(name)) for name in videos])
         loads = [0] * count
         shares: list[list[str]] = [[] for _ in loads]
@@ -590,6 +600,7 @@ def find_keyframes(
     strategy: str = "ada",
     batch_frames: int = BATCH_FRAMES,
     workers: int = 0,
+    video_timeout: float | None = None,
 ) -> list[Keyframe]:
     """The keyframes of one open video for one question, in order of time.
 
@@ -602,6 +613,7 @@ def find_keyframes(
         batch_frames: frames decoded and encoded at a time; bounds memory.
         workers: decoding processes, which share a long video; 0 decodes in this one. With them the scorer's
             preparer must be importable from a module.
+        video_timeout: seconds that decoding may take, with workers; None for 60 and four times its length.
 
     Raises:
         VideoError: the video has no candidate frame or cannot be decoded.
@@ -611,9 +623,9 @@ def find_keyframes(
     manner = Manner(scorer.preparer, video.asked, batch_frames, "skip")
     count = describe(video).count
     scores = Scores(scorer, [question], count)
-    source = Pool(manner, workers) if workers else InProcess(manner)
+    source = Pool(manner, workers, video_timeout) if workers else InProcess(manner)
     with source, progress(total=count, unit="frame", desc=scorer.name) as bar:
-        for _, event in source.run(iter([Job(str(video.path), video.path)])):
+        for _, event in source.run(iter([Job(str(video.path), video.path, float(count))])):
             if isinstance(event, VideoError):
                 raise event
             if isinstance(event, Batch):

@@ -24,6 +24,7 @@ import itertools
 import math
 from array import array
 from collections.abc import Iterator
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -232,9 +233,12 @@ class FastReader:
     ) -> Iterator[tuple[int, av.Packet]]:
         """Packets with their positions, from ``first`` on, which begins a group, or from the first of all."""
         packets = (packet for packet in container.demux(stream) if packet.size)
+        if not first:
+            return enumerate(packets)
+        _introduce(stream.codec_context, packets)
         before = int(np.searchsorted(self._index.entries, first)) - 1
         if before < 1:
-            return enumerate(packets)
+            return enumerate(packets, 1)
         # Containers look for a time of decoding, which lies before that of presentation: a group's length.
         container.seek(int(self._index.stamps[self._index.entries[before]]), stream=stream)
         start = int(self._index.stamps[first])
@@ -252,6 +256,7 @@ class FastReader:
             (stream,) = container.streams.video
             decoder = stream.codec_context
             decoder.thread_count = 1
+            _introduce(decoder, (packet for packet in container.demux(stream) if packet.size))
             container.seek(first, stream=stream)
             for packet in container.demux(stream):
                 if not packet.size or (left == len(run.needed) and packet.pts != first):
@@ -280,6 +285,14 @@ class FastReader:
     def close(self) -> None:
         """Forget the index."""
         self._index = None
+
+
+def _introduce(decoder: av.VideoCodecContext, packets: Iterator[av.Packet]) -> None:
+    """Show a decoder a file's first packet: x264 signs it, and FFmpeg goes by the version from then on."""
+    with suppress(av.FFmpegError):
+        decoder.decode(next(packets))
+        decoder.decode(None)
+    decoder.flush_buffers()
 
 
 class _Run(NamedTuple):

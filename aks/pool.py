@@ -149,7 +149,12 @@ class Pool:
                     busiest = None if job else self._busiest()
                     if job is None and busiest is None:
                         break
-                    worker = worker or _Worker(self._manner, self._blank)
+                    try:
+                        worker = worker or _Worker(self._manner, self._blank)
+                    except UserError:
+                        if job is None:  # it goes without help
+                            break
+                        raise
                     self._workers[index] = worker
                     if job is None:
                         worker.relieve(busiest)
@@ -173,8 +178,8 @@ class Pool:
                         yield job.name, VideoError(f"the decoding process died twice at it ({cause})")
                     else:
                         tried.add(job.name)
-                        again.append(job)
-                        yield job.name, Again()
+                        if not (yield job.name, Again()):
+                            again.append(job)
                     continue
                 if event is None or (isinstance(event, Done) and self._at(job)):
                     continue
@@ -324,7 +329,9 @@ class _Worker:
             if message.is_divisible:
                 self._header, self._stop = message, message.count
         elif isinstance(message, tuple):
-            at, numbers, times = message
+            at, numbers, times, is_divisible = message
+            if not is_divisible:  # any more: its reader has failed, and the next one cannot jump
+                self._header = None
             self.last, self._next = int(numbers[-1]), at + len(numbers)
             message = Batch(at, numbers, times, self._slots[self._received % SLOTS][: len(numbers)])
             self._received += 1

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from aks.benchmarks import LabelSet
 from aks.claims import Claims
-from aks.errors import UserError
+from aks.errors import OUT_OF_MEMORY, UserError
 from aks.extraction import Feed, Summary, summarise
 from aks.outscores import RunFolder
 from aks.pool import Job
@@ -30,7 +30,8 @@ from aks.progress import progress
 from aks.scorers import Scorer
 
 TRIES = 3  # actors that may die with a video in work before the video is listed
-IDLE_DEATHS = 3  # actors that may die in a row without one video finished in between
+IDLE_DEATHS = 3  # actors that may die in a row before they have a video in work
+FRUITLESS_DEATHS = 9  # and with one, but without one finished in between
 CPU_ACTOR_CORES = 8  # a larger machine takes several actors: models do not scale to more cores
 TICK_S = 0.2
 
@@ -239,6 +240,10 @@ class _Actor:
             summary = work(scorer, Feed(names(), bar, desk.say.remote, token, expected))
         except UserError as error:
             return str(error)
+        except Exception as error:
+            if type(error).__name__ != "OutOfMemoryError":
+                raise
+            return f"{OUT_OF_MEMORY} (on {socket.gethostname()}: {error})".split("\n")[0]
         ray.get(desk.count.remote(token, bar.n, bar.total))
         return summary.scored
 
@@ -261,7 +266,7 @@ class _Crew:
         self._labels, self._folder, self._layout = labels, folder, layout
         self._duty = make_scorer, work
         self._deaths: dict[str, int] = {}  # of each video, how many actors died with it in work
-        self._idle_deaths = 0  # in a row, without a video finished in between
+        self._idle_deaths = self._fruitless_deaths = 0  # in a row
         self._running: dict[Any, tuple[Any, str]] = {}  # of each result to come, its actor and token
         self.scored = 0
 
@@ -335,6 +340,12 @@ class _Crew:
         """
         Claims.drop(self._folder, token)
         self._idle_deaths = 0 if worked or left else self._idle_deaths + 1
+        self._fruitless_deaths = 0 if worked else self._fruitless_deaths + 1
+        if self._fruitless_deaths == FRUITLESS_DEATHS:
+            raise UserError(
+                f"--engine ray: {FRUITLESS_DEATHS} actors in a row died without finishing a video ({cause}); "
+                "Ray's logs tell more"
+            )
         if self._idle_deaths == IDLE_DEATHS:
             raise UserError(
                 f"--engine ray: {IDLE_DEATHS} actors in a row died before their first video ({cause}); too "

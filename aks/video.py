@@ -194,7 +194,7 @@ class Video:
 
         Call it before a long wait, also between two chunks of :meth:`read`, where memory matters: decord
         decodes on meanwhile, up to the end of the video. Up to 32 frames that are read already are then
-        decoded again. PyAV never decodes ahead.
+        decoded again; where key frames lie further apart, it has no effect. PyAV never decodes ahead.
 
         Raises:
             VideoError: decord cannot go back to the start.
@@ -384,7 +384,8 @@ class _DecordReader:
 
     def _get(self, part: list[int]) -> np.ndarray:
         if self._rests and not self._jumps_to(part[0]):
-            self._video.get_batch(self._way)
+            for start in range(0, len(self._way), len(part)):
+                self._video.get_batch(self._way[start : start + len(part)])
         self._rests = False
         pixels = self._video.get_batch(part).asnumpy()
         for number in part:

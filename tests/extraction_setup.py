@@ -58,7 +58,11 @@ def results(run: RunFolder) -> dict[str, bytes]:
 def start(folder: Path, out: Path, batch_s: float = 0.0, **reading):
     """Score ``folder/labels.json`` to ``out`` in another process; see :func:`main`."""
     here = Path(__file__).resolve().parent
-    code = "import extraction_setup, aks.errors; aks.errors.run(extraction_setup.main)"
+    code = (
+        "import signal, extraction_setup, aks.errors\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in background jobs
+        "aks.errors.run(extraction_setup.main)"
+    )
     arguments = [folder / "labels.json", out, json.dumps(reading), str(batch_s)]
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],

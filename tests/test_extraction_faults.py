@@ -6,12 +6,15 @@ import errno
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from extraction_setup import ToyScorer, alive, children, results, start, wait_until, write_labels
 from media import write_video
 from preparers import Trouble
@@ -169,6 +172,28 @@ def test_a_folder_of_videos_that_is_not_there_is_one_mistake(labels, tmp_path):
             make(away, ToyScorer(), RunFolder(tmp_path / "out"))
 
 
+def test_where_all_is_finished_no_video_is_needed(labels, tmp_path):
+    run = RunFolder(tmp_path / "out")
+    extract(labels, ToyScorer(), run)
+    expected = results(run)
+    (run.folder / "scores.json").unlink()
+    away = replace(labels, video_root=tmp_path / "away")
+    assert extract(away, ToyScorer(), run).complete
+    assert results(run) == expected
+
+
+def test_who_reads_only_the_beginning_of_the_output_sees_no_traceback(tmp_path):
+    script = tmp_path / "talk.py"
+    script.write_text(
+        "from aks import errors\ndef main():\n    while True: print('line' * 1000)\nerrors.run(main)\n"
+    )
+    command = f"{sys.executable} {script} | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert done.stderr == "" and done.stdout.split("\n")[1] == "0"
+
+
 def test_a_full_gpu_is_one_line(run_script, tmp_path):
     script = tmp_path / "full.py"
     script.write_text(
@@ -179,7 +204,7 @@ def test_a_full_gpu_is_one_line(run_script, tmp_path):
     )
     done = run_script(script)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "the GPU's memory does not suffice (CUDA out of memory)" in done.stderr
+    assert "the GPU's memory does not suffice" in done.stderr and "(CUDA out of memory)" in done.stderr
 
 
 def test_of_a_damaged_video_with_open_groups_the_frames_left_are_the_right_ones(tmp_path):

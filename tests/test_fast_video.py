@@ -359,6 +359,24 @@ def test_only_pictures_of_the_highest_layer_can_be_left_out():
     assert inspector("hevc", bytes(header))(memoryview(bytes([0, 0, 0, 3, 0, 3, 0]))).writes
 
 
+def test_x264s_signature_in_the_first_packet_counts_wherever_reading_begins(tmp_path):
+    draw = scenes(4)
+    path = write_video(
+        tmp_path / "v.mp4", frames=200, gop=20, draw=draw, options={"qp": "0", "profile": "high444"}
+    )
+    data = path.read_bytes()
+    at = data.index(b" core ")
+    # FFmpeg decodes the lossless pictures of a version before 151 in another way.
+    path.write_bytes(data[:at] + b" core 142" + data[at + 9 :])
+    signed = everything(path)
+    reader = FastReader(path)
+    for first in (30, 100, 150):
+        numbers = np.arange(first, 200, 24)
+        np.testing.assert_array_equal(np.concatenate(list(reader.chunks(numbers, 4))), signed[numbers])
+    path.write_bytes(data)
+    assert not np.array_equal(signed, everything(path))
+
+
 def frames_until_failure(reader, stride):
     """What a reader gives of every ``stride``-th frame before it fails, by number."""
     numbers = np.arange(0, reader.num_frames, stride)
