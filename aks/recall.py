@@ -235,7 +235,7 @@ def main() -> None:
         raise errors.UserError(f"--tolerances {min(args.tolerances):g}: must be 0 or more")
     labels = load_labels(args.dataset_name, args.dataset_path, args.label_file)
     path = Path(args.selected_frames)
-    frames = [check_frame_numbers(path, i, row) for i, row in enumerate(_for_labels(path, labels))]
+    frames = check_frame_numbers(path, _for_labels(path, labels))
     strides, times = _strides(args.frame_path, path, labels), None
     times_path = path.with_name("selected_times.json")
     if path.name == "selected_frames.json" and times_path.exists():

@@ -36,7 +36,11 @@ def normalise(scores: np.ndarray) -> np.ndarray:
 
 def best_first(scores: np.ndarray) -> np.ndarray:
     """Positions by falling score; of equal scores the earlier comes first."""
-    return np.argsort(-scores, kind="stable")
+    order = np.argsort(-scores)  # twice as fast as the stable kind, and the same where no two are equal
+    ranked = scores[order]
+    if (ranked[1:] == ranked[:-1]).any():
+        order = np.argsort(-scores, kind="stable")
+    return order
 
 
 def judge_and_split(scores: np.ndarray, budget: int, t1: float, t2: float, max_depth: int) -> list[Segment]:
@@ -109,19 +113,19 @@ def spend(scores: np.ndarray, segments: Sequence[Segment], budget: int, quota: s
     whole, remainder = np.divmod(budget, 2**depth)
     candidates = stop - start
     labels = np.repeat(np.arange(len(start), dtype=np.min_scalar_type(len(start))), candidates)
-    ranked = np.lexsort((-scores, labels))  # segment by segment; in each the best first, ties the earlier
-    taken = np.zeros(len(scores), dtype=bool)
-    taken[ranked[np.arange(len(scores)) < np.repeat(start + whole, candidates)]] = True
-    if quota == "full":
+    order = best_first(scores)
+    ranked = order[np.argsort(labels[order], kind="stable")]  # segment by segment; in each the best first
+    counts = np.minimum(whole, candidates)
+    ends = np.cumsum(counts)
+    chosen = ranked[np.arange(ends[-1]) + np.repeat(start + counts - ends, counts)]
+    if quota == "full" and len(chosen) < budget:
         waits = (remainder > 0) & (whole < candidates)
         following = ranked[(start + whole)[waits]]
         largest = np.lexsort((following, -scores[following], -(remainder / 2**depth)[waits]))
-        taken[following[largest[: budget - np.count_nonzero(taken)]]] = True
-        missing = budget - np.count_nonzero(taken)
-        if missing:
-            free = np.flatnonzero(~taken)
-            taken[free[best_first(scores[free])[:missing]]] = True
-    return np.flatnonzero(taken)
+        chosen = np.append(chosen, following[largest[: budget - len(chosen)]])
+        free = order[~np.isin(order, chosen)]
+        chosen = np.append(chosen, free[: budget - len(chosen)])
+    return np.sort(chosen)
 
 
 def uniform(count: int, budget: int) -> np.ndarray:
@@ -149,18 +153,20 @@ def select_positions(
     scores = np.asarray(scores, dtype=np.float64)
     _check(scores, budget, strategy, ratio, t1, t2, max_depth, quota)
     budget, ratio, max_depth = int(budget), int(ratio), int(max_depth)
-    kept = np.arange(len(scores) // ratio) * ratio
+    kept = scores[: len(scores) // ratio * ratio : ratio]
     if len(kept) < budget:
-        return kept
-    if strategy == "uniform":
-        return kept[uniform(len(kept), budget)]
-    normalised = normalise(scores[kept])
-    if strategy == "top":
-        segments = [Segment(0, len(kept), 0)]
+        chosen = np.arange(len(kept))
+    elif strategy == "uniform":
+        chosen = uniform(len(kept), budget)
     else:
-        never = np.inf  # no segment stays whole: pure BIN
-        segments = judge_and_split(normalised, budget, never if strategy == "bin" else t1, t2, max_depth)
-    return kept[spend(normalised, segments, budget, quota)]
+        normalised = normalise(kept)
+        if strategy == "top":
+            segments = [Segment(0, len(kept), 0)]
+        else:
+            never = np.inf  # no segment stays whole: pure BIN
+            segments = judge_and_split(normalised, budget, never if strategy == "bin" else t1, t2, max_depth)
+        chosen = spend(normalised, segments, budget, quota)
+    return chosen * ratio
 
 
 def select_keyframes(
