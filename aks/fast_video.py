@@ -174,10 +174,10 @@ class FastReader:
         index = self._index
         return _seconds(index.stamps[index.positions], index.start, index.time_base, numbers)
 
-    def needed_share(self, numbers: np.ndarray) -> float:
-        """Share of all pictures that has to be decoded for some frames, from 0 to 1."""
+    def needed(self, numbers: np.ndarray) -> list[np.ndarray]:
+        """Which packets of the file (0, 1, ...) are decoded for some frames, by what is decoded in one go."""
         runs = self._index.plan(self._index.positions[numbers])
-        return sum(sum(run.needed) for run in runs) / self.num_frames
+        return [run.first + np.flatnonzero(np.frombuffer(run.needed, np.uint8)) for run in runs]
 
     def chunks(self, numbers: np.ndarray, size: int) -> Iterator[np.ndarray]:
         """Pixels of ascending frames, at most ``size`` at a time."""

@@ -9,7 +9,9 @@ The readers, one after the other in this process, on one core:
 - decord, ours: ``Video(path, "decord")``;
 - PyAV, all: PyAV, decoding every frame;
 - ours: ``Video(path)``, opening and indexing included, as in all of them. "Pictures decoded" is what it
-  cannot do without: the wanted ones and all that they are predicted from.
+  cannot do without: the wanted ones and all that they are predicted from;
+- those alone: a bound for any reader on FFmpeg that gives the same pixels. Nothing but decoding those
+  pictures, their packets at hand: no opening, no indexing, no RGB.
 
 The clips are made of a part of the film, by encoders of PyAV. The readers' pixels are compared. Times
 are medians of ``--repeats`` runs: seconds of processor time in user mode (other programs disturb it
@@ -40,7 +42,7 @@ sys.path.insert(0, str(ROOT))
 
 from aks import errors  # noqa: E402
 from aks.decoding import Batch, Manner  # noqa: E402
-from aks.fast_video import FastReader, PlainReader  # noqa: E402
+from aks.fast_video import FastReader, PlainReader, open_container  # noqa: E402
 from aks.pool import Job, Pool  # noqa: E402
 from aks.preparing import PrepareSquare  # noqa: E402
 from aks.progress import progress  # noqa: E402
@@ -147,6 +149,22 @@ READERS: dict[str, Callable[[Path], Iterator[np.ndarray]]] = {
 }
 
 
+def decode_alone(path: Path, runs: list[np.ndarray]) -> float:
+    """Seconds of processor time in user mode that some packets take to decode, held in memory before."""
+    with open_container(path) as container:
+        (stream,) = container.streams.video
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        decoder = stream.codec_context
+        decoder.thread_count = 1
+        start = _user_s()
+        for run in runs:
+            for at in run:
+                decoder.decode(packets[at])
+            decoder.decode(None)
+            decoder.flush_buffers()
+        return _user_s() - start
+
+
 def _candidates(num_frames: int, fps: float) -> list[int]:
     stride = max(1, int(fps))
     return [number * stride for number in range(num_frames // stride)]
@@ -162,17 +180,25 @@ def measure(path: Path, repeats: int, readers: list[str]) -> dict[str, object]:
             continue  # decord does not read AV1
     count = len(digests["ours"])
     runs: dict[str, list[tuple[float, float]]] = {name: [] for name in digests}
+    with Video(path) as video:
+        by, needed = (
+            video.decoder,
+            FastReader(path).needed(video.candidates()) if video.is_divisible else None,
+        )
+        pictures = video.num_frames
+    alone = []
     for _ in range(repeats):  # by turns: what disturbs one reader disturbs the others
         for name, times in runs.items():
             user, wall = _user_s(), time.perf_counter()
             for pixels in READERS[name](path):
                 del pixels
             times.append((_user_s() - user, time.perf_counter() - wall))
-    result: dict[str, object] = {"file": path.name, "frames": count}
-    with Video(path) as video:
-        result["ours reads by"] = video.decoder
-        if video.is_divisible:
-            result["pictures decoded"] = FastReader(path).needed_share(video.candidates())
+        if needed:
+            alone.append(decode_alone(path, needed) * 1000 / count)
+    result: dict[str, object] = {"file": path.name, "frames": count, "ours reads by": by}
+    if needed:
+        result["pictures decoded"] = sum(map(len, needed)) / pictures
+        result["those alone, user_ms"] = statistics.median(alone)
     for name, times in runs.items():
         same = sum(a == b for a, b in zip(digests[name], digests["ours"], strict=True))
         user, wall = (statistics.median(column) * 1000 / count for column in zip(*times, strict=True))
@@ -187,12 +213,18 @@ def _user_s() -> float:
 def print_table(results: dict[str, dict], readers: list[str]) -> None:
     """Milliseconds a frame, and how many times as long as ours the others take."""
     print("user ms a frame (wall ms); frames that differ from ours are counted behind a !")
-    print(
-        "| | frames | " + " | ".join(readers) + " | decord [i] / ours | PyAV, all / ours | pictures decoded |"
-    )
-    print("|---" * (len(readers) + 5) + "|")
+    heads = [
+        "",
+        "frames",
+        *readers,
+        "decord [i] / ours",
+        "PyAV, all / ours",
+        "pictures decoded",
+        "those alone",
+    ]
+    print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     for name, row in results.items():
-        cells = []
+        cells = [name, str(row["frames"])]
         for reader in readers:
             if reader not in row:
                 cells.append("-")
@@ -204,9 +236,11 @@ def print_table(results: dict[str, dict], readers: list[str]) -> None:
         for reader in ("decord [i]", "PyAV, all"):
             there = reader in row
             cells.append(f"{row[reader]['user_ms'] / row['ours']['user_ms']:.2f}" if there else "-")
-        share = row.get("pictures decoded")
-        cells.append("all" if share is None else f"{share:.0%}")
-        print(f"| {name} | {row['frames']} | " + " | ".join(cells) + " |")
+        if "pictures decoded" in row:
+            cells += [f"{row['pictures decoded']:.0%}", f"{row['those alone, user_ms']:.1f}"]
+        else:
+            cells += ["all", "-"]
+        print(f"| {' | '.join(cells)} |")
 
 
 def share(film: Path, repeats: int) -> dict[str, object]:
