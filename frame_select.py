@@ -74,7 +74,7 @@ def main() -> None:
         "max_num_frames": args.max_num_frames,
         **options,
         "questions": len(chosen),
-        "scores_sha256": hashlib.sha256(score_path.read_bytes()).hexdigest(),
+        "scores_sha256": _digest(score_path),
         "scored_by": _origin(score_path),
         "strides": [int(row[1] - row[0]) if len(row) > 1 else 0 for row in frames],
     }
@@ -123,6 +123,11 @@ def _times(frame_path: Path, frames: list[np.ndarray], chosen: list[np.ndarray])
     if [len(row) for row in times] != [len(row) for row in frames]:
         raise errors.UserError(f"{source}: does not fit {frame_path}; both must come from the same run")
     return [row[at].tolist() for row, at in zip(times, chosen, strict=True)]
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _origin(score_path: Path) -> object:

@@ -281,7 +281,8 @@ def read_scores(score_path: Path, frame_path: Path) -> tuple[list[np.ndarray], l
     Raises:
         UserError: a file is missing or malformed; names the file and the entry.
     """
-    scores, frames = read_number_lists(score_path), read_number_lists(frame_path)
+    parser = simdjson.Parser()  # its memory serves both files
+    scores, frames = read_number_lists(score_path, parser), read_number_lists(frame_path, parser)
     if len(scores) != len(frames):
         raise UserError(
             f"{score_path} holds {len(scores)} questions and {frame_path} {len(frames)}; "
@@ -333,22 +334,25 @@ def _complain_of_frame_numbers(path: Path, index: int, row: np.ndarray) -> None:
         )
 
 
-def read_number_lists(path: Path) -> list[np.ndarray]:
+def read_number_lists(path: Path, parser: simdjson.Parser | None = None) -> list[np.ndarray]:
     """A JSON list of lists of finite numbers, as float64 arrays.
+
+    Args:
+        path: the file.
+        parser: one to use again.
 
     Raises:
         UserError: the file is missing or something else; names the entry.
     """
     try:
-        return _read_fast(path)
+        return _read_fast(path, parser or simdjson.Parser())
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError):  # simdjson's many complaints
         return _read_carefully(path)
 
 
-def _read_fast(path: Path) -> list[np.ndarray]:
+def _read_fast(path: Path, parser: simdjson.Parser) -> list[np.ndarray]:
     """Number lists straight into arrays, in a seventh of json's time; raises on all that might differ."""
     text = path.read_bytes()
-    parser = simdjson.Parser()
     document = parser.parse(text)
     rows = [np.frombuffer(row.as_buffer(of_type="d")) for row in document]
     if text.count(b"[") != 1 + len(rows):

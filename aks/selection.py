@@ -6,7 +6,9 @@ Pure functions of one video's scores. They return *positions* among the candidat
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -16,12 +18,16 @@ QUOTAS = ("full", "paper")
 MAX_DEPTH = 32  # four billion bins; the paper uses at most 6
 
 
-class Segment(NamedTuple):
-    """Candidates ``start <= position < stop`` after ``depth`` halvings."""
+class Segments(NamedTuple):
+    """The timeline in parts: segment i holds the candidates ``edges[i] <= position < edges[i + 1]``.
 
-    start: int
-    stop: int
-    depth: int
+    Attributes:
+        edges: ascending, from 0 to the number of candidates.
+        depths: after how many halvings each segment was final.
+    """
+
+    edges: list[int]
+    depths: list[int]
 
 
 def normalise(scores: np.ndarray) -> np.ndarray:
@@ -43,8 +49,8 @@ def best_first(scores: np.ndarray) -> np.ndarray:
     return order
 
 
-def judge_and_split(scores: np.ndarray, budget: int, t1: float, t2: float, max_depth: int) -> list[Segment]:
-    """The final segments of ADA that hold candidates, in the order of the timeline.
+def judge_and_split(scores: np.ndarray, budget: int, t1: float, t2: float, max_depth: int) -> Segments:
+    """The final segments of ADA that hold candidates.
 
     A segment is final when the mean of its ``budget`` best scores exceeds its mean by more than
     ``t1`` and its standard deviation exceeds ``t2``, or at ``max_depth``; otherwise it is halved
@@ -52,41 +58,62 @@ def judge_and_split(scores: np.ndarray, budget: int, t1: float, t2: float, max_d
     so a segment of at most ``budget`` candidates has a difference of 0 up to rounding, and the sums
     run in the released code's order, so that even ``t1 = 0`` decides as it does).
 
-    Most segments need no sorting, and many no sums: the best of a half are no better than the best of
-    the whole, and no mean is below 0.
+    Few segments need sorting or sums: as many of a half are no better than the best of the whole, no mean
+    is below the least of those at ``max_depth``, and where both lie within ``t1``, nothing stays whole.
 
     Args:
-        scores: normalised relevance, (n,), 0 to 1.
+        scores: normalised relevance, (n,), 0 to 1, n at least 1.
         budget: number of keyframes wanted.
         t1: least difference of means for which a segment stays whole.
         t2: least standard deviation for which a segment stays whole.
         max_depth: most halvings.
     """
     rounding = len(scores) * 2**-50  # more than the order of a sum can change a mean of 0 to 1
-    final: list[Segment] = []
+    bins = _halved(len(scores), max_depth)
+    means = (np.add.reduceat(scores, bins[:-1]) / np.diff(bins)).tolist()
+    highest = np.maximum.reduceat(scores, bins[:-1]).tolist()
+    edges, depths = [0], []
 
-    def split(start: int, stop: int, depth: int, ceiling: float) -> None:
-        """``ceiling``: the mean of the ``budget`` best scores is no more."""
-        if start == stop:
+    def split(first: int, last: int, depth: int, ceiling: float) -> None:
+        """``first`` to ``last``: edges among ``bins``; ``ceiling``: the best's mean is no more."""
+        if first == last:
             return
+        start, stop = bins[first], bins[last]
         few = stop - start <= budget  # all its scores are its best: a difference of 0, up to rounding
-        whole = depth == max_depth
-        if not whole and (rounding if few else ceiling) > t1:
-            part = scores[start:stop]
-            mean = _mean(part)
-            if few or ceiling - mean > t1:
-                best = _mean(np.sort(part)[::-1][:budget])
-                whole = best - mean > t1 and (t2 < 0 or part.std() > t2)
-                ceiling = best + rounding
-        if whole:
-            final.append(Segment(start, stop, depth))
+        if few:
+            most = rounding
         else:
-            middle = start + (stop - start) // 2
-            split(start, middle, depth + 1, ceiling)
-            split(middle, stop, depth + 1, ceiling)
+            ceiling = min(ceiling, max(highest[first:last]) + rounding)
+            most = ceiling - min(means[first:last]) + rounding
+        if depth == max_depth or most <= t1:  # no part of it stays whole
+            edges.extend(bins[first + 1 : last + 1])
+            depths.extend([max_depth] * (last - first))
+            return
+        part = scores[start:stop]
+        mean = _mean(part)
+        if few or ceiling - mean > t1:
+            best = _mean(np.sort(part)[::-1][:budget])
+            if best - mean > t1 and (t2 < 0 or part.std() > t2):
+                edges.append(stop)
+                depths.append(depth)
+                return
+            ceiling = best + rounding
+        middle = bisect_left(bins, start + (stop - start) // 2, first, last)
+        split(first, middle, depth + 1, ceiling)
+        split(middle, last, depth + 1, ceiling)
 
-    split(0, len(scores), 0, np.inf)
-    return final
+    split(0, len(bins) - 1, 0, np.inf)
+    return Segments(edges, depths)
+
+
+def _halved(count: int, times: int) -> list[int]:
+    """Edges of the segments after ``times`` halvings, ascending; what holds no candidate is left out."""
+    edges = [0, count]
+    for _ in range(times):
+        if len(edges) > count:
+            break
+        edges = sorted({*edges, *((left + right) // 2 for left, right in pairwise(edges))})
+    return edges
 
 
 def _mean(values: np.ndarray) -> float:
@@ -94,7 +121,7 @@ def _mean(values: np.ndarray) -> float:
     return np.add.reduce(values) / len(values)
 
 
-def spend(scores: np.ndarray, segments: Sequence[Segment], budget: int, quota: str) -> np.ndarray:
+def spend(scores: np.ndarray, segments: Segments, budget: int, quota: str) -> np.ndarray:
     """Positions of the keyframes: from each segment its ``budget / 2**depth`` best.
 
     A quota that is not whole loses its fraction in the released code (``quota="paper"``: a budget of
@@ -105,13 +132,13 @@ def spend(scores: np.ndarray, segments: Sequence[Segment], budget: int, quota: s
 
     Args:
         scores: normalised relevance, (n,).
-        segments: a partition of the candidates, as :func:`judge_and_split` returns it.
+        segments: as :func:`judge_and_split` returns them.
         budget: number of keyframes wanted, at most n.
         quota: ``full`` or ``paper``.
     """
-    start, stop, depth = map(np.array, zip(*segments, strict=True))
-    whole, remainder = np.divmod(budget, 2**depth)
-    candidates = stop - start
+    edges, shares = np.array(segments.edges), 2 ** np.array(segments.depths)
+    start, candidates = edges[:-1], np.diff(edges)
+    whole, remainder = np.divmod(budget, shares)
     labels = np.repeat(np.arange(len(start), dtype=np.min_scalar_type(len(start))), candidates)
     order = best_first(scores)
     ranked = order[np.argsort(labels[order], kind="stable")]  # segment by segment; in each the best first
@@ -121,7 +148,7 @@ def spend(scores: np.ndarray, segments: Sequence[Segment], budget: int, quota: s
     if quota == "full" and len(chosen) < budget:
         waits = (remainder > 0) & (whole < candidates)
         following = ranked[(start + whole)[waits]]
-        largest = np.lexsort((following, -scores[following], -(remainder / 2**depth)[waits]))
+        largest = np.lexsort((following, -scores[following], -(remainder / shares)[waits]))
         chosen = np.append(chosen, following[largest[: budget - len(chosen)]])
         free = order[~np.isin(order, chosen)]
         chosen = np.append(chosen, free[: budget - len(chosen)])
@@ -161,7 +188,7 @@ def select_positions(
     else:
         normalised = normalise(kept)
         if strategy == "top":
-            segments = [Segment(0, len(kept), 0)]
+            segments = Segments([0, len(kept)], [0])
         else:
             never = np.inf  # no segment stays whole: pure BIN
             segments = judge_and_split(normalised, budget, never if strategy == "bin" else t1, t2, max_depth)

@@ -158,7 +158,8 @@ def test_thresholds_decide_to_the_last_bit(kind):
                         middle = start + (stop - start) // 2
                         reached |= {(start, middle, level + 1), (middle, stop, level + 1)}
                 case = f"{kind} n={n} budget={budget} t1={t1!r} t2={t2!r} depth={depth}"
-                assert judge_and_split(scores, budget, t1, t2, depth) == sorted(expected), case
+                edges, depths = judge_and_split(scores, budget, t1, t2, depth)
+                assert list(zip(edges[:-1], edges[1:], depths, strict=True)) == sorted(expected), case
 
 
 @pytest.mark.parametrize(("budget", "depth", "left"), [(16, 5, 0), (48, 5, 32), (8, 3, 8), (12, 3, 8)])
@@ -172,10 +173,10 @@ def test_paper_quota_loses_fractions_and_the_default_does_not(budget, depth, lef
 def test_a_lone_spike_keeps_the_timeline_whole_and_flat_scores_split_it():
     spike = np.zeros(1000)
     spike[[700, 705, 710, 715]] = 1.0
-    assert [segment.depth for segment in judge_and_split(spike, 4, 0.8, -100, 5)] == [0]
+    assert judge_and_split(spike, 4, 0.8, -100, 5).depths == [0]
     assert select_positions(spike, 4).tolist() == [700, 705, 710, 715]
     flat = np.zeros(1000)
-    assert [segment.depth for segment in judge_and_split(flat, 4, 0.8, -100, 2)] == [2] * 4
+    assert judge_and_split(flat, 4, 0.8, -100, 2).depths == [2] * 4
     assert select_positions(flat, 4, max_depth=2).tolist() == [0, 250, 500, 750]
 
 
@@ -201,7 +202,7 @@ def test_scores_too_close_for_a_float_to_tell_apart_count_as_equal():
 def test_equal_remainders_go_to_the_segment_with_the_better_next_frame():
     scores = np.array([0, 0.2, 0, 0.9, 0, 0.1, 0, 0.8], dtype=float)
     segments = judge_and_split(scores, 2, 2.0, -100, 2)
-    assert [(s.start, s.stop, s.depth) for s in segments] == [(0, 2, 2), (2, 4, 2), (4, 6, 2), (6, 8, 2)]
+    assert segments == ([0, 2, 4, 6, 8], [2, 2, 2, 2])
     assert spend(scores, segments, 2, "full").tolist() == [3, 7]
 
 
