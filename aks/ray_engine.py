@@ -27,6 +27,7 @@ from aks.extraction import Feed, Summary, summarise
 from aks.outscores import RunFolder
 from aks.pool import Job
 from aks.progress import progress
+from aks.ray_desk import Desk
 from aks.scorers import Scorer
 
 TRIES = 3  # actors that may die with a video in work before the video is listed
@@ -151,48 +152,6 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
 
 
-class _Desk:
-    """Hands out the videos and collects what the actors tell; an actor itself, beside the main process."""
-
-    def __init__(self, names: list[str]) -> None:
-        self._queue = names  # the next one last
-        self._given: dict[str, list[str]] = {}
-        self._counts: dict[str, tuple[int, int]] = {}
-        self._lines: list[str] = []
-
-    def take(self, token: str) -> str | None:
-        """The next video for an actor."""
-        if not self._queue:
-            return None
-        name = self._queue.pop()
-        self._given.setdefault(token, []).append(name)
-        return name
-
-    def count(self, token: str, frames: int, more: int) -> None:
-        """An actor has done so many frames, and found its videos to have so many more than was thought."""
-        self._counts[token] = frames, more
-
-    def say(self, line: str) -> None:
-        """A line for the user."""
-        self._lines.append(line)
-
-    def look(self) -> tuple[int, int, list[str]]:
-        """Frames done, frames more than thought, lines since the last look."""
-        lines, self._lines = self._lines, []
-        frames, more = map(sum, zip((0, 0), *self._counts.values(), strict=True))
-        return frames, more, lines
-
-    def given(self, token: str) -> list[str]:
-        """The videos that an actor was given."""
-        return self._given.get(token, [])
-
-    def back(self, token: str, names: list[str], frames: int) -> None:
-        """An actor died: these videos anew, of the others it has done so many frames."""
-        self._queue.extend(names)
-        self._given[token] = []
-        self._counts[token] = frames, self._counts.get(token, (0, 0))[1]
-
-
 class _Bar:
     """What extraction uses of a tqdm bar, told to the desk now and then."""
 
@@ -263,6 +222,11 @@ class _Crew:
         work: Work,
         layout: Layout,
     ) -> None:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._desk = ray.remote(num_cpus=0, scheduling_strategy=here)(Desk).remote()
         self._labels, self._folder, self._layout = labels, folder, layout
         self._duty = make_scorer, work
         self._deaths: dict[str, int] = {}  # of each video, how many actors died with it in work
@@ -273,13 +237,12 @@ class _Crew:
     def do(self, names: list[str], lengths: dict[str, int]) -> None:
         """Process videos; those in work at all but one of the deaths allowed, one by one at the end."""
         import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         failures = {name: self._folder.failure_stamp(name) for name in names}
         suspects = []
         order = sorted(names, key=lambda name: lengths[name])  # taken from the end
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        desk = ray.remote(num_cpus=0, scheduling_strategy=here)(_Desk).remote(order)
+        desk = self._desk
+        ray.get(desk.open.remote(order))
         for _ in range(max(1, min(self._layout.actors, len(names)))):
             self._start(desk, lengths)
         total = sum(lengths.values())

@@ -18,6 +18,7 @@ from media import write_video
 from evaluation import change_score
 
 ROOT = Path(__file__).resolve().parent.parent
+STARTUP = Path(__file__).resolve().parent / "startup"  # on the path of commands: what they do first
 COLUMNS, ROWS = 5, 4  # blocks of a numbered picture
 NUMBER_BITS, CHECK_BITS, CHECK_MODULUS = 12, 6, 61
 
@@ -236,7 +237,7 @@ def run_lmms_eval(
         **(environment or {}),
     }
     there = env.get("PYTHONPATH")
-    env["PYTHONPATH"] = os.pathsep.join(map(str, [*python_path, ROOT, *([there] if there else [])]))
+    env["PYTHONPATH"] = os.pathsep.join(map(str, [*python_path, STARTUP, ROOT, *([there] if there else [])]))
     command = [sys.executable, "-m", "lmms_eval", "--model", model, "--model_args", model_args]
     command += ["--tasks", task, "--include_path", str(ROOT / "datasets"), "--batch_size", "1"]
     command += ["--device", "cpu", "--log_samples", "--output_path", str(output), *flags]

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from evaluation_setup import (
     ROOT,
+    STARTUP,
     results_in,
     samples_in,
     write_labels,
@@ -64,7 +65,7 @@ def environment(world: Path, **overrides: object) -> dict[str, str]:
     return {
         **os.environ,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "PYTHONPATH": os.pathsep.join(map(str, PYTHON_PATH)),
+        "PYTHONPATH": os.pathsep.join(map(str, [*PYTHON_PATH, STARTUP])),
         "HF_HUB_CACHE": str(world / "hub"),
         "HF_DATASETS_CACHE": str(world / "datasets_cache"),
         "CUDA_VISIBLE_DEVICES": "",

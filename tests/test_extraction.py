@@ -98,28 +98,6 @@ def test_a_finished_run_does_no_work_and_an_interrupted_one_only_what_is_missing
     assert changed == ["two.mp4.json"]
 
 
-def test_runs_killed_at_random_moments_lose_only_the_video_in_flight(data, tmp_path, conse):
-    entries = list(ENTRIES)
-    for number in range(8):
-        shutil.copy(data / "one.mp4", data / f"copy{number}.mp4")
-        entries.append({"id": f"k{number}", "video": f"copy{number}.mp4", "question": "Where is the cat?"})
-    (data / "labels.json").write_text(json.dumps(entries))
-    driver = [sys.executable, Path(__file__).with_name("kill_driver.py")]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    arguments = [data / "labels.json", tmp_path / "killed", "12", "5"]
-    done = subprocess.run([*driver, *arguments], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    children = [json.loads(line) for line in done.stdout.splitlines()]
-    assert sum(child["killed"] for child in children) >= 6
-    for child in children:  # what was finished is not touched again
-        assert child["before"].items() <= child["after"].items()
-    killed, whole = RunFolder(tmp_path / "killed"), RunFolder(tmp_path / "whole")
-    extract(labels_of(data), conse, killed)
-    extract(labels_of(data), conse, whole)
-    assert files_of(killed) == files_of(whole)
-    assert list(killed.folder.rglob(".*")) == []  # no temporary file is left
-
-
 def test_the_command_itself_killed_and_started_again(data, tmp_path, run_script):
     def command(out):
         return [

@@ -118,7 +118,8 @@ class ConseScorer(Scorer):
     @torch.inference_mode()
     def _embed(self, texts: list[str]) -> torch.Tensor:
         """Sentence embeddings (n, 384): mean of the token vectors, normalised."""
-        order = sorted(range(len(texts)), key=lambda at: len(texts[at]))  # less padding in a batch
+        tokens = self._tokenizer(texts, truncation=True, max_length=256)["input_ids"]
+        order = sorted(range(len(texts)), key=lambda at: len(tokens[at]))  # less padding in a batch
         embeddings = torch.empty(len(texts), self._encoder.config.hidden_size, device=self.device)
         for start in range(0, len(texts), 64):
             places = order[start : start + 64]
