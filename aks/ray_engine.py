@@ -244,7 +244,7 @@ class _Crew:
         desk = self._desk
         ray.get(desk.open.remote(order))
         for _ in range(max(1, min(self._layout.actors, len(names)))):
-            self._start(desk, lengths)
+            self._start(lengths)
         total = sum(lengths.values())
         with progress(total=total, unit="frame", desc=f"ray, {len(self._running)} actors") as bar:
             while self._running:
@@ -265,7 +265,7 @@ class _Crew:
                             again = [name for name in again if name not in suspects]
                         ray.get(desk.back.remote(token, again, sum(lengths[name] for name in finished)))
                         self.scored += sum(map(self._folder.has_part, finished))
-                        self._start(desk, lengths)
+                        self._start(lengths)
                         continue
                     if isinstance(outcome, str):
                         raise UserError(outcome)
@@ -281,7 +281,7 @@ class _Crew:
     def _is_open(self, name: str, failures: dict[str, int | None]) -> bool:
         return not self._folder.has_part(name) and self._folder.failure_stamp(name) == failures[name]
 
-    def _start(self, desk: Any, lengths: dict[str, int]) -> None:
+    def _start(self, lengths: dict[str, int]) -> None:
         import ray
 
         token = uuid.uuid4().hex
@@ -292,7 +292,7 @@ class _Crew:
             scheduling_strategy="SPREAD",
             runtime_env={"env_vars": {"PYTHONPATH": modules}},
         )(_Actor).remote()
-        future = actor.work.remote(os.getcwd(), desk, token, lengths, *self._duty)
+        future = actor.work.remote(os.getcwd(), self._desk, token, lengths, *self._duty)
         self._running[future] = actor, token
 
     def _bury(self, token: str, left: list[str], worked: bool, cause: str) -> None:

@@ -10,8 +10,8 @@ The readers, one after the other in this process, on one core:
 - PyAV, all: PyAV, decoding every frame;
 - ours: ``Video(path)``, opening and indexing included, as in all of them. "Pictures decoded" is what it
   cannot do without: the wanted ones and all that they are predicted from;
-- those alone: a bound for any reader on FFmpeg that gives the same pixels. Nothing but decoding those
-  pictures, their packets at hand: no opening, no indexing, no RGB.
+- those alone: a bound for any reader on FFmpeg that gives the same pixels and goes by the packets' headers.
+  Nothing but decoding those pictures, their packets at hand: no opening, no indexing, no RGB.
 
 The clips are made of a part of the film, by encoders of PyAV. The readers' pixels are compared. Times
 are medians of ``--repeats`` runs: seconds of processor time in user mode (other programs disturb it
