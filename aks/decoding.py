@@ -26,8 +26,6 @@ from aks.video import Frames, Video, estimate_candidates
 
 PARTIAL = "partial"
 SLOTS = 2  # batches a decoding process may be ahead of the model
-AHEAD_BYTES = 2**28  # that this process may grow by what decord decodes ahead while it waits for the model
-TICK_S = 0.05  # how often that is looked at
 CHUNK_FRAMES = 4  # decoded frames held at a time: 100 MB at 4K
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
@@ -139,8 +137,8 @@ def describe(video: Video) -> Header:
     return Header(video.fps, video.num_frames, size, video.decoder, count, video.is_divisible)
 
 
-# Gives the array that the next batch's inputs are put into; a video that has to wait for it should rest.
-Room = Callable[[Video], np.ndarray]
+# Gives the array that the next batch's inputs are put into.
+Room = Callable[[], np.ndarray]
 
 
 def decode(
@@ -188,7 +186,7 @@ def _batches(
     for video, chunk in frames:
         for number, time_s, pixels in zip(chunk.numbers, chunk.times_s, chunk.pixels, strict=True):
             if inputs is None:
-                inputs = room(video)
+                inputs = room()
             inputs[len(numbers)] = manner.preparer(pixels)
             numbers.append(number)
             times.append(time_s)
@@ -246,19 +244,15 @@ def _serve(connection: Connection, memory: int) -> None:
     shared = np.frombuffer(mmap(memory, SLOTS * blank.nbytes), dtype=blank.dtype)
     slots = shared.reshape(SLOTS, *blank.shape)
     connection.send(("ready", 0.0))
-    small = _resident_bytes()
     used = 0  # slots handed over in all, and of those, given back
     returned = 0
     began = 0.0
     span = Span()
 
-    def room(video: Video) -> np.ndarray:
+    def room() -> np.ndarray:
         nonlocal returned, began
         waiting = time.monotonic()
         while used - returned == SLOTS or connection.poll():
-            while not connection.poll(TICK_S):
-                if _resident_bytes() > small + AHEAD_BYTES:
-                    video.rest()
             message = connection.recv()
             if message is None:
                 returned += 1
@@ -290,8 +284,3 @@ def _serve(connection: Connection, memory: int) -> None:
             raise
         except Exception as error:  # one video's, whatever it is; the process goes on with the next
             connection.send((VideoError(f"{type(error).__name__}: {error}"), time.monotonic() - began))
-
-
-def _resident_bytes() -> int:
-    """Memory of this process, as far as it is in RAM."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

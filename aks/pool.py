@@ -26,7 +26,7 @@ import numpy as np
 
 from aks.decoding import SLOTS, Batch, Done, Header, Manner, Span, decode
 from aks.errors import UserError, VideoError
-from aks.video import Video, estimate_candidates
+from aks.video import estimate_candidates
 
 TICK_S = 0.5  # how often time limits are looked at
 PROBE_LIMIT_S = 20.0  # to read a header
@@ -76,18 +76,9 @@ class InProcess:
     def run(self, jobs: Iterator[Job]) -> Events:
         """Decode the videos."""
         inputs = self._manner.empty_batch()
-        video: Video | None = None
-
-        def room(at_work: Video) -> np.ndarray:
-            nonlocal video
-            video = at_work
-            return inputs
-
         for job in jobs:
             try:
-                for event in decode(job.path, self._manner, room):
-                    if isinstance(event, Batch):
-                        video.rest()  # while the model works
+                for event in decode(job.path, self._manner, lambda: inputs):
                     if (yield job.name, event):
                         break
             except VideoError as error:
