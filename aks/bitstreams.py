@@ -12,6 +12,7 @@ HEVC     IDR, CRA, BLA                      all before it, but for ``_N`` ones o
 AV1      shown key frames                   those in the slots that its header names
 MPEG-4   I-VOPs                             all before it, but for B-VOPs
 VP8, 9   key frames                         all before it (each adapts the next one's coding)
+JPEG...  every picture                      none (all codecs that FFmpeg calls intra-only)
 =======  =================================  =====================================================
 """
 
@@ -53,16 +54,19 @@ class Look(NamedTuple):
 Inspector = Callable[[memoryview], Look]
 
 
-def inspector(codec: str, extradata: bytes | None) -> Inspector:
+def inspector(codec: str, extradata: bytes | None, intra_only: bool = False) -> Inspector:
     """A function that looks at the packets of a stream, which it must be shown one after the other.
 
     Args:
         codec: FFmpeg's name of the codec.
         extradata: the stream's global header.
+        intra_only: whether FFmpeg says that its pictures are never predicted from others.
 
     Raises:
         Unclear: the codec is none of those above, or is not packed as in MP4 and Matroska files.
     """
+    if intra_only:
+        return lambda packet: _chained(True, False)
     if codec not in _INSPECTORS:
         raise Unclear(f"codec {codec}")
     return _INSPECTORS[codec](extradata or b"")

@@ -242,7 +242,7 @@ class SequentialReader:
                     try:
                         frames = packet.decode()
                     except av.InvalidDataError:
-                        if begun:
+                        if begun and _holds_picture(stream.codec_context.name, packet):
                             yield None
                         continue
                     yield from frames
@@ -252,6 +252,12 @@ class SequentialReader:
     def close(self) -> None:
         """Forget the index."""
         self._seconds = self._numbers = None
+
+
+def _holds_picture(codec: str, packet: av.Packet) -> bool:
+    """Whether a packet is more than a message, which FFmpeg's parser of ASF files cuts off H.264 pictures."""
+    data = memoryview(packet)
+    return codec != "h264" or len(data) > 64 or len(data) < 5 or data[4] & 31 != 6
 
 
 class FastReader:
@@ -478,7 +484,7 @@ class _Index:
                 self.size = decoder.width, decoder.height, decoder.pix_fmt
                 self.rate = stream.average_rate
                 self.time_base, self.start = stream.time_base, stream.start_time
-                look = inspector(self.codec, decoder.extradata)
+                look = inspector(self.codec, decoder.extradata, decoder.codec.intra_only)
                 for packet in container.demux(stream):
                     if not packet.size:
                         continue

@@ -106,9 +106,8 @@ def copy_streams(
         for old, stream in zip(opened, made, strict=True):
             packets = [packet for packet in old.demux(old.streams[0]) if packet.size][begin:stop]
             if to.suffix == ".avi":
-                packets = av.bitstream.BitStreamFilterContext("h264_mp4toannexb", old.streams[0]).filter_many(
-                    packets
-                )
+                converter = av.bitstream.BitStreamFilterContext("h264_mp4toannexb", old.streams[0])
+                packets = [one for packet in packets for one in converter.filter(packet)]
             shift = round(first_pts / 25 / old.streams[0].time_base)
             for packet in packets:
                 packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, stream
