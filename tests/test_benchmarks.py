@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow
@@ -212,3 +213,18 @@ def test_parquet_to_labels_and_its_errors(tmp_path, run_script):
     ]:
         done = run_script("datasets/videomme/make_labels.py", tmp_path / name, "--output", output)
         assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_section_of_the_readme_that_a_file_names_is_there():
+    root = Path(__file__).parent.parent
+    headings = re.findall(r"^#+ (.*)$", (root / "README.md").read_text(), flags=re.MULTILINE)
+    sources = [path for pattern in ("datasets/**/*", "evaluation/**/*") for path in root.glob(pattern)]
+    named = {
+        name: path
+        for path in sources
+        if path.suffix in (".yaml", ".sh", ".md", ".py")
+        for name in re.findall(r'README, "([^"]+)"', path.read_text())
+    }
+    assert named
+    for name, path in named.items():
+        assert any(heading.startswith(name) for heading in headings), f"{path}: {name}"
