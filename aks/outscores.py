@@ -416,9 +416,12 @@ def write_json(path: Path, data: Any, *, indent: int | None = None, keep_existin
         keep_existing: leave a file that another process wrote meanwhile.
 
     Raises:
-        UserError: it cannot be written (disk full, no permission).
+        UserError: it cannot be written (disk full, no permission), or the data holds NaN or infinity.
     """
-    text = json.dumps(data, indent=indent, allow_nan=False)
+    try:
+        text = json.dumps(data, indent=indent, allow_nan=False)
+    except ValueError as error:
+        raise UserError(f"{path}: not written: {error}") from None
     write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"), keep_existing)
 
 

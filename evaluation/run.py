@@ -26,8 +26,10 @@ from typing import TypeVar
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, from anywhere
 
 from aks import errors
-from aks.benchmarks import LabelSet, load_labels
+from aks.benchmarks import LabelSet, load_labels, read_entries
 from aks.errors import UserError
+from aks.outscores import write_json
+from evaluation import task
 from evaluation.change_score import Selection, merge, read_selection
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -168,6 +170,8 @@ def main() -> int:
             problems.append(
                 f"--{name} {text}: lmms-eval takes a comma or = for the end of a value; rename it"
             )
+    if labels is not None and (problem := task.check_questions(labels)):
+        problems.append(problem)
     problems += check_videos(labels, args.videos, limit)
     problems += check_checkpoint(args.model, checkpoint, gpus)
     problems += check_packages(model)
@@ -186,11 +190,14 @@ def main() -> int:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{output}: cannot be created: {error.strerror}; check --output") from None
-    label_file = labels.path
+    # Beside the results, so that evaluations of several selections at once do not mix; and as a plain list,
+    # because the reader of Hugging Face datasets takes fewer forms of a label file than aks.benchmarks.
     if selection is not None:
-        # Beside the results, so that evaluations of several selections at once do not mix.
         label_file = output / "include_frame_idx.json"
         merge(labels, selection, label_file)
+    else:
+        label_file = output / "labels.json"
+        write_json(label_file, read_entries(labels.path))
     environment = task_environment(args, label_file, labels)
     command = lmms_eval_command(args, model, checkpoint, max_frames, gpus, limit, output, selection)
     print("$ " + shlex.join(command), flush=True)

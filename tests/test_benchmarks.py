@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
+import zlib
 from pathlib import Path
 
 import pyarrow
@@ -151,6 +153,35 @@ def test_a_bad_line_of_a_jsonl_file_is_named(tmp_path):
     path = write(tmp_path / "x.jsonl", json.dumps(CUSTOM) + "\n{oops\n")
     with pytest.raises(UserError, match="line 2 is not JSON"):
         load_labels("custom", label_file=path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("x.json", b"", "empty"),
+        ("x.jsonl", b"\n\n", "empty"),
+        ("x.json.gz", gzip.compress(json.dumps([CUSTOM]).encode()), r"compressed .gzip.; unpack it"),
+        ("x.json", zlib.compress(b"[]"), "not UTF-8"),
+        ("x.json", b"{}\n{}\n", r"one entry a line; give it the ending \.jsonl"),
+        ("x.txt", b'{"id": 1}', r"one a line: name it \.jsonl"),
+        ("x.jsonl", b"[{}]", r"holds a JSON list, not one entry a line; give it the ending \.json"),
+    ],
+)
+def test_what_is_wrong_with_the_form_of_a_label_file_is_said(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=words) as caught:
+        load_labels("custom", label_file=tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_value_may_be_null_or_nan_and_the_file_begin_with_a_byte_order_mark(tmp_path):
+    optional = ("options", "answer", "duration", "group", "evidence_frames", "evidence_times")
+    (bare,) = load_labels("custom", label_file=write(tmp_path / "x.json", [CUSTOM])).questions
+    for missing in (None, float("nan")):
+        entry = json.dumps({**CUSTOM, **dict.fromkeys(optional, missing)})
+        for name, text in (("y.json", f"[{entry}]"), ("y.jsonl", entry), ("y.JSONL", f"{entry}\n")):
+            write(tmp_path / name, "\ufeff" + text)
+            assert load_labels("custom", label_file=tmp_path / name).questions == [bare]
 
 
 def test_missing_files_and_unknown_names(tmp_path):

@@ -16,6 +16,7 @@ import pytest
 from evaluation_setup import (
     ROOT,
     STARTUP,
+    change_entry,
     results_in,
     samples_in,
     write_labels,
@@ -209,6 +210,25 @@ def test_a_run_without_results_fails_although_lmms_eval_ends_well(world, tmp_pat
     assert "conse_qa has no argument colour" in done.stdout + done.stderr
     assert done.stderr.strip().split("\n")[-1].startswith("error: ")
     assert not results_in(tmp_path / "out")
+
+
+def test_labels_that_pass_the_check_are_evaluated(world, tmp_path):
+    entry = own_questions(tmp_path, 1).read_text().strip("[]\n").replace("\n", " ")
+    labels = tmp_path / "mine.jsonl"
+    labels.write_text("\ufeff\n" + entry.replace("{", '{"note": NaN, ', 1) + "\n")
+    command = conse_qa(labels, tmp_path / "out")
+    for flags in (["--check_only"], []):
+        done = run([*command, *flags], environment(world))
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert len(samples_in(tmp_path / "out")) == 1
+
+
+def test_questions_that_cannot_be_evaluated_are_told_by_the_check(world, tmp_path):
+    labels = own_questions(tmp_path, 2)
+    change_entry(labels, 1, answer=None)
+    done = run([*conse_qa(labels, tmp_path / "out"), "--check_only"], environment(world))
+    assert done.returncode == 2
+    assert "entry 1 (id 1): evaluation needs 'options' and an 'answer'" in done.stderr
 
 
 def test_a_killed_evaluation_goes_on_where_it_stopped(world, tmp_path):
