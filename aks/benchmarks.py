@@ -79,8 +79,8 @@ class LabelSet:
     questions: list[Question] = field(repr=False)
 
     def video_path(self, video: str) -> Path:
-        """Where a question's video lies (an absolute name stays as it is)."""
-        return self.video_root / video
+        """Where a question's video lies (an absolute name stays as it is), see :func:`find_video`."""
+        return find_video(self.dataset, self.video_root, video)
 
     def check_videos(self) -> None:
         """Refuse to look for every single video where their folder is not there.
@@ -246,13 +246,30 @@ class _Format:
     label_name: str | None
     video_folder: str
     parse: Callable[[int, _Entry], Question]
+    endings: tuple[str, ...] = ()  # in which a video may come, whatever ending its name has
 
 
 DATASETS: dict[str, _Format] = {
     "longvideobench": _Format("lvb_val.json", "videos", _longvideobench),
-    "videomme": _Format("videomme.json", "data", _videomme),
+    "videomme": _Format("videomme.json", "data", _videomme, (".mp4", ".MP4", ".mkv")),
     "custom": _Format(None, "", _custom),
 }
+
+
+def find_video(dataset: str, folder: Path, name: str) -> Path:
+    """Where a video lies: VideoMME's labels give no ending, so that it may be any that upstream allows.
+
+    Args:
+        dataset: name of the data set.
+        folder: of its videos.
+        name: of the video, as in :class:`Question`.
+
+    Returns:
+        The first file that is there; where none is, the path under the name itself.
+    """
+    path = folder / name
+    places = (path.with_suffix(ending) for ending in DATASETS[dataset].endings)
+    return next((place for place in places if place.is_file()), path)
 
 
 def load_labels(

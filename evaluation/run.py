@@ -26,7 +26,7 @@ from typing import TypeVar
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, from anywhere
 
 from aks import errors
-from aks.benchmarks import LabelSet, load_labels, read_entries
+from aks.benchmarks import LabelSet, find_video, load_labels, read_entries
 from aks.errors import UserError
 from aks.outscores import write_json
 from evaluation import task
@@ -269,13 +269,8 @@ def check_videos(labels: LabelSet | None, folder: str | None, limit: int | None)
     if labels is None:
         return []
     root = Path(folder) if folder else labels.video_root
-    endings = (".mp4", ".MP4", ".mkv") if labels.dataset == "videomme" else ("",)
     wanted = {question.video: None for question in labels.questions[:limit]}
-    missing = []
-    for video in wanted:
-        stem = video.removesuffix(".mp4") if labels.dataset == "videomme" else video
-        if not any((root / (stem + ending)).is_file() for ending in endings):
-            missing.append(video)
+    missing = [video for video in wanted if not find_video(labels.dataset, root, video).is_file()]
     if not missing:
         return []
     more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from aks.benchmarks import DATASETS, LabelSet, Question, load_labels, read_entries
+from aks.benchmarks import DATASETS, LabelSet, Question, find_video, load_labels, read_entries
 from aks.errors import UserError
 from evaluation.frames import EvaluationError
 
@@ -97,23 +97,18 @@ def subtitle_folder(dataset: str) -> Path:
 
 
 def video_path(dataset: str, doc: Mapping[str, Any]) -> str:
-    """The video of a document; VideoMME's may be .mp4, .MP4 or .mkv, as upstream allows.
+    """The video of a document.
 
     Raises:
         EvaluationError: it is not there.
     """
-    folder = video_folder(dataset)
-    if dataset != "videomme":
-        names = [doc["video_path"]]
-    else:
-        names = [doc["videoID"] + ending for ending in (".mp4", ".MP4", ".mkv")]
-    for name in names:
-        if (folder / name).is_file():
-            return str(folder / name)
-    raise EvaluationError(
-        f"{folder / names[0]}: video file not found; put it there or name the folder: "
-        f"AKS_{dataset.upper()}_VIDEOS=..."
-    )
+    name = doc["videoID"] + ".mp4" if dataset == "videomme" else doc["video_path"]
+    path = find_video(dataset, video_folder(dataset), name)
+    if not path.is_file():
+        raise EvaluationError(
+            f"{path}: video file not found; put it there or name the folder: AKS_{dataset.upper()}_VIDEOS=..."
+        )
+    return str(path)
 
 
 def with_options(options: list[str], where: str) -> dict[str, str]:

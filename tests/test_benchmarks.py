@@ -67,6 +67,17 @@ def test_videomme(tmp_path):
     assert question.options_prompt == "A. One.B. Two.C. Three.D. Four."
 
 
+def test_videomme_s_videos_may_have_the_endings_that_upstream_allows(tmp_path):
+    names = {"a": "a.mp4", "b": "b.MP4", "c.1": "c.1.mkv"}
+    entries = [{**VIDEOMME, "question_id": name, "videoID": name} for name in (*names, "absent")]
+    write(tmp_path / "videomme.json", entries)
+    for name in names.values():
+        write(tmp_path / "data" / name, "-")
+    labels = load_labels("videomme", tmp_path)
+    found = [labels.video_path(question.video).name for question in labels.questions]
+    assert found == [*names.values(), "absent.mp4"]
+
+
 def test_ones_own_data_as_json_and_as_lines(tmp_path):
     full = {
         "id": 7,
