@@ -17,7 +17,6 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from aks.errors import UserError
 from aks.outscores import write_json
 from evaluation import task
 from evaluation.change_score import Selection, merge, read_selection
+from evaluation.evaluator import evaluate, results_files
 
 ROOT = Path(__file__).resolve().parent.parent
 Result = TypeVar("Result")
@@ -201,14 +201,13 @@ def main() -> int:
     environment = task_environment(args, label_file, labels)
     command = lmms_eval_command(args, model, checkpoint, max_frames, gpus, limit, output, selection)
     print("$ " + shlex.join(command), flush=True)
-    began = int(time.time())
+    known = results_files(output)
     status = subprocess.run(command, env=environment).returncode
     if status:
         print(f"error: lmms-eval ended with status {status}; see its messages above", file=sys.stderr)
         return 1
     # lmms-eval also ends with status 0 when it failed.
-    report = ["--results", str(output), "--since", str(began), "--questions", str(questions)]
-    return subprocess.run([sys.executable, str(ROOT / "evaluation/evaluator.py"), *report]).returncode
+    return evaluate(output, questions, known)
 
 
 def whole_number(name: str, text: str | None, least: int) -> int | None:
