@@ -23,7 +23,7 @@ import json
 import os
 import re
 import socket
-import time
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -525,6 +525,12 @@ def _host() -> str:
     return f"{name}-{hashlib.sha256(host_identity().encode()).hexdigest()[:8]}"
 
 
+def server_time(folder: Path) -> float:
+    """Seconds since 1970 by the clock that stamps the files of a folder, which may be another machine's."""
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".clock-") as file:
+        return os.stat(file.name).st_mtime
+
+
 def _remove_orphans(folder: Path) -> None:
     """Delete temporary files of killed processes: of those of this machine, and of whoever's if very old."""
     if not Path("/proc/self").exists():  # no way to tell which processes live
@@ -533,5 +539,5 @@ def _remove_orphans(folder: Path) -> None:
         match = re.search(rf"\.{re.escape(_host())}-(\d+)-[0-9a-f]{{8}}\.tmp", path.name)
         is_dead = match and not Path(f"/proc/{match[1]}").exists()
         with contextlib.suppress(OSError):
-            if is_dead or path.stat().st_mtime < time.time() - ORPHANED_AFTER_S:
+            if is_dead or path.stat().st_mtime < server_time(folder) - ORPHANED_AFTER_S:
                 path.unlink(missing_ok=True)

@@ -2,8 +2,8 @@
 
     python evaluation/evaluator.py --results results/llava_vid/videomme_aks_64 --questions 2700
 
-lmms-eval ends with status 0 even when it failed. This ends with 1 unless there is a results file whose samples
-are complete and give the score that it records.
+lmms-eval ends with status 0 even when it failed. This ends with 1 unless there is a results file whose
+samples are complete and give the score that it records.
 """
 
 from __future__ import annotations
