@@ -4,7 +4,8 @@
 
 Checks everything that can be checked before the weights load, merges the selection into a copy of the labels
 beside the results, runs lmms-eval on every GPU (or the CPU), and fails unless results were written. Every
-option can also be given as an environment variable of the same name in capitals (MAX_FRAMES=32 LIMIT=10 ...).
+option can also be given as an environment variable of the same name in capitals (MAX_FRAMES=32 LIMIT=10 ...);
+which ones were is said first.
 """
 
 from __future__ import annotations
@@ -121,8 +122,11 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
 
+    defaults: dict[str, str | None] = {}
+
     def option(name: str, help: str, default: str | None = None) -> None:
-        parser.add_argument(f"--{name}", default=os.environ.get(name.upper()) or default, help=help)
+        parser.add_argument(f"--{name}", help=help)
+        defaults[name] = default
 
     option("model", f"one of {', '.join(MODELS)}")
     option("dataset", f"one of {', '.join(TASKS)}")
@@ -133,12 +137,22 @@ def parse_arguments() -> argparse.Namespace:
     option("labels", "the label file (default: the data set's own in ./datasets/<dataset>)")
     option("videos", "the folder of the videos (default: the data set's own)")
     option("short_selection", "aks: strict shows short selections as they are, paper refills them", "strict")
-    option("output", "folder for the results (default: ./results/<model>/<dataset>_<frames>_<max_frames>)")
+    option("output", "folder for the results (default: <results>/<model>/<dataset>_<frames>_<max_frames>)")
+    option("results", "folder for the results of all rows (default: ./results)", "./results")
     option("gpus", "how many GPUs, 0 for the CPU (default: all)")
     option("limit", "only the first questions, for a try")
     option("model_args", "more model arguments for lmms-eval, comma-separated")
     parser.add_argument("--check_only", action="store_true", help="check the inputs and stop")
-    return parser.parse_args()
+    args = parser.parse_args()
+    taken = []
+    for name, default in defaults.items():
+        if getattr(args, name) is None:
+            value = os.environ.get(name.upper())  # an empty one counts as none
+            setattr(args, name, value or default)
+            taken += [f"{name.upper()}={shlex.quote(value)}"] if value else []
+    if taken:
+        print(f"taken from the environment: {' '.join(taken)}", file=sys.stderr)
+    return args
 
 
 def main() -> int:
@@ -155,7 +169,8 @@ def main() -> int:
     if not model.checkpoints:  # small enough for one, and not made to be spread
         gpus = min(gpus, 1)
     checkpoint = args.checkpoint or first_existing(model.checkpoints)
-    output = Path(args.output or f"./results/{args.model}/{args.dataset}_{args.frames}_{max_frames}")
+    row = f"{args.model}/{args.dataset}_{args.frames}_{max_frames}"
+    output = Path(args.output) if args.output else Path(args.results) / row
 
     problems: list[str] = []
     labels = checked(problems, lambda: load_labels(args.dataset, None, args.labels))

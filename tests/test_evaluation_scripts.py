@@ -139,7 +139,8 @@ def test_all_that_is_wrong_is_told_at_once_before_anything_loads(world, tmp_path
     began = time.monotonic()
     done = run(["bash", SCRIPTS / "llava_video_7b/longvideobench_aks_llava_video_7b.sh"], env)
     assert done.returncode == 2
-    lines = done.stderr.strip().split("\n")
+    taken, *lines = done.stderr.strip().split("\n")
+    assert taken.startswith(f"taken from the environment: CHECKPOINT={checkpoint} SELECTION=")
     told = [
         "selected for 4 frames a question, the model is to show 64",
         "2 of 2 videos are not there (a.mp4, b.mp4)",
@@ -186,6 +187,14 @@ def test_a_mistake_is_named(world, flags, complaint):
     assert done.returncode == 2
     assert complaint in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_variables_that_change_a_run_are_told_in_one_line(world):
+    command = [sys.executable, ROOT / "evaluation/run.py", "--model", "gpt", "--limit", 3]
+    env = environment(world, MODEL="conse_qa", LIMIT=7, OUTPUT="my results", GPUS="")
+    first, second = run(command, env).stderr.splitlines()
+    assert first == "taken from the environment: OUTPUT='my results'"  # flags come first, "" is nothing
+    assert second.startswith("error: --model gpt")
 
 
 def own_questions(folder: Path, count: int) -> Path:
@@ -282,6 +291,8 @@ def test_reproduce_table1_runs_the_rows_that_it_can(world, tmp_path):
     assert done.returncode == 1  # ten of the twelve rows have nothing to run on
     assert done.stderr.count("nothing was evaluated") == 10
     assert len(results_in(tmp_path / "results")) == 2
+    rows = {path.name for path in (tmp_path / "results/qwen2_vl").iterdir()}
+    assert rows == {"longvideobench_uni_32", "longvideobench_aks_32"}  # as the single scripts name them
     table = (tmp_path / "results/tables/tables.md").read_text()
     assert "55.5" in table and "60.5" in table  # the paper's row beside ours
     assert done.stdout.count("== ") == 12
