@@ -6,7 +6,8 @@ stored type), ``failures.json``, and under ``videos/`` one safetensors file a vi
 - ``frames``: candidate frame numbers, (n,) int64
 - ``times_s``: their times in seconds, (n,) float64
 - ``features``: (n, ...) in the stored type
-- metadata: ``video``, ``fps``, ``num_frames``, ``video_bytes``, ``decoder``
+- ``lost_frames``: candidates that could not be decoded and are not in ``frames``, (m,) int64
+- metadata: ``video``, ``fps``, ``num_frames``, ``video_bytes``, ``decoder``; where m > 0 ``lost_reason``
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from aks.scorers import DTYPES, Scorer
 STORED_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 FRAME_FEATURES = "frame"
 QUESTION_BOUND = "question-bound itm-e"
+MAX_REASON = 500  # characters of it that are kept
+HEADER_ROOM = 4096  # bytes: that many characters as JSON may have, and what else is known only at the end
 
 
 @dataclass(frozen=True)
@@ -169,24 +172,25 @@ class FeatureStore:
             **(metadata or {}),
         }
         numbers, times = np.empty(header.count, dtype="<i8"), np.empty(header.count, dtype="<f8")
-        head, filled = b"", 0
+        start, filled = 0, 0
         with atomic(self.run.part_path(name)) as path, open(path, "wb") as file:
             while isinstance(event := (yield), Encoded):
                 stored = event.features.detach().to("cpu", self.dtype).contiguous()
                 if not torch.isfinite(stored).all():
                     raise VideoError(f"a feature does not fit {self._dtype_name}; store bfloat16 or float32")
-                if not head:
-                    head = self._header(header.count, stored.shape[1:], facts)
-                    file.write(head)
-                file.seek(len(head) + event.at * stored[0].nbytes)
+                start = start or len(self._header(header.count, stored.shape[1:], facts)) + HEADER_ROOM
+                file.seek(start + event.at * stored[0].nbytes)
                 file.write(stored.view(torch.uint8).numpy().tobytes())
                 place = slice(event.at, event.at + len(stored))
                 numbers[place], times[place] = event.numbers, event.times_s
                 filled += len(stored)
-            file.seek(len(head) + filled * stored[0].nbytes)
+            file.seek(start + filled * stored[0].nbytes)
             file.write(numbers[:filled].tobytes() + times[:filled].tobytes())
-            file.seek(0)  # some frames may have been lost
-            file.write(self._header(filled, stored.shape[1:], facts, size=len(head)))
+            file.write(np.array(event.lost, dtype="<i8").tobytes())
+            file.seek(0)
+            if event.lost:
+                facts["lost_reason"] = event.reason[:MAX_REASON]
+            file.write(self._header(filled, stored.shape[1:], facts, len(event.lost), size=start))
         ids = [question.id for question in questions]
         self.run.note_loss(name, event.reason, ids, event.lost, filled)
 
@@ -202,15 +206,24 @@ class FeatureStore:
         with self._open(name) as file:
             facts, frames, times = file.metadata(), file.get_tensor("frames"), file.get_tensor("times_s")
             frames, times = frames.numpy(), times.numpy()
-            fps, num_frames = float(facts["fps"]), int(facts["num_frames"])
-            yield Header(fps, num_frames, json.loads(facts["video_bytes"]), facts["decoder"], len(frames))
+            yield Header(
+                float(facts["fps"]),
+                int(facts["num_frames"]),
+                json.loads(facts["video_bytes"]),
+                facts["decoder"],
+                len(frames),
+            )
             rows = file.get_slice("features")
             for start in range(0, len(frames), batch_frames):
                 stop = min(start + batch_frames, len(frames))
                 yield Encoded(start, frames[start:stop], times[start:stop], rows[start:stop])
-        stride = max(1, int(fps))
-        lost = np.setdiff1d(np.arange(num_frames // stride) * stride, frames)
-        yield Done(lost.tolist(), "lost when the features were stored" if len(lost) else "")
+            if "lost_frames" in file.keys():  # noqa: SIM118 - no dictionary
+                lost, reason = file.get_tensor("lost_frames").tolist(), facts.get("lost_reason", "")
+            else:  # stored before features said so; the note beside them does
+                note = self.run.failure_path(name)
+                noted = read_json(note) if note.exists() else {}
+                lost, reason = noted.get("lost_frames", []), noted.get("reason", "")
+        yield Done(lost, reason)
 
     def _open(self, name: str) -> Any:
         path = self.run.part_path(name)
@@ -227,7 +240,9 @@ class FeatureStore:
             ) from None
         return file
 
-    def _header(self, count: int, shape: torch.Size, facts: dict[str, str], size: int = 0) -> bytes:
+    def _header(
+        self, count: int, shape: torch.Size, facts: dict[str, str], lost: int = 0, size: int = 0
+    ) -> bytes:
         """The head of a safetensors file: a length, then names, types, shapes and places as JSON.
 
         Filled up with spaces to ``size`` bytes.
@@ -245,6 +260,11 @@ class FeatureStore:
                 "dtype": "F64",
                 "shape": [count],
                 "data_offsets": [end + 8 * count, end + 16 * count],
+            },
+            "lost_frames": {
+                "dtype": "I64",
+                "shape": [lost],
+                "data_offsets": [end + 16 * count, end + 16 * count + 8 * lost],
             },
         }
         text = json.dumps(entries).encode()

@@ -9,6 +9,7 @@ A run's folder, ``outscores/<dataset>/<model>/``::
     scores.json      assembled in label order: a list of floats per question
     frames.json      likewise: frame numbers
     times.json       likewise: seconds
+    strides.json     frames from one candidate to the next, one number a question
 
 Every file is written whole or not at all, so a killed run leaves only finished parts.
 """
@@ -23,7 +24,7 @@ import json
 import os
 import re
 import socket
-import time
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -208,7 +209,7 @@ class RunFolder:
         return failures
 
     def assemble(self, labels: LabelSet, allow_missing: bool = False) -> int:
-        """Write ``scores.json``, ``frames.json`` and ``times.json`` in label order.
+        """Write ``scores.json``, ``frames.json``, ``times.json`` and ``strides.json`` in label order.
 
         Args:
             labels: the label set the run was made for.
@@ -220,29 +221,30 @@ class RunFolder:
         Raises:
             UserError: a part is damaged, or is missing and ``allow_missing`` is off.
         """
-        lists: dict[str, list[list[Any]]] = {"scores": [], "frames": [], "times": []}
-        rows: dict[int, tuple[list[float], list[int], list[float]]] = {}
+        lists: dict[str, list[Any]] = {"scores": [], "frames": [], "times": [], "strides": []}
+        rows: dict[int, tuple[list[float], list[int], list[float], int]] = {}
         missing = 0
         for video, questions in labels.by_video().items():
             if not self.has_part(video):
                 if not allow_missing:
                     raise UserError(f"{self.folder}: {video} is not scored yet; run feature_extract.py again")
                 missing += len(questions)
-                rows.update((question.index, ([], [], [])) for question in questions)
+                rows.update((question.index, ([], [], [], 0)) for question in questions)
                 continue
             part = self.read_part(video)
             check_same_video(self.part_path(video), part.video_bytes, labels.video_path(video))
+            stride = min(np.diff(sorted(part.frames + part.lost_frames)).tolist(), default=0)
             for question in questions:
                 if question.id not in part.scores:
                     raise UserError(
                         f"{self.part_path(video)}: has no scores for question {question.id}; "
                         "delete it and run again to score this video anew"
                     )
-                rows[question.index] = (part.scores[question.id], part.frames, part.times_s)
+                rows[question.index] = (part.scores[question.id], part.frames, part.times_s, stride)
         for index in range(len(labels.questions)):
             for name, row in zip(lists, rows[index], strict=True):
                 lists[name].append(row)
-        for name in ("times", "frames", "scores"):  # who finds scores.json finds the others, too
+        for name in ("strides", "times", "frames", "scores"):  # who finds scores.json finds the others, too
             write_json(self.folder / f"{name}.json", lists[name])
         return missing
 
@@ -296,6 +298,43 @@ def read_scores(score_path: Path, frame_path: Path) -> tuple[list[np.ndarray], l
                 f"{frame_path}; both must come from the same run"
             )
     return scores, check_frame_numbers(frame_path, frames)
+
+
+def candidate_strides(frame_path: Path, frames: list[np.ndarray]) -> list[int]:
+    """Frames from one candidate to the next, one number a question.
+
+    The run's own record beside the frame numbers; without it the least distance of two candidates, which
+    stays the same when some of them were lost. 0 where neither tells.
+
+    Args:
+        frame_path: ``frames.json``.
+        frames: its frame numbers, (n,) int64 each.
+
+    Raises:
+        UserError: the record belongs to other frame numbers.
+    """
+    record = frame_path.with_name("strides.json")
+    if not record.exists():
+        return [int(np.diff(row).min()) if len(row) > 1 else 0 for row in frames]
+    strides = check_strides(record, read_json(record), len(frames))
+    for index, (stride, row) in enumerate(zip(strides, frames, strict=True)):
+        if (np.diff(row) % max(stride, 1)).any() or (len(row) > 1 and not stride):
+            raise UserError(
+                f"{record}: entry {index} does not fit {frame_path}; remove it, or run step 1 again"
+            )
+    return strides
+
+
+def check_strides(path: Path, strides: Any, questions: int) -> list[int]:
+    """Candidate strides as they were recorded, for so many questions.
+
+    Raises:
+        UserError: they are no whole numbers, or of other questions.
+    """
+    whole = isinstance(strides, list) and all(type(stride) is int and stride >= 0 for stride in strides)
+    if not whole or len(strides) != questions:
+        raise UserError(f"{path}: its strides are not {questions} whole numbers; remove it, or make it again")
+    return strides
 
 
 def check_frame_numbers(path: Path, rows: list[np.ndarray]) -> list[np.ndarray]:
@@ -417,9 +456,12 @@ def write_json(path: Path, data: Any, *, indent: int | None = None, keep_existin
         keep_existing: leave a file that another process wrote meanwhile.
 
     Raises:
-        UserError: it cannot be written (disk full, no permission).
+        UserError: it cannot be written (disk full, no permission), or the data holds NaN or infinity.
     """
-    text = json.dumps(data, indent=indent, allow_nan=False)
+    try:
+        text = json.dumps(data, indent=indent, allow_nan=False)
+    except ValueError as error:
+        raise UserError(f"{path}: not written: {error}") from None
     write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"), keep_existing)
 
 
@@ -486,6 +528,12 @@ def _host() -> str:
     return f"{name}-{hashlib.sha256(host_identity().encode()).hexdigest()[:8]}"
 
 
+def server_time(folder: Path) -> float:
+    """Seconds since 1970 by the clock that stamps the files of a folder, which may be another machine's."""
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".clock-") as file:
+        return os.stat(file.name).st_mtime
+
+
 def _remove_orphans(folder: Path) -> None:
     """Delete temporary files of killed processes: of those of this machine, and of whoever's if very old."""
     if not Path("/proc/self").exists():  # no way to tell which processes live
@@ -494,5 +542,5 @@ def _remove_orphans(folder: Path) -> None:
         match = re.search(rf"\.{re.escape(_host())}-(\d+)-[0-9a-f]{{8}}\.tmp", path.name)
         is_dead = match and not Path(f"/proc/{match[1]}").exists()
         with contextlib.suppress(OSError):
-            if is_dead or path.stat().st_mtime < time.time() - ORPHANED_AFTER_S:
+            if is_dead or path.stat().st_mtime < server_time(folder) - ORPHANED_AFTER_S:
                 path.unlink(missing_ok=True)
