@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent
 
 
 def read_pins(root: Path = ROOT) -> dict[str, list[str]]:
-    """Canonical package names and what ``pip freeze`` may say after them: ``==1.2`` or ``@ URL``.
+    """Canonical package names and what ``pip freeze`` may say after them: ``==1.2`` or `` @ URL``.
 
     More than one where the right version depends on the machine (torchvision). Bounds such as ``<4`` are
     no pins; markers count.
@@ -32,8 +32,8 @@ def read_pins(root: Path = ROOT) -> dict[str, list[str]]:
             requirement = Requirement(text)
             if requirement.marker is not None and not requirement.marker.evaluate():
                 continue
-            pin = f"@ {requirement.url}" if requirement.url else str(requirement.specifier)
-            if pin.startswith(("==", "@")):
+            pin = f" @ {requirement.url}" if requirement.url else str(requirement.specifier)
+            if pin.startswith(("==", " @")):
                 wanted = pins.setdefault(canonicalize_name(requirement.name), [])
                 if pin not in wanted:
                     wanted.append(pin)
@@ -50,16 +50,16 @@ def find_deviations(frozen: Iterable[str], pins: dict[str, list[str]]) -> list[s
         try:
             requirement = Requirement(line)
         except InvalidRequirement:  # such as "-e /path"
-            deviations.append(f"{line}: no requirement file names it; pip uninstall it")
+            deviations.append(f"{line}: nothing pins it; uninstall it")
             continue
         name = canonicalize_name(requirement.name)
-        has = f"@ {requirement.url}" if requirement.url else str(requirement.specifier).split("+")[0]
+        has = f" @ {requirement.url}" if requirement.url else str(requirement.specifier).split("+")[0]
         wanted = pins.get(name)
         if wanted is None:
-            deviations.append(f"{name}: no requirement file names it; run: pip uninstall {name}")
+            deviations.append(f"{line}: nothing pins it; run: pip uninstall {name}")
         elif has not in wanted:
-            remedy = f"pip install --no-deps '{name}{wanted[0].replace('@', ' @')}'"
-            deviations.append(f"{name}: has {has}, wanted {' or '.join(wanted)}; run: {remedy}")
+            remedy = f"pip install --no-deps '{name}{wanted[0]}'"
+            deviations.append(f"{line}: wanted {' or '.join(wanted)}; run: {remedy}")
     return deviations
 
 
