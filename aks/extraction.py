@@ -11,9 +11,7 @@ number of runs may share a folder (:mod:`aks.claims`).
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
-import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from aks.benchmarks import LabelSet, Question
 from aks.claims import Claims
@@ -39,7 +36,7 @@ from aks.outscores import Part, RunFolder, read_json, write_json
 from aks.passes import Mixer, frames_that_fit
 from aks.pool import Again, Event, Events, InProcess, Job, Pool
 from aks.preparing import PrepareSquare
-from aks.progress import progress
+from aks.progress import progress, say
 from aks.scorers import Scorer
 from aks.selection import select_positions
 from aks.video import Video
@@ -380,7 +377,6 @@ def _each_video(
         check_space(sum(expected.values()))
         total = sum(expected.values())
         with progress(total=total, unit="frame", desc=description, disable=not pending) as bar:
-            say = functools.partial(tqdm.write, file=sys.stderr)
             here = Feed(iter(pending), bar, say, uuid.uuid4().hex, expected)
             work = _Work(labels, run, scorer, make_sink, here, mixer)
             work.do(source, iter(pending))

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -469,6 +470,7 @@ def _link(temporary: Path, path: Path) -> None:
             os.replace(temporary, path)
 
 
+@functools.cache
 def host_identity() -> str:
     """This host, its start, and which of its process tables: within one, process ids tell processes."""
     facts = [socket.gethostname()]
@@ -478,6 +480,7 @@ def host_identity() -> str:
     return " ".join(facts)
 
 
+@functools.cache
 def _host() -> str:
     name = re.sub(r"\W", "_", socket.gethostname())[:40]
     return f"{name}-{hashlib.sha256(host_identity().encode()).hexdigest()[:8]}"
