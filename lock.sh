@@ -12,7 +12,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 source ./environment.sh
 environment_for
-python -m pip install --quiet --disable-pip-version-check --target "$work" uv==0.13.9
+environment_install --target "$work" uv==0.13.9 || { tail "$environment_log" >&2; exit 1; }
 # Universal: the versions for every build of torch, with markers for what only some platforms need.
 "$work/bin/uv" pip compile --quiet --universal --python-version 3.11 --no-emit-index-url \
     --annotation-style line --custom-compile-command "bash lock.sh" --output-file constraints.txt \
