@@ -6,20 +6,26 @@
 #                             What pip prints goes to .venv/pip.log: it complains about packages that were
 #                             installed without dependencies on purpose.
 #
-# AKS_PYTHON names the Python to use (default: python3.11 or newer on PATH).
+# Python 3.11 is what the project is tried with; AKS_PYTHON names one elsewhere, or a newer one.
 
 environment_root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 environment_log=$environment_root/.venv/pip.log
 
 environment_python() {
     local candidate
-    for candidate in ${AKS_PYTHON:-python3.11 python3.12 python3.13 python3}; do
-        if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+    if [ -n "${AKS_PYTHON:-}" ]; then
+        "$AKS_PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null &&
+            command -v "$AKS_PYTHON" && return
+        echo "error: AKS_PYTHON=$AKS_PYTHON: not a Python of version 3.11 or newer" >&2
+        return 1
+    fi
+    for candidate in python3.11 python3; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then
             command -v "$candidate"
             return
         fi
     done
-    echo "error: no Python 3.11 to 3.13 found; install one or name it: AKS_PYTHON=/path/to/python3.11" >&2
+    echo "error: no Python 3.11 found; install it, or name a newer one, which is not tried: AKS_PYTHON=python3.13" >&2
     return 1
 }
 
