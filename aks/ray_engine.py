@@ -64,7 +64,9 @@ def connect(address: str | None) -> None:
     try:
         import ray
     except ImportError:
-        raise UserError("--engine ray: Ray is missing; run: pip install -r requirements-ray.txt") from None
+        raise UserError(
+            "--engine ray: Ray is missing; run: pip install -c constraints.txt -r requirements-ray.txt"
+        ) from None
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = address or os.environ.get("RAY_ADDRESS")
     local = {} if address else {"include_dashboard": False, "num_cpus": len(os.sched_getaffinity(0))}

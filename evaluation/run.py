@@ -36,10 +36,7 @@ from evaluation.evaluator import evaluate, results_files
 ROOT = Path(__file__).resolve().parent.parent
 Result = TypeVar("Result")
 
-LLAVA_SOURCE = (
-    'pip install --no-deps "llava @ git+https://github.com/LLaVA-VL/LLaVA-NeXT.git'
-    '@df179663ae8b83207df100a1f7af24caec633ff9"'
-)
+LLAVA_SOURCE = "pip install --no-deps -r requirements-llava-nodeps.txt"
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ class Model:
     flags: tuple[str, ...] = ()
 
 
-QWEN_UTILS = ("qwen_vl_utils", "pip install -r requirements-eval.txt")
+QWEN_UTILS = ("qwen_vl_utils", "pip install -c constraints.txt -r requirements-eval.txt")
 MODELS = {
     "llava_vid": Model(
         ("./checkpoints/llava_video_7b", "./checkpoints/LLaVA-Video-7B-Qwen2"),
@@ -334,7 +331,7 @@ def check_checkpoint(name: str, checkpoint: str | None, gpus: int) -> list[str]:
 def check_packages(model: Model) -> list[str]:
     """Packages that are not installed, with how to get them."""
     needed = [
-        ("lmms_eval", "pip install -r requirements-eval.txt"),
+        ("lmms_eval", "pip install --no-deps -r requirements-eval-nodeps.txt"),
         *([model.package] if model.package else []),
     ]
     problems = []

