@@ -245,15 +245,9 @@ def measure_precision(options: dict[str, str], args: argparse.Namespace, folder:
     with Video(args.video) as video:
         numbers = video.candidates()[:: max(1, exact.shape[1] // args.cpu_frames)][: args.cpu_frames]
         pixels = np.concatenate([batch.pixels for batch in video.read(numbers)])
-    there = scores_at_once(args.device, pixels, options)
-    torch.backends.cudnn.allow_tf32 = not torch.backends.cudnn.allow_tf32
-    switched = scores_at_once(args.device, pixels, options)
-    torch.backends.cudnn.allow_tf32 = not torch.backends.cudnn.allow_tf32
-    here = scores_at_once("cpu", pixels, options)
+    there, here = (scores_at_once(device, pixels, options) for device in (args.device, "cpu"))
     found["frames on the CPU"] = len(pixels)
     found["largest difference, GPU and CPU in float32"] = float(np.abs(there - here).max())
-    name = "without" if torch.backends.cudnn.allow_tf32 else "with"
-    found[f"the same {name} TF32 convolution"] = float(np.abs(switched - here).max())
     return found
 
 
