@@ -57,6 +57,7 @@ def randomise(model: torch.nn.Module, seed: int = 0, gain: float = 1.5) -> None:
     """Weights that make scores depend on every input; the usual initialisation hardly does."""
     # One pool, read on and on: drawing 220 million normals for a real model takes too long.
     pool = torch.randn(1_000_003, generator=torch.Generator().manual_seed(seed))
+    pool = pool.to(next(model.parameters()).device)
     with torch.no_grad():
         for name, value in model.named_parameters():
             if value.dim() == 0:
