@@ -41,6 +41,7 @@ class Header:
         decoder: which reader decodes it.
         count: number of candidate frames.
         is_divisible: whether several processes may decode a part each.
+        is_edited: whether frames are numbered as a player shows them, not as decord counts them.
     """
 
     fps: float
@@ -49,6 +50,7 @@ class Header:
     decoder: str
     count: int
     is_divisible: bool = False
+    is_edited: bool = False
 
     @property
     def duration_s(self) -> float:
@@ -134,7 +136,9 @@ def describe(video: Video) -> Header:
             f"{video.stride_frames}"
         )
     size = file_bytes(video.path)
-    return Header(video.fps, video.num_frames, size, video.decoder, count, video.is_divisible)
+    return Header(
+        video.fps, video.num_frames, size, video.decoder, count, video.is_divisible, video.is_edited
+    )
 
 
 # Gives the array that the next batch's inputs are put into.

@@ -46,7 +46,7 @@ BATCH_FRAMES = 16
 
 @dataclass(frozen=True)
 class Reading:
-    """How videos are read; nothing of it changes a number.
+    """How videos are read; nothing of it but decord changes a number.
 
     Attributes:
         decoder: ``auto``, ``decord`` or ``pyav``.
@@ -79,6 +79,10 @@ class Reading:
         """Who decodes."""
         manner = Manner(scorer.preparer, self.decoder, self.handed_over, self.on_corrupt)
         return Pool(manner, self.workers, self.video_timeout) if self.workers else InProcess(manner)
+
+    def record(self) -> dict[str, str]:
+        """What of it changes frames, for a run's record."""
+        return {"decoder": "decord"} if self.decoder == "decord" else {}
 
     @property
     def handed_over(self) -> int:
@@ -177,7 +181,10 @@ def extract(
     if features is not None:
         features.check(scorer, labels)
         settings.update(features.rounding())
+    else:
+        settings.update(how.record())
     run.begin(settings)
+    run.upgrade(labels, run.reading)
 
     def sink(name: str, questions: list[Question], header: Header) -> Sink:
         scores = Scores(scorer, questions, header.count)
@@ -193,6 +200,7 @@ def extract(
                 frames=scores.numbers.tolist(),
                 times_s=scores.times_s.tolist(),
                 scores={q.id: row.tolist() for q, row in zip(questions, scores.table, strict=True)},
+                is_edited=header.is_edited,
                 lost_frames=event.lost,
                 lost_reason=event.reason,
             )
@@ -231,7 +239,7 @@ def store_features(
     """
     how = Reading.on(scorer, **reading)
     bound = store.kind == QUESTION_BOUND
-    store.begin(scorer, labels)
+    store.begin(scorer, labels, how.record())
 
     def sink(name: str, questions: list[Question], header: Header) -> Sink:
         if not bound:

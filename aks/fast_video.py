@@ -113,8 +113,8 @@ class SequentialReader:
     One thread: with more, FFmpeg does not conceal damage in the same way every time.
 
     Attributes:
-        num_frames, fps: as of :class:`aks.video.Video`.
-        num_packets: pictures that are stored.
+        num_frames, fps, is_edited: as of :class:`aks.video.Video`.
+        num_packets: pictures that are stored and shown.
     """
 
     name = "pyav"
@@ -127,6 +127,7 @@ class SequentialReader:
         """
         self._path = path
         stored: list[int | None] = []
+        self.is_edited = False
         frames = [frame and (frame.pts,) for frame in self._decode(stored)]
         shown = [pts for (pts,) in filter(None, frames)]
         if not shown:
@@ -237,6 +238,7 @@ class SequentialReader:
                 for packet in container.demux(stream):
                     if packet.size:
                         begun |= packet.is_keyframe
+                        self.is_edited |= packet.is_discard
                         if stored is not None and begun and not packet.is_discard:
                             stored.append(packet.pts)
                     try:
@@ -264,8 +266,8 @@ class FastReader:
     """Decodes what the wanted frames need; frames are numbered by presentation time, as decord does.
 
     Attributes:
-        num_frames, fps: as of :class:`aks.video.Video`.
-        num_packets: pictures that are stored; an edit list leaves some out.
+        num_frames, fps, is_edited: as of :class:`aks.video.Video`.
+        num_packets: pictures that are stored.
     """
 
     name = "pyav"
@@ -280,6 +282,7 @@ class FastReader:
         self._path = path
         self._index = _Index(path)
         self.num_packets, self.num_frames = len(self._index.stamps), len(self._index.positions)
+        self.is_edited = self.num_frames < self.num_packets
         shown = self._index.stamps[self._index.positions]
         self.fps = average_rate(self._index.rate, (shown - shown[0]) * float(self._index.time_base))
         self._seconds = _seconds(shown, self._index.start, self._index.time_base)

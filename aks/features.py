@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from aks.benchmarks import LabelSet, Question
 from aks.decoding import Done, Header
 from aks.errors import UserError, VideoError
-from aks.outscores import RunFolder, atomic, check_same_video, read_json
+from aks.outscores import FORMAT, RunFolder, atomic, check_same_video, read_json
 from aks.scorers import DTYPES, Scorer
 
 # safetensors' names of the types a store may have.
@@ -89,18 +89,20 @@ class FeatureStore:
             raise UserError(f"{folder}: no stored features; make them with feature_extract_store.py")
         return cls(folder, record["stored_dtype"], record.get("kind", FRAME_FEATURES))
 
-    def begin(self, scorer: Scorer, labels: LabelSet) -> None:
+    def begin(self, scorer: Scorer, labels: LabelSet, reading: dict[str, str]) -> None:
         """Create the folder, or check that it holds the same model's features in the same type."""
         settings = {
             "dataset": labels.dataset,
             "kind": self.kind,
             "stored_dtype": self._dtype_name,
             **scorer.identity(),
+            **reading,
         }
         if self.kind == QUESTION_BOUND:
             settings["label_sha256"] = labels.sha256
         self.run.begin(settings)
         self.check_videos(labels)
+        self.run.upgrade(labels, self._reading)
 
     def check(self, scorer: Scorer, labels: LabelSet) -> None:
         """Refuse to score features that another model made, or that are damaged.
@@ -124,6 +126,18 @@ class FeatureStore:
         if record.get("dataset") != labels.dataset:
             raise UserError(f"{self.folder}: features of {record.get('dataset')}, not of {labels.dataset}")
         self.check_videos(labels)
+        if misread := self.run.misread(labels, self._reading):
+            raise UserError(
+                f"{self.folder}: of {len(misread)} videos ({misread[0]}) an earlier version may have "
+                "stored other frames than a player shows; feature_extract_store.py reads these again"
+            )
+
+    def _reading(self, name: str) -> tuple[Any, ...]:
+        """What :func:`aks.outscores.was_misread` asks of a stored video."""
+        with self._open(name) as file:
+            facts, frames, times = file.metadata(), file.get_tensor("frames"), file.get_tensor("times_s")
+        form = int(facts.get("format", 1))
+        return form, facts["decoder"], float(facts["fps"]), frames.tolist(), times.tolist()
 
     def check_videos(self, labels: LabelSet) -> None:
         """Refuse damaged files, and features of other videos of the same names.
@@ -164,11 +178,13 @@ class FeatureStore:
             UserError: the file cannot be written.
         """
         facts = {
+            "format": str(FORMAT),
             "video": name,
             "fps": repr(header.fps),
             "num_frames": str(header.num_frames),
             "video_bytes": json.dumps(header.video_bytes),
             "decoder": header.decoder,
+            **({"is_edited": "true"} if header.is_edited else {}),
             **(metadata or {}),
         }
         numbers, times = np.empty(header.count, dtype="<i8"), np.empty(header.count, dtype="<f8")

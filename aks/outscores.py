@@ -26,7 +26,7 @@ import re
 import socket
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +40,8 @@ from aks.errors import UserError
 if TYPE_CHECKING:
     from aks.benchmarks import LabelSet
 
-FORMAT = 1
+FORMAT = 2  # 1: PyAV for some videos, decord for the others
+AVERAGE_TOLERANCE = 0.05  # of a frame rate against the frames over the seconds they last
 MAX_FRAME = 2**53  # the last whole number before floats skip some
 ORPHANED_AFTER_S = 2 * 86400.0  # no video takes so long
 
@@ -58,6 +59,7 @@ class Part:
         frames: candidate frame numbers, (n,).
         times_s: their times in seconds, (n,).
         scores: question id to relevance scores, (n,) each.
+        is_edited: an edit list leaves stored frames out, which decord would count.
         lost_frames: candidate frames that could not be decoded and are not in ``frames``.
         lost_reason: why.
     """
@@ -70,6 +72,7 @@ class Part:
     frames: list[int]
     times_s: list[float]
     scores: dict[str, list[float]]
+    is_edited: bool = False
     lost_frames: list[int] = field(default_factory=list)
     lost_reason: str = ""
 
@@ -107,7 +110,7 @@ class RunFolder:
             raise UserError(f"{record}: damaged; remove {self.folder} or use another --output_file")
         differing = [
             f"{key} {recorded.get(key)!r} there, {settings.get(key)!r} now"
-            for key in sorted(recorded.keys() | settings.keys())
+            for key in sorted((recorded.keys() | settings.keys()) - {"format"})
             if recorded.get(key) != settings.get(key)
         ]
         if differing:
@@ -116,6 +119,41 @@ class RunFolder:
                 "use another --output_file or remove that folder"
             )
         _remove_orphans(self.parts)
+
+    def reading(self, video: str) -> tuple[Any, ...]:
+        """What :func:`was_misread` asks of a finished video."""
+        part, form = self.read_part(video), read_json(self.part_path(video))["format"]
+        return form, part.decoder, part.fps, part.frames, part.times_s
+
+    def misread(self, labels: LabelSet, reading: Callable[[str], tuple[Any, ...]]) -> list[str]:
+        """Finished videos of which an earlier version may have read other frames than a player shows.
+
+        Args:
+            labels: the label set.
+            reading: of a finished video, what :func:`was_misread` takes besides its name.
+        """
+        if read_json(self.folder / "run.json").get("format") == FORMAT:
+            return []
+        return [
+            name for name in labels.by_video() if self.has_part(name) and was_misread(name, *reading(name))
+        ]
+
+    def upgrade(self, labels: LabelSet, reading: Callable[[str], tuple[Any, ...]]) -> None:
+        """Drop what an earlier version may have misread, where the video is at hand, and say so."""
+        from aks.progress import say
+
+        kept = False
+        for name in self.misread(labels, reading):
+            if labels.video_path(name).exists():
+                self.part_path(name).unlink(missing_ok=True)
+                what = "it is read again"
+            else:
+                kept, what = True, f"it is kept, because {labels.video_path(name)} is not there"
+            say(f"{name}: an earlier version may have read other frames than a player shows; {what}")
+        record = self.folder / "run.json"
+        recorded = read_json(record)
+        if recorded.get("format") != FORMAT and not kept:
+            write_json(record, {**recorded, "format": FORMAT}, indent=2)
 
     def part_path(self, video: str) -> Path:
         """Where a video's part lies; the name stays readable and within a file system's limits."""
@@ -137,6 +175,8 @@ class RunFolder:
         data = {"format": FORMAT, **asdict(part)}
         if not part.lost_frames:
             del data["lost_frames"], data["lost_reason"]
+        if not part.is_edited:
+            del data["is_edited"]
         write_json(self.part_path(part.video), data)
         self.note_loss(part.video, part.lost_reason, list(part.scores), part.lost_frames, len(part.frames))
 
@@ -158,7 +198,7 @@ class RunFolder:
         path = self.part_path(video)
         try:
             data = read_json(path)
-            needed = Part.__dataclass_fields__.keys() - {"lost_frames", "lost_reason"}
+            needed = Part.__dataclass_fields__.keys() - {"is_edited", "lost_frames", "lost_reason"}
             part = Part(**{key: data[key] for key in Part.__dataclass_fields__ if key in {*needed, *data}})
             columns = [part.frames, part.times_s, *part.scores.values()]
             whole = all(np.isfinite(np.array(column, dtype=np.float64)).all() for column in columns)
@@ -247,6 +287,21 @@ class RunFolder:
         for name in ("strides", "times", "frames", "scores"):  # who finds scores.json finds the others, too
             write_json(self.folder / f"{name}.json", lists[name])
         return missing
+
+
+def was_misread(
+    video: str, format: int, decoder: str, fps: float, frames: Sequence[int], times_s: Sequence[float]
+) -> bool:
+    """Whether the frames of a finished video may be others than a player shows, by what was noted of them.
+
+    decord read what is not certain now; AVI files lost their pictures' order; and the header's rate served
+    where it is not the average.
+    """
+    if format == FORMAT:
+        return False
+    span = times_s[-1] - times_s[0]
+    average = (frames[-1] - frames[0]) / span if span > 0 else fps
+    return decoder == "decord" or video.lower().endswith(".avi") or abs(average / fps - 1) > AVERAGE_TOLERANCE
 
 
 def file_bytes(path: Path) -> int | None:

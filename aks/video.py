@@ -22,9 +22,19 @@ import av
 import numpy as np
 
 from aks.errors import UserError, VideoError
-from aks.fast_video import FastReader, SequentialReader, film, open_container, reason, silence_codecs
+from aks.fast_video import (
+    CONTAINERS,
+    FastReader,
+    SequentialReader,
+    film,
+    open_container,
+    reason,
+    silence_codecs,
+)
 
 DECODERS = ("auto", "pyav", "decord")
+DECORD_READS = {"h264", "hevc", "vp8", "vp9", "mpeg4"}  # codecs whose frames it finds in such containers
+PROBE_S = 30.0  # of a video, in which open groups of pictures show
 CUT_SHORT = 0.95  # headers may count a little more than there is, but not this much
 CHUNK_FRAMES = 16  # frames decoded at a time: 44 MB at 720p, 400 MB at 4K
 
@@ -52,6 +62,7 @@ class _Reader(Protocol):
     num_frames: int
     num_packets: int
     fps: float
+    is_edited: bool
 
     def times(self, numbers: np.ndarray) -> np.ndarray: ...
 
@@ -73,6 +84,8 @@ class Video:
         decoder: ``pyav`` or ``decord``, whichever reads it.
         num_frames: frames that the video shows.
         fps: average frame rate in frames a second.
+        is_edited: whether an edit list leaves stored frames out. They have no number here; decord counts
+            them, and its times run past the end.
         announced_frames: more than ``num_frames`` where the file is cut short: what its header promises.
     """
 
@@ -100,6 +113,7 @@ class Video:
         self.decoder = self._reader.name
         self.num_frames = self._reader.num_frames
         self.fps = self._reader.fps
+        self.is_edited = self._reader.is_edited
         self.announced_frames = self._announced(header)
         if self.announced_frames > self.num_frames and not partial:
             self.close()
@@ -277,6 +291,35 @@ def estimate_candidates(path: Path) -> int:
         return 0
 
 
+def decord_differs(path: str | Path) -> bool:
+    """Whether decord is known to number or to show frames of a video otherwise than a player.
+
+    It knows nothing of edit lists, and loses its place in most containers and codecs where it has to jump,
+    also in groups of pictures that lean on the one before. The first groups of a file tell.
+
+    Raises:
+        VideoError: the file cannot be read.
+    """
+    calm_decoders()
+    first = last = None  # times of key frames
+    try:
+        with open_container(Path(path).absolute()) as container:
+            stream = film(container)
+            sound = container.format.name in CONTAINERS and stream.codec_context.name in DECORD_READS
+            for packet in container.demux(stream) if sound else ():
+                if packet.size and (packet.pts is None or packet.is_discard):
+                    return True
+                if packet.is_keyframe:
+                    first, last = packet.pts if first is None else first, packet.pts
+                elif packet.size and last is not None and packet.pts < last:
+                    return True
+                if packet.size and (packet.pts - (first or 0)) * stream.time_base > PROBE_S:
+                    break
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(f"cannot be read: {reason(error)}") from None
+    return not sound
+
+
 def _one_by_one(reader: _Reader, numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """The frames that a reader can jump to and decode."""
     for number in numbers.tolist():
@@ -311,6 +354,7 @@ class _DecordReader:
         try:
             self._video = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
             self.num_frames = self.num_packets = len(self._video)
+            self.is_edited = False
             self.fps = float(self._video.get_avg_fps())
         except self._errors as error:
             raise VideoError(f"decord: {_decords_reason(error)}") from None
