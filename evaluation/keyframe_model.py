@@ -220,7 +220,8 @@ class KeyframeModel:
                     else "the uniform frames are what it shows, as in lmms-eval"
                 )
                 self._say(
-                    f"{task}: in the videos of {questions} questions decord shows other frames than a player: {told}"
+                    f"{task}: in the videos of {questions} questions decord shows other frames than players: "
+                    f"{told}"
                 )
 
     def _check_task(self, task: str, doc: Mapping[str, Any]) -> None:

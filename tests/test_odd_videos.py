@@ -6,6 +6,7 @@ and the number shown must be those that a player shows at that time.
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 from pathlib import Path
@@ -13,10 +14,17 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from extraction_setup import ToyScorer, results, write_labels
 from media import copy_streams, number_of, numbered, write_audio, write_video
+from safetensors import safe_open
+from safetensors.torch import save_file
 
-from aks import VideoError
-from aks.video import Video, estimate_candidates
+from aks import UserError, VideoError
+from aks.extraction import extract, store_features
+from aks.features import FeatureStore
+from aks.outscores import RunFolder
+from aks.video import Video, decord_differs, estimate_candidates
+from evaluation.frames import read_frames
 
 FPS = 25
 EVERY_SECOND = [(float(second), second * FPS) for second in range(8)]
@@ -70,6 +78,104 @@ def test_a_film_trimmed_without_encoding_shows_what_a_player_shows(tmp_path, cod
         for number in (0, 7, 50, 114):
             ((frames,),) = ([*video.read([number])],)
             assert number_of(frames.pixels[0]) == 85 + number
+
+
+def test_evaluation_shows_the_frames_of_a_trimmed_film_that_were_scored(tmp_path):
+    path = trimmed(film(tmp_path), tmp_path / "trimmed.mp4")
+    run = RunFolder(tmp_path / "out")
+    extract(write_labels(tmp_path, ["trimmed.mp4"]), ToyScorer(), run)
+    part = run.read_part("trimmed.mp4")
+    assert (part.decoder, part.is_edited, part.frames) == ("pyav", True, [0, 25, 50, 75])
+    scored = [number for _, number in shown(path)]
+    for chosen in ([50], [0, 75], part.frames):
+        frames, _ = read_frames(path, np.array(chosen), {"id": "q"})
+        assert [number_of(pixels) for pixels in frames.pixels] == [scored[n // 25] for n in chosen]
+
+
+def test_kinds_are_known_in_which_decord_differs(tmp_path):
+    plain = film(tmp_path)
+    for differing in (
+        trimmed(plain, tmp_path / "trimmed.mp4"),
+        copy_streams(plain, to=tmp_path / "v.avi"),
+        copy_streams(plain, to=tmp_path / "v.ts"),
+        film(tmp_path, "v.mkv", **X265),
+        film(tmp_path, "av1.mp4", **CODECS["av1"]),
+    ):
+        assert decord_differs(differing), differing
+    for same in (
+        plain,
+        copy_streams(plain, to=tmp_path / "v.mkv"),
+        film(tmp_path, "h.mp4", **CODECS["hevc, closed groups"]),
+    ):
+        assert not decord_differs(same), same
+
+
+def of_version_1(path, **changes):
+    """Let a part be one of an earlier version."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 1, **changes}))
+
+
+def test_what_an_earlier_version_may_have_misread_is_named_and_read_again(tmp_path, capsys):
+    names = ["good.mp4", "cut.mp4", "bursts.mkv", "old.avi", "away.mp4"]
+    for name in names:
+        film(tmp_path, name, frames=50, **({"options": {"bf": "0"}} if name == "old.avi" else {}))
+    labels, run = write_labels(tmp_path, names), RunFolder(tmp_path / "out")
+    extract(labels, ToyScorer(), run)
+    right = results(run)
+    of_version_1(run.part_path("good.mp4"))
+    of_version_1(run.part_path("old.avi"))
+    of_version_1(run.part_path("bursts.mkv"), fps=50.0)
+    for name in ("cut.mp4", "away.mp4"):
+        of_version_1(run.part_path(name), decoder="decord", frames=[0, 3], times_s=[0.0, 0.12])
+    record = run.folder / "run.json"
+    record.write_text(record.read_text().replace('"format": 2', '"format": 1'))
+    (tmp_path / "away.mp4").rename(tmp_path / "hidden.mp4")
+
+    summary = extract(labels, ToyScorer(), run)
+    assert (summary.scored, summary.reused) == (3, 2)
+    said = capsys.readouterr().err
+    for name in ("cut.mp4", "bursts.mkv", "old.avi"):
+        assert (
+            f"{name}: an earlier version may have read other frames than a player shows; it is read again"
+            in said
+        )
+    assert "away.mp4: an earlier version" in said and "it is kept" in said and "good.mp4" not in said
+
+    (tmp_path / "hidden.mp4").rename(tmp_path / "away.mp4")
+    assert extract(labels, ToyScorer(), run).scored == 1
+    of_version_1(run.part_path("good.mp4"), format=2)
+    assert {name: json.loads(data) for name, data in results(run).items()} == {
+        name: json.loads(data) for name, data in right.items()
+    }
+    capsys.readouterr()
+    extract(labels, ToyScorer(), run)
+    assert "earlier version" not in capsys.readouterr().err
+
+
+def test_features_of_an_earlier_version_are_not_scored_but_stored_again(tmp_path):
+    film(tmp_path, "cut.mp4", frames=50)
+    labels, store = write_labels(tmp_path, ["cut.mp4"]), FeatureStore(tmp_path / "features", "float32")
+    store_features(labels, ToyScorer(), store)
+    path, record = store.run.part_path("cut.mp4"), store.folder / "run.json"
+    whole = path.read_bytes()
+    with safe_open(path, framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+        facts = {key: value for key, value in file.metadata().items() if key != "format"}
+    save_file(tensors, path, {**facts, "decoder": "decord"})
+    record.write_text(record.read_text().replace('"format": 2', '"format": 1'))
+    with pytest.raises(UserError, match=r"1 videos \(cut.mp4\).*feature_extract_store.py reads these again"):
+        extract(labels, ToyScorer(), RunFolder(tmp_path / "out"), features=store)
+    assert store_features(labels, ToyScorer(), store).scored == 1
+    assert path.read_bytes() == whole
+    extract(labels, ToyScorer(), RunFolder(tmp_path / "out"), features=store)
+
+
+def test_frames_of_decord_and_of_a_player_do_not_mix_in_a_run(tmp_path):
+    film(tmp_path, "v.mp4", frames=50)
+    labels, run = write_labels(tmp_path, ["v.mp4"]), RunFolder(tmp_path / "out")
+    extract(labels, ToyScorer(), run, decoder="decord")
+    with pytest.raises(UserError, match="decoder 'decord' there, None now"):
+        extract(labels, ToyScorer(), run)
 
 
 def with_edits(source, target, edits):
