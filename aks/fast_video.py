@@ -23,7 +23,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -168,55 +168,35 @@ class SequentialReader:
 
     def chunks(self, numbers: np.ndarray, size: int) -> Iterator[np.ndarray]:
         """Pixels of ascending frames, at most ``size`` at a time."""
-        return _stacked(self._pictures(numbers), len(numbers), size)
+        return _stacked((pixels for _, pixels in self._frames(numbers)), len(numbers), size)
 
     def readable(self, numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Numbers and pixels of those of some frames that can be decoded, in one pass over the file."""
+        return self._frames(numbers, tolerant=True)
+
+    def _frames(self, numbers: np.ndarray, tolerant: bool = False) -> Iterator[tuple[int, np.ndarray]]:
         wanted = set(numbers.tolist())
-        to_rgb = _Converter()
-        shape = None
-        for number, frame in self._numbered():
-            if number not in wanted or frame is None or frame.is_corrupt:
+        to_rgb, shape, count = _Converter(), None, 0
+        for frame in self._decode():
+            if frame is None and not tolerant:
+                raise VideoError(f"decoding stops after {count} frames: the data is damaged")
+            if frame is None:
+                continue
+            number = count if self._numbers is None else self._numbers.get(frame.pts)
+            count += 1
+            if number not in wanted or (tolerant and frame.is_corrupt):
                 continue
             pixels = to_rgb(frame)
             shape = shape or pixels.shape
             if pixels.shape == shape:
                 wanted.remove(number)
                 yield number, pixels
-            if not wanted:
-                return
-
-    def _pictures(self, numbers: np.ndarray) -> Iterator[np.ndarray]:
-        wanted = set(numbers.tolist())
-        to_rgb = _Converter()
-        shape = None
-        for number, frame in self._numbered():
-            if frame is None:
-                raise VideoError(f"decoding stops after {number} frames: the data is damaged")
-            if number not in wanted:
-                continue
-            wanted.remove(number)
-            pixels = to_rgb(frame)
-            if shape is not None and pixels.shape != shape:
+            elif not tolerant:
                 raise VideoError(f"the picture changes its size at frame {number}")
-            shape = pixels.shape
-            yield pixels
             if not wanted:
                 return
-        if wanted:
+        if wanted and not tolerant:
             raise VideoError(f"frame {min(wanted)} cannot be decoded (the stream has no such picture)")
-
-    def _numbered(self) -> Iterator[tuple[int, av.VideoFrame | None]]:
-        """Frames with their numbers; without a frame, the count of those before damage."""
-        count = 0
-        for frame in self._decode():
-            if frame is None:
-                yield count, None
-            elif self._numbers is None:
-                yield count, frame
-            elif frame.pts in self._numbers:
-                yield self._numbers[frame.pts], frame
-            count += frame is not None
 
     def _decode(self, stored: list[int | None] | None = None) -> Iterator[av.VideoFrame | None]:
         """All frames in order of presentation, None for each packet that cannot be decoded.
@@ -312,38 +292,47 @@ class FastReader:
 
     def _decode(self, positions: np.ndarray) -> Iterator[av.VideoFrame]:
         """Frames in order of presentation, among them those at the given positions; some may come twice."""
-        stamps = self._index.stamps
         try:
-            with open_container(self._path) as container:
-                stream = film(container)
-                decoder = stream.codec_context
-                decoder.thread_count = 1  # more do not pay where few packets in a row are decoded
-                # A damaged picture shall not be made up from whatever was decoded around it.
-                decoder.options = {"err_detect": "explode"}
-                packets = None
-                for run in self._index.plan(positions):
-                    packets = packets or self._packets(container, stream, run.first)
-                    complaint = False
-                    for position, packet in packets:
-                        if packet.pts != stamps[position]:
-                            raise Unsuited("the file changes while it is read")
-                        end = position + 1 == run.first + len(run.needed)
-                        needed = position >= run.first and run.needed[position - run.first]
-                        for piece in [packet] * needed + [None] * end:
-                            try:
-                                frames = [] if complaint else _decode_whole(decoder, piece)
-                            except av.FFmpegError:
-                                if self._index.codec != "h264":
-                                    raise
-                                complaint, frames = True, []
-                            yield from self._checked(frames)
-                        if end:
-                            break
-                    decoder.flush_buffers()  # begin anew, whatever comes next
-                    if complaint:
-                        yield from self._decode_all_of(run)
+            yield from self._decode_runs(self._index.plan(positions))
         except (av.FFmpegError, OSError) as error:
             raise Unsuited(f"decoding stops: {reason(error)}") from None
+
+    def _decode_runs(self, runs: Iterable[_Run], strict: bool = True) -> Iterator[av.VideoFrame]:
+        """The frames of some runs; if strict, H.264 that FFmpeg finds fault with is decoded anew, whole.
+
+        Some films are formally wrong in places (references marked that are gone), and every picture comes
+        out whole all the same. A picture that FFmpeg has to conceal damage in is another matter: what it
+        fills in depends on all that it decoded before, so that only decoding from the start gives it.
+        """
+        with open_container(self._path) as container:
+            stream = film(container)
+            decoder = stream.codec_context
+            decoder.thread_count = 1  # more do not pay where few packets in a row are decoded
+            if strict:  # a damaged picture shall not be made up from whatever was decoded around it
+                decoder.options = {"err_detect": "explode"}
+            packets = None
+            for run in runs:
+                packets = packets or self._packets(container, stream, run.first)
+                complaint = False
+                for position, packet in packets:
+                    if packet.pts != self._index.stamps[position]:
+                        raise Unsuited("the file changes while it is read")
+                    end = position + 1 == run.first + len(run.needed)
+                    needed = position >= run.first and run.needed[position - run.first]
+                    for piece in [packet] * needed + [None] * end:
+                        try:
+                            frames = [] if complaint else _decode_whole(decoder, piece)
+                        except av.FFmpegError:
+                            if not strict or self._index.codec != "h264":
+                                raise
+                            complaint, frames = True, []
+                        yield from self._checked(frames)
+                    if end:
+                        break
+                decoder.flush_buffers()  # begin anew, whatever comes next
+                if complaint:
+                    whole = _Run(run.first, bytearray(b"\1") * len(run.needed))
+                    yield from self._decode_runs([whole], strict=False)
 
     def _packets(
         self, container: av.container.InputContainer, stream: av.VideoStream, first: int
@@ -360,33 +349,6 @@ class FastReader:
         container.seek(int(self._index.stamps[self._index.entries[before]]), stream=stream)
         start = int(self._index.stamps[first])
         return enumerate(itertools.dropwhile(lambda packet: packet.pts != start, packets), first)
-
-    def _decode_all_of(self, run: _Run) -> Iterator[av.VideoFrame]:
-        """All frames of a run of H.264 that the strict decoder refuses, as a player shows them.
-
-        Some films are formally wrong in places (references marked that are gone), and every picture comes
-        out whole all the same. A picture that FFmpeg has to conceal damage in is another matter: what it
-        fills in depends on all that it decoded before, so that only decoding from the start gives it.
-
-        Raises:
-            Unsuited: a picture is concealed.
-        """
-        first = int(self._index.stamps[run.first])
-        left = len(run.needed)
-        with open_container(self._path) as container:
-            stream = film(container)
-            decoder = stream.codec_context
-            decoder.thread_count = 1
-            _introduce(decoder, (packet for packet in container.demux(stream) if packet.size))
-            container.seek(first, stream=stream)
-            for packet in container.demux(stream):
-                if not packet.size or (left == len(run.needed) and packet.pts != first):
-                    continue
-                left -= 1
-                for piece in [packet] + [None] * (not left):
-                    yield from self._checked(_decode_whole(decoder, piece))
-                if not left:
-                    break
 
     def _checked(self, frames: list[av.VideoFrame]) -> Iterator[av.VideoFrame]:
         for frame in frames:

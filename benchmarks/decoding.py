@@ -42,7 +42,7 @@ sys.path.insert(0, str(ROOT))
 
 from aks import errors  # noqa: E402
 from aks.decoding import Batch, Manner  # noqa: E402
-from aks.fast_video import FastReader, SequentialReader, open_container  # noqa: E402
+from aks.fast_video import FastReader, _Converter, film, open_container  # noqa: E402
 from aks.pool import Job, Pool  # noqa: E402
 from aks.preparing import PrepareSquare  # noqa: E402
 from aks.progress import progress  # noqa: E402
@@ -55,7 +55,7 @@ CLIPS: dict[str, tuple[str, str, dict[str, str]]] = {
     "h264, no B": ("h264-nob.mp4", "libx264", {"x264-params": "bframes=0"}),
     "h264, GOP 12": ("h264-gop12.mp4", "libx264", {"x264-params": "keyint=12"}),
     "h264, open GOP": ("h264-open.mkv", "libx264", {"x264-params": "open-gop=1:keyint=48"}),
-    "h264, VFR": ("h264-vfr.mkv", "libx264", {}),
+    "h264, VFR": ("h264-vfr.mp4", "libx264", {}),
     "hevc": ("hevc.mp4", "libx265", {"preset": "fast", "x265-params": "open-gop=0:log-level=none"}),
     "hevc, open GOP": ("hevc-open.mkv", "libx265", {"preset": "fast", "x265-params": "log-level=none"}),
     "vp9": (
@@ -128,9 +128,15 @@ def by_decord(path: Path) -> Iterator[np.ndarray]:
 
 def by_everything(path: Path) -> Iterator[np.ndarray]:
     """PyAV, decoding every frame."""
-    reader = SequentialReader(path)
-    for pixels in reader.chunks(np.array(_candidates(reader.num_frames, reader.fps)), CHUNK_FRAMES):
-        yield from pixels
+    with Video(path) as video:
+        wanted = set(video.candidates().tolist())
+    to_rgb = _Converter()
+    with open_container(path) as container:
+        stream = film(container)
+        stream.codec_context.thread_count = 1
+        for number, frame in enumerate(container.decode(stream)):
+            if number in wanted:
+                yield to_rgb(frame)
 
 
 def by_ours(path: Path) -> Iterator[np.ndarray]:
