@@ -21,8 +21,8 @@ CONSE_MARGIN = 32  # its evaluation crop: the short side is resized to side + ma
 # CLIP's, which BLIP was trained with.
 PIXEL_MEAN = np.array((0.48145466, 0.4578275, 0.40821073), dtype=np.float32).reshape(3, 1, 1)
 PIXEL_STD = np.array((0.26862954, 0.26130258, 0.27577711), dtype=np.float32).reshape(3, 1, 1)
-# What each of a channel's 256 values becomes, (3, 256) float32: a look-up gives the bits of the arithmetic in
-# a fifth of its time.
+# What each of a channel's 256 values becomes, (3, 256) float32: a look-up gives the bits of the arithmetic
+# without its five passes over the frame.
 _NORMALISED = ((np.arange(256, dtype=np.float32) / np.float32(255) - PIXEL_MEAN) / PIXEL_STD)[:, 0]
 
 

@@ -86,6 +86,12 @@ def test_fused_attention_of_the_gpu_gives_the_same_tokens(folder, itm):
     np.testing.assert_allclose(encode(fused, film_frames(2)), theirs, atol=1e-5 * theirs.abs().max())
 
 
+def test_float32_convolutions_of_the_gpu_are_not_rounded_to_tf32(folder, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    create_scorer("blip", checkpoint=str(folder))
+    assert not torch.backends.cudnn.allow_tf32
+
+
 def test_scores_do_not_depend_on_the_batch_size(scorer):
     prepared = [scorer.prepare(frame) for frame in film_frames()]
     encoded = texts(scorer)
