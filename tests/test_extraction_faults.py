@@ -228,9 +228,9 @@ def test_of_a_damaged_video_with_open_groups_the_frames_left_are_the_right_ones(
     path = write_video(tmp_path / "v.mp4", frames=300, fps=10, options=options)
     whole = everything(path)
     damage(path, 0.4, 0.5)
-    manner = Manner(lambda pixels: pixels, "pyav", 1, "partial")
+    manner = Manner(lambda pixels: pixels, "auto", 1, "partial")
     seen, lost = [], []
-    for event in decode(path, manner, lambda video: np.empty((1, 64, 96, 3), np.uint8)):
+    for event in decode(path, manner, lambda: np.empty((1, 64, 96, 3), np.uint8)):
         if isinstance(event, Batch):
             seen.append(int(event.numbers[0]))
             if not 90 <= seen[-1] <= 190:
