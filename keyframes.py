@@ -6,12 +6,11 @@ python keyframes.py talk.mp4 "When does the speaker show a bicycle?" --budget 8 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from aks import errors
-from aks.cli import check_workers, default_workers
+from aks.cli import check_workers, count_cores, default_workers, limit_threads
 from aks.selection import STRATEGIES
 
 
@@ -59,8 +58,7 @@ def main() -> None:
         raise errors.UserError("the question is empty; say what to look for")
 
     check_workers(args)
-    cores = len(os.sched_getaffinity(0))
-    workers = default_workers(cores) if args.workers is None else args.workers
+    workers = default_workers(count_cores()) if args.workers is None else args.workers
 
     import torch
     from PIL import Image
@@ -79,6 +77,7 @@ def main() -> None:
             raise errors.UserError(f"--images {folder}: cannot be created: {error.strerror}") from None
     try:
         with Video(args.video) as video:
+            limit_threads()
             device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
             scorer = create_scorer(args.extract_feature_model, checkpoint=args.checkpoint, device=device)
             if scorer.name == "conse":

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from aks.benchmarks import LabelSet
 from aks.claims import Claims
+from aks.cli import count_cores
 from aks.errors import OUT_OF_MEMORY, UserError
 from aks.extraction import Feed, Summary, summarise
 from aks.outscores import RunFolder
@@ -70,7 +71,7 @@ def connect(address: str | None) -> None:
         raise UserError("--engine ray: Ray is missing; run: pip install -r requirements-ray.txt") from None
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = address or os.environ.get("RAY_ADDRESS")
-    local = {} if address else {"include_dashboard": False, "num_cpus": len(os.sched_getaffinity(0))}
+    local = {} if address else {"include_dashboard": False, "num_cpus": count_cores()}
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
@@ -39,6 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from aks import errors, select_keyframes  # noqa: E402
 from aks.benchmarks import Question, load_labels  # noqa: E402
+from aks.cli import count_cores  # noqa: E402
 from aks.extraction import extract  # noqa: E402
 from aks.outscores import RunFolder  # noqa: E402
 from aks.passes import frames_that_fit  # noqa: E402
@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("--video", type=Path, default=FILM)
     parser.add_argument("--models", nargs="+", default=["blip"], choices=list(MODELS))
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--workers", type=int, default=max(1, len(os.sched_getaffinity(0)) - 1))
+    parser.add_argument("--workers", type=int, default=max(1, count_cores() - 1))
     parser.add_argument("--plain_frames", type=int, default=50, help="frames of the plain procedure")
     parser.add_argument("--tiny", action="store_true", help="small shapes, to try it out")
     parser.add_argument("--out", type=Path, help="also write the figures there, as JSON")
