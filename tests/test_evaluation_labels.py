@@ -91,6 +91,7 @@ def test_frame_select_s_record_gives_the_budget_and_the_label_file(run_script, t
         ([[0], [1], [-1]], (), "entry 2 is not a list of ascending frame numbers"),
         ([[0], ["x"], [1]], (), "entry 1"),
         ([[0, 1, 2], [1], [1]], ("--budget", 2), "its longest selection has 3 frames, the budget is 2"),
+        ([[0], [1], [1]], ("--budget", 0), "its longest selection has 1 frames, the budget is 0"),
         ([[], [], []], (), "its longest selection has 0 frames"),
         ({"a": 1}, (), "chosen.json"),
         ([[0], [1], [2]], ("--dataset_name", "videoqa"), "unknown data set"),
