@@ -6,12 +6,16 @@ python keyframes.py talk.mp4 "When does the speaker show a bicycle?" --budget 8 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import sys
 from pathlib import Path
 
 from aks import errors
-from aks.cli import add_worker_flags, count_workers
+from aks.cli import add_worker_flags, count_workers, limit_threads
 from aks.selection import STRATEGIES
+
+COMMENT = b"keyframe by aks"  # in the pictures, by which they are known again
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -22,7 +26,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("video", help="a video file")
     parser.add_argument("question", help="what to look for")
     parser.add_argument("--budget", type=int, default=8, help="number of keyframes (default: 8)")
-    parser.add_argument("--images", metavar="DIR", help="write the keyframes there as JPEG pictures")
+    parser.add_argument(
+        "--images",
+        metavar="DIR",
+        help="write the keyframes there as JPEG pictures, in place of an earlier question's",
+    )
     parser.add_argument("--strategy", default="ada", help=f"one of {', '.join(STRATEGIES)} (default: ada)")
     parser.add_argument(
         "--extract_feature_model",
@@ -33,6 +41,27 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", help="cuda, cuda:N or cpu (default: cuda where there is one)")
     add_worker_flags(parser)
     return parser.parse_args()
+
+
+def earlier_pictures(folder: Path) -> list[Path]:
+    """The pictures that an earlier question left in a folder, to be replaced by those of this one.
+
+    Raises:
+        UserError: a file of such a name was not written here.
+    """
+    from PIL import Image
+
+    found = sorted(folder.glob(f"frame_{'[0-9]' * 7}.jpg"))
+    for path in found:
+        comment = None
+        with contextlib.suppress(OSError), Image.open(path) as image:
+            comment = image.info.get("comment")
+        if comment != COMMENT:
+            raise errors.UserError(
+                f"--images {folder}: {path.name} there is no picture of this command's, or of an older "
+                "version's; name another folder, or remove it"
+            )
+    return found
 
 
 def main() -> None:
@@ -64,8 +93,10 @@ def main() -> None:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise errors.UserError(f"--images {folder}: cannot be created: {error.strerror}") from None
+        earlier = earlier_pictures(folder)
     try:
         with Video(args.video) as video:
+            limit_threads()
             device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
             scorer = create_scorer(args.extract_feature_model, checkpoint=args.checkpoint, device=device)
             if scorer.name == "conse":
@@ -84,18 +115,14 @@ def main() -> None:
             print("frame\ttime_s\tscore")
             for keyframe in keyframes:
                 print(f"{keyframe.number}\t{keyframe.time_s:.3f}\t{keyframe.score:.6f}")
-            if args.images:
-                folder = Path(args.images)
-                try:
-                    folder.mkdir(parents=True, exist_ok=True)
-                except OSError as error:
-                    raise errors.UserError(
-                        f"--images {folder}: cannot be created: {error.strerror}"
-                    ) from None
+            if folder is not None:
+                for path in earlier:
+                    path.unlink(missing_ok=True)
                 for frames in video.read([keyframe.number for keyframe in keyframes], chunk_frames=1):
                     path = folder / f"frame_{frames.numbers[0]:07d}.jpg"
                     image = Image.fromarray(frames.pixels[0])
-                    write_atomically(path, lambda target, image=image: image.save(target, quality=95))
+                    save = functools.partial(image.save, quality=95, comment=COMMENT)
+                    write_atomically(path, save)
                 print(f"{len(keyframes)} pictures in {folder}", file=sys.stderr)
     except errors.VideoError as error:
         raise errors.UserError(f"{args.video}: {error}") from None

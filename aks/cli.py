@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aks.benchmarks import DATASETS, LabelSet, load_labels
@@ -23,6 +25,7 @@ MODELS = ("blip", "clip", "sevila", "conse")
 SCORER_OPTIONS = ("blip_head", "truncation", "sevila_base")
 ON_CORRUPT = ("skip", "partial")
 ENGINES = ("local", "ray")
+OWN_CGROUPS, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 MOST_WORKERS = 16  # some 200 MB each; a GPU of today wants the frames of twice as many
 
 
@@ -140,8 +143,47 @@ def count_workers(args: argparse.Namespace) -> int:
         raise UserError(f"--video_timeout {args.video_timeout:g}: must be a number of seconds above 0")
     if args.video_timeout is not None and args.workers == 0:
         raise UserError("--video_timeout needs --workers 1 or more: only a process of its own can be ended")
-    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    cores = count_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return default_workers(cores) if args.workers is None else args.workers
+
+
+def count_cores() -> int:
+    """CPU cores for this process: as many as it may run on, and no more than a container's quota."""
+    quotas = [int(quota) for quota in _cpu_quotas()]
+    return max(1, min([len(os.sched_getaffinity(0)), *quotas]))
+
+
+def _cpu_quotas() -> Iterator[float]:
+    """The CPU quotas, in cores, of this process's control groups and those above them, of version 1 or 2."""
+    try:
+        groups = OWN_CGROUPS.read_text().splitlines()
+    except OSError:
+        return
+    for group in groups:
+        _, controllers, path = group.split(":", 2)  # no controllers: version 2
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = CGROUPS / "cpu" if controllers else CGROUPS
+        own = top / path.strip("/")
+        for folder in (own, *own.parents):  # in a container often only the top one is there
+            # A file that is not there, or "max" for no quota.
+            with contextlib.suppress(OSError, ValueError):
+                if controllers:
+                    names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+                    quota, period = (int((folder / name).read_text()) for name in names)
+                else:
+                    quota, period = map(int, (folder / "cpu.max").read_text().split())
+                if quota > 0:
+                    yield quota / period
+            if folder == top:
+                break
+
+
+def limit_threads() -> None:
+    """Keep torch, which does not know of quotas, from starting more threads than there are cores."""
+    import torch
+
+    torch.set_num_threads(min(torch.get_num_threads(), count_cores()))
 
 
 def default_workers(cores: int) -> int:
@@ -228,6 +270,7 @@ def load_scorer(args: argparse.Namespace) -> Scorer:
     from aks.video import check_decoder
 
     check_decoder(args.decoder)
+    limit_threads()
     given = {name: getattr(args, name, None) for name in SCORER_OPTIONS}
     options = {name.removeprefix("sevila_"): value for name, value in given.items() if value is not None}
     device = args.device

@@ -19,6 +19,7 @@ from typing import Any
 
 from aks.benchmarks import LabelSet
 from aks.claims import Claims
+from aks.cli import count_cores
 from aks.errors import OUT_OF_MEMORY, UserError, is_out_of_memory
 from aks.extraction import Feed, Summary, summarise
 from aks.outscores import RunFolder
@@ -69,7 +70,7 @@ def connect(address: str | None) -> None:
         ) from None
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = address or os.environ.get("RAY_ADDRESS")
-    local = {} if address else {"include_dashboard": False, "num_cpus": len(os.sched_getaffinity(0))}
+    local = {} if address else {"include_dashboard": False, "num_cpus": count_cores()}
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:

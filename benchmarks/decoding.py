@@ -41,6 +41,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from aks import errors  # noqa: E402
+from aks.cli import count_cores  # noqa: E402
 from aks.decoding import Batch, Manner  # noqa: E402
 from aks.fast_video import FastReader, _Converter, film, open_container  # noqa: E402
 from aks.pool import Job, Pool  # noqa: E402
@@ -252,7 +253,7 @@ def print_table(results: dict[str, dict], readers: list[str]) -> None:
 def share(film: Path, repeats: int) -> dict[str, object]:
     """Seconds from start to end for one film, prepared for BLIP, by one process and by one for each core."""
     manner = Manner(PrepareSquare(384), "auto", CHUNK_FRAMES, "skip")
-    workers = sorted({1, len(os.sched_getaffinity(0))})
+    workers = sorted({1, count_cores()})
     times: dict[int, list[float]] = {count: [] for count in workers}
     digests = set()
     for _ in range(repeats):

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from aks import errors, select_keyframes  # noqa: E402
+from aks.cli import count_cores  # noqa: E402
 
 QUESTIONS = [
     "What does the big grey rabbit do after it has left its burrow in front of the tree?",
@@ -228,7 +228,7 @@ def main() -> None:
         rows = (
             grow(folder, args.video, more) if args.growth else compare(folder, args.video, args.minutes, more)
         )
-    print(f"conse on the CPU, {len(os.sched_getaffinity(0))} cores")
+    print(f"conse on the CPU, {count_cores()} cores")
     print("| " + " | ".join(rows[0]) + " |")
     print("|---" * len(rows[0]) + "|")
     for row in rows:

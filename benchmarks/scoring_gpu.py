@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -42,6 +41,7 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from aks import errors, select_keyframes  # noqa: E402
 from aks.benchmarks import Question, load_labels  # noqa: E402
+from aks.cli import count_cores  # noqa: E402
 from aks.decoding import Batch, Done, Manner  # noqa: E402
 from aks.extraction import BATCH_FRAMES, extract  # noqa: E402
 from aks.features import Encoded  # noqa: E402
@@ -290,7 +290,7 @@ def main() -> None:
     parts = ["encoder", "end_to_end", "precision"]
     parser.add_argument("--parts", nargs="+", default=parts, choices=parts, help="(default: all)")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--workers", type=int, default=max(1, len(os.sched_getaffinity(0)) - 1))
+    parser.add_argument("--workers", type=int, default=max(1, count_cores() - 1))
     parser.add_argument("--plain_frames", type=int, default=50, help="frames of the plain procedure")
     parser.add_argument("--cpu_frames", type=int, default=16, help="frames to compare with the CPU")
     parser.add_argument("--tiny", action="store_true", help="small shapes, to try it out")

@@ -167,7 +167,7 @@ def budget_of(
 ) -> int:
     """Frames a question was selected for."""
     longest = max(map(len, chosen))
-    budget = asked or (record or {}).get("max_num_frames") or longest
+    budget = (record or {}).get("max_num_frames", longest) if asked is None else asked
     if not isinstance(budget, int) or budget < 1 or longest > budget:
         raise UserError(
             f"{selection}: its longest selection has {longest} frames, the budget is {budget}; "

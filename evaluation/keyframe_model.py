@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -56,12 +55,6 @@ class KeyframeModel:
         # "sha256-" keeps lmms-eval from taking a digest of figures alone for a number.
         digest = str(frames_digest).removeprefix("sha256-")
         self.showing = Showing(use_topk, budget, short_selection, digest)
-        # As argparse takes it: also shortened, and -c, alone or with its value.
-        if use_topk and not digest and any(re.match(r"--u|-c", argument) for argument in sys.argv[1:]):
-            raise EvaluationError(
-                "--use_cache does not look at the frames: say which selection it is, with the model argument "
-                "frames_digest=sha256-<first figures of frame_sha256 in include_frame_idx.json>"
-            )
         self.refuse(kwargs)
         self._other_rule = [
             f"{name}={kwargs[name]}"

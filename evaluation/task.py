@@ -56,6 +56,14 @@ def dataset_kwargs(dataset: str, split: str) -> dict[str, Any]:
     return {"data_files": {split: str(path)}}
 
 
+def metadata(dataset: str) -> dict[str, str]:
+    """What lmms-eval's ``--use_cache`` would not see: the entries, so also the frames that they show.
+
+    A task's configuration is part of the key of a cached answer, the content of its label file is not.
+    """
+    return {"entries_sha256": hashlib.sha256(label_file(dataset).read_bytes()).hexdigest()}
+
+
 def check_merged(path: Path) -> None:
     """Refuse merged labels whose label file has changed since.
 

@@ -257,6 +257,37 @@ def test_parquet_to_labels_and_its_errors(tmp_path, run_script):
         assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
 
 
+def parquet_to_labels(tmp_path, run_script, **fields):
+    path, output = tmp_path / "x.parquet", tmp_path / "videomme.json"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{**VIDEOMME, **fields}]), path)
+    return run_script("datasets/videomme/make_labels.py", path, "--output", output), output
+
+
+def test_parquet_with_text_stored_otherwise_becomes_the_same_labels(tmp_path, run_script):
+    otherwise = {"question": VIDEOMME["question"].encode(), "options": json.dumps(VIDEOMME["options"])}
+    done, output = parquet_to_labels(tmp_path, run_script, **otherwise, question_id=7)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(output.read_text()) == [{**VIDEOMME, "question_id": "7"}]
+    assert load_labels("videomme", label_file=output).questions[0].id == "7"
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"options": [None, "B. Two."]}, "row 0, 'options': None is no text"),
+        ({"options": "A. One."}, "row 0, 'options': Expecting value"),
+        ({"options": "4"}, "row 0, 'options': 4 is no list"),
+        ({"question": b"\xff"}, "row 0, 'question': 'utf-8' codec"),
+        ({"question_id": ["1"]}, "row 0, 'question_id': ['1'] is no text"),
+        ({"videoID": 1.5}, "row 0, 'videoID': 1.5 is no text"),
+    ],
+)
+def test_a_parquet_cell_that_is_no_text_is_named(tmp_path, run_script, fields, words):
+    done, output = parquet_to_labels(tmp_path, run_script, **fields)
+    assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
+    assert not output.exists()
+
+
 def test_a_section_of_the_readme_that_a_file_names_is_there():
     root = Path(__file__).parent.parent
     headings = re.findall(r"^#+ (.*)$", (root / "README.md").read_text(), flags=re.MULTILINE)

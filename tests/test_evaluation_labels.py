@@ -91,6 +91,7 @@ def test_frame_select_s_record_gives_the_budget_and_the_label_file(run_script, t
         ([[0], [1], [-1]], (), "entry 2 is not a list of ascending frame numbers"),
         ([[0], ["x"], [1]], (), "entry 1"),
         ([[0, 1, 2], [1], [1]], ("--budget", 2), "its longest selection has 3 frames, the budget is 2"),
+        ([[0], [1], [1]], ("--budget", 0), "its longest selection has 1 frames, the budget is 0"),
         ([[], [], []], (), "its longest selection has 0 frames"),
         ({"a": 1}, (), "chosen.json"),
         ([[0], [1], [2]], ("--dataset_name", "videoqa"), "unknown data set"),
@@ -218,6 +219,28 @@ def test_a_new_selection_is_not_read_from_a_cache(tmp_path, monkeypatch):
         merged = merge_selection(labels, [row])
         _, docs = load_task("longvideobench_val_v_aks", monkeypatch, tmp_path, LONGVIDEOBENCH_LABELS=merged)
         assert docs[0]["frame_idx"] == row
+
+
+def test_an_answer_kept_by_use_cache_is_not_taken_for_other_frames(tmp_path, monkeypatch):
+    from lmms_eval.caching.response_cache import ResponseCache
+
+    name = "longvideobench_val_v_aks"
+    labels = write_longvideobench_labels(tmp_path, ["a.mp4"])
+    keys = []
+    for row in ([1, 2], [1, 3], [1, 2]):
+        merged = merge_selection(labels, [row])
+        task, _ = load_task(name, monkeypatch, tmp_path, LONGVIDEOBENCH_LABELS=merged)
+        cache = ResponseCache.create(str(tmp_path / "cache"), task_dict={name: task})
+        keys.append(cache._task_fingerprints[name])  # part of the key of every answer
+    assert keys[0] != keys[1] and keys[0] == keys[2]
+
+
+@pytest.mark.parametrize(("name", "variable"), [("videomme_aks", "VIDEOMME"), ("custom_aks", "CUSTOM")])
+def test_every_task_tells_the_cache_its_entries(tmp_path, monkeypatch, name, variable):
+    fields = {"video": "a.mp4", "duration": "short" if variable == "VIDEOMME" else 3}
+    labels = write_videomme_labels(tmp_path, ["a"], **fields)
+    task, _ = load_task(name, monkeypatch, tmp_path, **{f"{variable}_LABELS": labels})
+    assert task.dump_config()["metadata"] == {"entries_sha256": sha256(labels)}
 
 
 def test_merged_labels_older_than_their_label_file_are_refused(tmp_path, monkeypatch):

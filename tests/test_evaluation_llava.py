@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -557,18 +556,6 @@ def test_a_selection_is_shown_only_under_its_own_digest(llava, checkpoint, label
     evaluate(llava, checkpoint, "use_topk=True", f"frames_digest=sha256-{digest[:16]}")
 
 
-@pytest.mark.parametrize(
-    "flags", [["--use_cache", "kept"], ["--use_cache=kept"], ["-c", "kept"], ["--use", "kept"]]
-)
-def test_cached_answers_need_the_selections_digest(flags, checkpoint, labels, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["lmms_eval", *flags])
-    digest = sha256(labels.with_name("chosen.json"))
-
-    assert "--use_cache does not look at the frames" in refusal(LLAVAS[1], checkpoint, "use_topk=True")
-    LLAVAS[1].create(checkpoint, "use_topk=True", f"frames_digest=sha256-{digest[:16]}")
-    LLAVAS[1].create(checkpoint, "use_topk=False")
-
-
 # The command
 
 
@@ -633,13 +620,6 @@ def test_the_command_fails_on_a_corrupt_video(place, labels, video_folder, tmp_p
 
     done = run_command(LLAVAS[0], place, tmp_path, labels, video_folder)
     assert_failed(done, tmp_path, f"error: question q0: {video}: decoding stops after")
-
-
-def test_the_command_fails_if_cached_answers_might_be_of_other_frames(place, labels, tmp_path):
-    done = run_command(
-        LLAVAS[1], place, tmp_path, labels, place / "videos", flags=("--use_cache", str(tmp_path / "cache"))
-    )
-    assert_failed(done, tmp_path, "error: --use_cache does not look at the frames")
 
 
 def assert_failed(done: subprocess.CompletedProcess, folder: Path, line: str) -> None:

@@ -35,6 +35,25 @@ def test_numbers_times_scores_and_pictures(clips, tmp_path, run_script):
         assert np.abs(difference).mean() < 12  # the frame itself, but for JPEG
 
 
+def test_pictures_of_an_earlier_question_are_replaced_and_nobody_else_s_are_touched(
+    clips, tmp_path, run_script
+):
+    folder = tmp_path / "pictures"
+    command = ["keyframes.py", clips / "one.mp4", "cat", "--images", folder, "--device", "cpu"]
+    assert run_script(*command, "--budget", "5", "--workers", "0").returncode == 0
+    (folder / "mine.jpg").write_bytes(b"mine")
+    done = run_script(*command, "--budget", "2", "--workers", "0")
+    assert done.returncode == 0, done.stderr
+    kept = {f"frame_{int(row.split()[0]):07d}.jpg" for row in done.stdout.splitlines()[1:]}
+    assert len(kept) == 2 and {path.name for path in folder.iterdir()} == {"mine.jpg", *kept}
+
+    Image.new("RGB", (8, 8)).save(folder / "frame_0000007.jpg")
+    done = run_script(*command)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert "frame_0000007.jpg there is no picture of this command's" in done.stderr
+    assert len(list(folder.iterdir())) == 4
+
+
 def test_mistakes_are_one_line(clips, tmp_path, run_script):
     (tmp_path / "text.mp4").write_text("no video")
     for arguments, words in [

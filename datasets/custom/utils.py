@@ -18,6 +18,7 @@ from lmms_eval.tasks.longvideobench.utils import (  # noqa: E402, F401 - the yam
 from evaluation import task  # noqa: E402
 
 dataset_kwargs = task.dataset_kwargs("custom", "test")
+metadata = task.metadata("custom")
 process_docs = task.custom_docs
 
 

@@ -30,6 +30,7 @@ from evaluation.frames import EvaluationError, frame_numbers, read_frames  # noq
 UNIFORM_PICTURES = 16  # upstream's longvideobench_val_i
 
 dataset_kwargs = task.dataset_kwargs("longvideobench", "validation")
+metadata = task.metadata("longvideobench")
 process_docs = task.longvideobench_docs
 process_docs_uniform_pictures = task.longvideobench_docs_with_pictures("uniform")
 process_docs_keyframe_pictures = task.longvideobench_docs_with_pictures("keyframes")

@@ -8,6 +8,7 @@ Needs pyarrow (requirements-dev.txt).
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,26 @@ COLUMNS = (
 )
 
 
+def _text(value: Any) -> str:
+    """A cell that holds text, as bytes too, or an id that was stored as a number."""
+    if isinstance(value, bytes):
+        value = value.decode()
+    if type(value) is int:
+        value = str(value)
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is no text")
+    return value
+
+
+def _texts(value: Any) -> list[str]:
+    """A cell that holds a list of texts, or such a list as JSON text."""
+    if isinstance(value, str | bytes):
+        value = json.loads(value)
+    if not isinstance(value, list):
+        raise ValueError(f"{value!r} is no list")
+    return [_text(item) for item in value]
+
+
 def read_entries(parquet: Path) -> list[dict[str, Any]]:
     """The label entries of a parquet file, in its order.
 
@@ -54,18 +75,22 @@ def read_entries(parquet: Path) -> list[dict[str, Any]]:
         entries = pyarrow.parquet.read_table(parquet, columns=list(COLUMNS)).to_pylist()
     except FileNotFoundError:
         raise errors.UserError(f"{parquet}: file not found") from None
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         line = str(error).splitlines()[0]
         raise errors.UserError(f"{parquet}: cannot be read as parquet: {line}") from None
     if not entries:
         raise errors.UserError(f"{parquet}: holds no questions")
     first_use: dict[str, int] = {}
     for index, entry in enumerate(entries):
+        for column in COLUMNS:
+            if entry[column] in (None, "", b"", []):
+                raise errors.UserError(f"{parquet}: row {index} has no {column!r}")
+            try:
+                entry[column] = (_texts if column == "options" else _text)(entry[column])
+            except (ValueError, RecursionError) as error:
+                raise errors.UserError(f"{parquet}: row {index}, {column!r}: {error}") from None
         if first_use.setdefault(entry["question_id"], index) != index:
             raise errors.UserError(f"{parquet}: row {index} repeats question_id {entry['question_id']!r}")
-        empty = [column for column in COLUMNS if entry[column] in (None, "", [])]
-        if empty:
-            raise errors.UserError(f"{parquet}: row {index} has no {empty[0]!r}")
     return [{column: entry[column] for column in COLUMNS} for entry in entries]
 
 

@@ -37,6 +37,7 @@ HEADING = "This video's subtitles are listed below: \n"  # upstream's
 NO_SUBTITLES = "No subtitles available"  # upstream's
 
 dataset_kwargs = task.dataset_kwargs("videomme", "test")
+metadata = task.metadata("videomme")
 
 
 def process_docs(dataset: Any) -> Any:
