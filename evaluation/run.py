@@ -368,6 +368,10 @@ def task_environment(args: argparse.Namespace, label_file: Path, labels: LabelSe
         "LMMS_EVAL_PLUGINS": "evaluation",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         "FORCE_QWENVL_VIDEO_READER": "decord",  # the same reader for uniform frames and keyframes
+        # torchvision's reader of picture files, which nothing here uses, does not load beside a CPU torch.
+        "PYTHONWARNINGS": ",".join(
+            filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:Failed to load image Python extension"])
+        ),
         f"AKS_{name}_LABELS": str(label_file.absolute()),
         f"AKS_{name}_VIDEOS": str(videos.absolute()),
     }

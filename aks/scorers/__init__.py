@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -144,6 +145,9 @@ def create_scorer(
     # cuDNN's convolutions would round float32 to TF32's 10 bits, and scores differ from a CPU's by 2e-4.
     torch.backends.cudnn.allow_tf32 = False
     module, cls = scorers[name]
+    # transformers and LAVIS import torchvision, whose reader of picture files does not load beside a CPU
+    # build of torch; nothing here uses it.
+    warnings.filterwarnings("ignore", message="Failed to load image Python extension")
     scorer_class = getattr(importlib.import_module(module), cls)
     accepted = inspect.signature(scorer_class.__init__).parameters
     for option in options:
