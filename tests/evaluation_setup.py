@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import forkserver
 import numpy as np
 import pytest
 from media import write_video
@@ -238,7 +239,8 @@ def run_lmms_eval(
     }
     there = env.get("PYTHONPATH")
     env["PYTHONPATH"] = os.pathsep.join(map(str, [*python_path, STARTUP, ROOT, *([there] if there else [])]))
-    command = [sys.executable, "-m", "lmms_eval", "--model", model, "--model_args", model_args]
+    command = [forkserver.python("lmms_eval"), "-m", "lmms_eval"]
+    command += ["--model", model, "--model_args", model_args]
     command += ["--tasks", task, "--include_path", str(ROOT / "datasets"), "--batch_size", "1"]
     command += ["--device", "cpu", "--log_samples", "--output_path", str(output), *flags]
     return subprocess.run(
