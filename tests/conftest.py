@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forkserver
 import pytest
 import torch
 from media import write_video
@@ -31,14 +32,19 @@ def reference() -> Path:
 
 @pytest.fixture
 def run_script():
-    """Run a script of the project as a user would; returns the finished process, text decoded."""
+    """Run a script of the project as a user would; returns the finished process, text decoded.
 
-    def run(*arguments, cwd: Path = ROOT, **options) -> subprocess.CompletedProcess:
+    A fork server runs it, or with ``fresh=True`` an interpreter that starts anew; ``kind`` is the server's.
+    """
+
+    def run(
+        *arguments, cwd: Path = ROOT, fresh: bool = False, kind: str = "torch", **options
+    ) -> subprocess.CompletedProcess:
         first, *rest = map(str, arguments)
         command = [first, *rest] if first == "-m" else [str(ROOT / first), *rest]
         env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
         return subprocess.run(
-            [sys.executable, *command],
+            [sys.executable if fresh else forkserver.python(kind), *command],
             cwd=cwd,
             env=env,
             text=True,

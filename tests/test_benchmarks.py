@@ -178,7 +178,11 @@ def test_the_official_parquet_becomes_the_published_label_file(tmp_path, referen
     table = pyarrow.Table.from_pylist(json.loads(published.read_text()))
     pyarrow.parquet.write_table(table, tmp_path / "test.parquet")
     done = run_script(
-        "datasets/videomme/make_labels.py", tmp_path / "test.parquet", "--output", tmp_path / "videomme.json"
+        "datasets/videomme/make_labels.py",
+        tmp_path / "test.parquet",
+        "--output",
+        tmp_path / "videomme.json",
+        fresh=True,
     )
     assert done.returncode == 0, done.stderr
     assert "2700 questions on 900 videos" in done.stdout
