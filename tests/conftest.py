@@ -22,6 +22,26 @@ ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = Path(os.environ.get("AKS_REFERENCE_DATA", ROOT.parent / "shared/reference/data"))
 
 
+# Files whose tests share what is expensive: checkpoints, a Ray cluster, evaluations, a server that forks.
+TOGETHER = (
+    "blip_lavis",
+    "evaluation_llava",
+    "evaluation_qwen",
+    "evaluation_scripts",
+    "features",
+    "lavis_cli",
+)
+TOGETHER += ("ray", "sevila")
+
+
+def pytest_collection_modifyitems(items):
+    """One of several pytest processes runs all tests of such a file (``--dist loadgroup``)."""
+    for item in items:
+        name = item.path.stem.removeprefix("test_")
+        if name in TOGETHER:
+            item.add_marker(pytest.mark.xdist_group(name))
+
+
 @pytest.fixture(scope="session")
 def reference() -> Path:
     """Folder with the real label files and the released selections; not part of the project."""
