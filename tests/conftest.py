@@ -30,8 +30,9 @@ TOGETHER = (
     "evaluation_scripts",
     "features",
     "lavis_cli",
+    "ray",
+    "sevila",
 )
-TOGETHER += ("ray", "sevila")
 
 
 def pytest_collection_modifyitems(items):
