@@ -35,6 +35,7 @@ TOGETHER = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist then reads the marks
 def pytest_collection_modifyitems(items):
     """One of several pytest processes runs all tests of such a file (``--dist loadgroup``)."""
     for item in items:
