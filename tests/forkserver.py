@@ -19,6 +19,7 @@ import json
 import os
 import runpy
 import select
+import shutil
 import socket
 import subprocess
 import sys
@@ -63,6 +64,7 @@ def python(kind: str) -> str:
         env={
             **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
             "OMP_NUM_THREADS": "1",
+            "HF_DATASETS_CACHE": str(folder / "datasets"),  # read when the library is imported
             "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # CUDA asked otherwise cannot be used in a fork
         },
     )
@@ -101,6 +103,7 @@ def serve(listener: socket.socket, modules: tuple[str, ...]) -> None:
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
+    shutil.rmtree(Path(listener.getsockname()).parent, ignore_errors=True)
 
 
 def run(connection: socket.socket) -> None:

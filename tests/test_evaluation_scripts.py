@@ -23,7 +23,7 @@ from evaluation_setup import (
     write_numbered_video,
     write_videomme_labels,
 )
-from llava_setup import PYTHON_PATH, write_checkpoint
+from llava_setup import LLAVA_NEXT, PYTHON_PATH, write_checkpoint
 from qwen_setup import QWEN2, QWEN2_5
 from qwen_setup import write_checkpoint as write_qwen_checkpoint
 from safetensors.numpy import save_file
@@ -65,10 +65,11 @@ def environment(world: Path, python: str | None = None, **overrides: object) -> 
 
     Args:
         world: with the caches.
-        python: the Python that scripts start, and what they start; a fork server's, where none is given.
+        python: the Python that scripts start, and what they start; where none is given, a fork server's, but
+            that has another cache of the hub than LLaVA-NeXT's vision tower is in.
         overrides: further variables.
     """
-    python = python or forkserver.python("lmms_eval")
+    python = python or (sys.executable if LLAVA_NEXT else forkserver.python("lmms_eval"))
     return {
         **os.environ,
         "PATH": os.pathsep.join([str(Path(python).parent), os.environ["PATH"]]),
