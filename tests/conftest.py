@@ -35,13 +35,11 @@ TOGETHER = (
 )
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist then reads the marks
-def pytest_collection_modifyitems(items):
+def pytest_itemcollected(item):
     """One of several pytest processes runs all tests of such a file (``--dist loadgroup``)."""
-    for item in items:
-        name = item.path.stem.removeprefix("test_")
-        if name in TOGETHER:
-            item.add_marker(pytest.mark.xdist_group(name))
+    name = item.path.stem.removeprefix("test_")
+    if name in TOGETHER:
+        item.add_marker(pytest.mark.xdist_group(name))
 
 
 @pytest.fixture(scope="session")
