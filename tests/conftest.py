@@ -22,24 +22,30 @@ ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = Path(os.environ.get("AKS_REFERENCE_DATA", ROOT.parent / "shared/reference/data"))
 
 
-# Files whose tests share what is expensive: checkpoints, a Ray cluster, evaluations, a server that forks.
-TOGETHER = (
-    "blip_lavis",
-    "evaluation_llava",
-    "evaluation_qwen",
-    "evaluation_scripts",
-    "features",
-    "lavis_cli",
-    "ray",
-    "sevila",
-)
+# Files whose tests share what is expensive: checkpoints, a Ray cluster, evaluations, a fork server.
+TOGETHER = {
+    "test_blip_lavis",
+    "test_evaluation_llava",
+    "test_evaluation_qwen",
+    "test_evaluation_scripts",
+    "test_features",
+    "test_lavis_cli",
+    "test_ray",
+    "test_sevila",
+}
 
 
-def pytest_itemcollected(item):
-    """One of several pytest processes runs all tests of such a file (``--dist loadgroup``)."""
-    name = item.path.stem.removeprefix("test_")
-    if name in TOGETHER:
-        item.add_marker(pytest.mark.xdist_group(name))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With several pytest processes, one runs such a file as a whole; these come first, then test by test."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            return file if Path(file).stem in TOGETHER else nodeid
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")
