@@ -1,22 +1,31 @@
 # Makes the project's virtual environment and puts it first on PATH. Sourced by demo.sh and test.sh; for a shell
 # of your own: source environment.sh
 #
-#   environment_for FILE...   make .venv once and install the requirement files that changed since;
-#                             a file given as nodeps:FILE is installed without its dependencies.
+#   environment_for FILE...   make .venv once and install the requirement files of which they or constraints.txt
+#                             changed since; a file given as nodeps:FILE is installed without its dependencies.
+#                             What pip prints goes to .venv/pip.log: it complains about packages that were
+#                             installed without dependencies on purpose.
 #
-# AKS_PYTHON names the Python to use (default: python3.11 or newer on PATH).
+# Python 3.11 is what the project is tried with; AKS_PYTHON names one elsewhere, or a newer one.
 
 environment_root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+environment_log=$environment_root/.venv/pip.log
 
 environment_python() {
     local candidate
-    for candidate in ${AKS_PYTHON:-python3.11 python3.12 python3.13 python3}; do
-        if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+    if [ -n "${AKS_PYTHON:-}" ]; then
+        "$AKS_PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null &&
+            command -v "$AKS_PYTHON" && return
+        echo "error: AKS_PYTHON=$AKS_PYTHON: not a Python of version 3.11 or newer" >&2
+        return 1
+    fi
+    for candidate in python3.11 python3; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then
             command -v "$candidate"
             return
         fi
     done
-    echo "error: no Python 3.11 to 3.13 found; install one or name it: AKS_PYTHON=/path/to/python3.11" >&2
+    echo "error: no Python 3.11 found; install it, or name a newer one, which is not tried: AKS_PYTHON=python3.13" >&2
     return 1
 }
 
@@ -38,37 +47,45 @@ environment_create() {
     fi
 }
 
+# Installs one file. By these variables, unlike by --constraint, constraints.txt also holds where pip builds a
+# source package: older versions of pip read the first there, newer ones the second. They split it at spaces,
+# hence the relative path.
+environment_install() {
+    (cd "$environment_root" && PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
+        .venv/bin/python -m pip install --disable-pip-version-check --no-input "$@") >>"$environment_log" 2>&1
+}
+
 environment_for() {
-    local root=$environment_root entry file stamp options
+    local root=$environment_root entry file options count=0 stale=()
     if [ ! -x "$root/.venv/bin/python" ] || ! "$root/.venv/bin/python" -c '' 2>/dev/null; then
         environment_create || return 1
     fi
     for entry in "$@"; do
-        options=(); file=$entry
-        case $entry in nodeps:*) options=(--no-deps); file=${entry#nodeps:} ;; esac
-        stamp=$root/.venv/installed-$file
-        if cmp -s "$root/$file" "$stamp"; then continue; fi
-        echo "installing $file" >&2
-        "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-            ${options[@]+"${options[@]}"} -r "$root/$file" || {
-            echo "error: $file could not be installed; see pip's message above" >&2
+        file=${entry#nodeps:}
+        # A new constraints.txt may change what any of the files brings along.
+        cat "$root/$file" "$root/constraints.txt" | cmp -s - "$root/.venv/installed-$file" || stale+=("$entry")
+    done
+    for entry in ${stale[@]+"${stale[@]}"}; do
+        options=(); file=${entry#nodeps:}
+        if [ "$entry" != "$file" ]; then options=(--no-deps); fi
+        count=$((count + 1))
+        echo "installing $count of ${#stale[@]}: $file" >&2
+        environment_install ${options[@]+"${options[@]}"} -r "$file" || {
+            tail -n 20 "$environment_log" >&2
+            echo "error: $file could not be installed; above the end of pip's output, all of it: $environment_log" >&2
             return 1
         }
-        cp "$root/$file" "$stamp"
+        cat "$root/$file" "$root/constraints.txt" >"$root/.venv/installed-$file"
     done
     # Not by its activate script, which names the folder the environment was made in.
     export VIRTUAL_ENV="$root/.venv" PATH="$root/.venv/bin:$PATH"
 }
 
-# torchvision fitting the installed torch, for LAVIS. Its metadata pins torch, so without dependencies;
-# 0.28.0 goes with torch 2.13.0 but imports only beside a CUDA build, 0.16.2's transforms work anywhere.
+# torchvision fitting the installed torch, for LAVIS and lmms-eval.
 environment_torchvision() {
-    local version=0.16.2
-    if [ -n "$(python -c 'import torch; print(torch.version.cuda or "")')" ]; then version=0.28.0; fi
-    python -c "import importlib.metadata as m, sys; sys.exit(m.version('torchvision') != '$version')" \
-        2>/dev/null && return
-    echo "installing torchvision $version" >&2
-    python -m pip install --quiet --disable-pip-version-check --no-deps "torchvision==$version"
+    local build=cpu
+    if [ -n "$(python -c 'import torch; print(torch.version.cuda or "")')" ]; then build=cuda; fi
+    environment_for "nodeps:requirements-torchvision-$build.txt"
 }
 
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then

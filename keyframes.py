@@ -6,12 +6,11 @@ python keyframes.py talk.mp4 "When does the speaker show a bicycle?" --budget 8 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from aks import errors
-from aks.cli import check_workers, default_workers
+from aks.cli import add_worker_flags, count_workers
 from aks.selection import STRATEGIES
 
 
@@ -32,17 +31,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--checkpoint", help="weights: a hub name or a folder (default: the model's own)")
     parser.add_argument("--device", help="cuda, cuda:N or cpu (default: cuda where there is one)")
-    parser.add_argument(
-        "--workers",
-        type=int,
-        help="decoding processes; 0 decodes in the main process (default: cores - 1, from 1 to 16)",
-    )
-    parser.add_argument(
-        "--video_timeout",
-        type=float,
-        metavar="SECONDS",
-        help="of decoding, then it is given up; needs workers (default: 60 + 4 x the video's length)",
-    )
+    add_worker_flags(parser)
     return parser.parse_args()
 
 
@@ -58,9 +47,7 @@ def main() -> None:
     if not args.question.strip():
         raise errors.UserError("the question is empty; say what to look for")
 
-    check_workers(args)
-    cores = len(os.sched_getaffinity(0))
-    workers = default_workers(cores) if args.workers is None else args.workers
+    workers = count_workers(args)
 
     import torch
     from PIL import Image

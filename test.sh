@@ -3,12 +3,12 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 source ./environment.sh
-# What is installed without dependencies comes last, or pip complains about it.
 environment_for requirements.txt requirements-dev.txt requirements-lavis.txt requirements-eval.txt \
     requirements-ray.txt \
     nodeps:requirements-conse.txt nodeps:requirements-dev-nodeps.txt nodeps:requirements-lavis-nodeps.txt \
     nodeps:requirements-eval-nodeps.txt
 environment_torchvision
+python check_environment.py
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 ruff check .
 ruff format --check .

@@ -18,6 +18,14 @@ from typing import Any
 from aks.errors import UserError
 
 Evidence = tuple[float, float]  # first and last position, equal for a single point
+# First bytes of compressed files.
+COMPRESSED = {
+    "gzip": b"\x1f\x8b",
+    "zip": b"PK\x03\x04",
+    "bzip2": b"BZh",
+    "xz": b"\xfd7zXZ",
+    "zstd": b"(\xb5/\xfd",
+}
 
 
 @dataclass(frozen=True)
@@ -71,8 +79,8 @@ class LabelSet:
     questions: list[Question] = field(repr=False)
 
     def video_path(self, video: str) -> Path:
-        """Where a question's video lies (an absolute name stays as it is)."""
-        return self.video_root / video
+        """Where a question's video lies (an absolute name stays as it is), see :func:`find_video`."""
+        return find_video(self.dataset, self.video_root, video)
 
     def check_videos(self) -> None:
         """Refuse to look for every single video where their folder is not there.
@@ -97,10 +105,8 @@ class LabelSet:
 class _Entry:
     """One label entry with checked access; every complaint names file, entry and field."""
 
-    def __init__(self, path: Path, index: int, data: Any) -> None:
+    def __init__(self, path: Path, index: int, data: dict[str, Any]) -> None:
         self.where = f"{path}: entry {index}"
-        if not isinstance(data, dict):
-            raise UserError(f"{self.where} is {type(data).__name__}, not an object; give it named fields")
         if isinstance(data.get("id", data.get("question_id")), str | int):
             self.where += f" (id {data.get('id', data.get('question_id'))})"
         self.data = data
@@ -149,6 +155,10 @@ class _Entry:
             raise self.fail(f"answer {value!r} is no index, letter or text of its {len(options)} options")
         return found
 
+    def group(self, key: str) -> str:
+        value = self.data.get(key)
+        return "-" if value is None else str(value)
+
     def evidence(self, key: str) -> tuple[Evidence, ...]:
         """A list of positions, or of [first, last] pairs, as pairs."""
         value = self.data.get(key)
@@ -188,7 +198,7 @@ def _longvideobench(index: int, entry: _Entry) -> Question:
         answer=entry.choice(entry.data.get("correct_choice"), options),
         options_prompt=_lettered(options),
         duration_s=entry.number("duration"),
-        group=str(entry.data.get("duration_group", "-")),
+        group=entry.group("duration_group"),
         evidence_frames=entry.evidence("position"),
     )
 
@@ -203,7 +213,7 @@ def _videomme(index: int, entry: _Entry) -> Question:
         options=options,
         answer=entry.choice(entry.data.get("answer"), options),
         options_prompt="".join(options),
-        group=str(entry.data.get("duration", "-")),
+        group=entry.group("duration"),
     )
 
 
@@ -221,7 +231,7 @@ def _custom(index: int, entry: _Entry) -> Question:
         answer=entry.choice(entry.data.get("answer"), options),
         options_prompt=_lettered(options),
         duration_s=entry.number("duration"),
-        group=str(entry.data.get("group", "-")),
+        group=entry.group("group"),
         evidence_frames=entry.evidence("evidence_frames"),
         evidence_times_s=entry.evidence("evidence_times"),
     )
@@ -236,13 +246,30 @@ class _Format:
     label_name: str | None
     video_folder: str
     parse: Callable[[int, _Entry], Question]
+    endings: tuple[str, ...] = ()  # in which a video may come, whatever ending its name has
 
 
 DATASETS: dict[str, _Format] = {
     "longvideobench": _Format("lvb_val.json", "videos", _longvideobench),
-    "videomme": _Format("videomme.json", "data", _videomme),
+    "videomme": _Format("videomme.json", "data", _videomme, (".mp4", ".MP4", ".mkv")),
     "custom": _Format(None, "", _custom),
 }
+
+
+def find_video(dataset: str, folder: Path, name: str) -> Path:
+    """Where a video lies: VideoMME's labels give no ending, so that it may be any that upstream allows.
+
+    Args:
+        dataset: name of the data set.
+        folder: of its videos.
+        name: of the video, as in :class:`Question`.
+
+    Returns:
+        The first file that is there; where none is, the path under the name itself.
+    """
+    path = folder / name
+    places = (path.with_suffix(ending) for ending in DATASETS[dataset].endings)
+    return next((place for place in places if place.is_file()), path)
 
 
 def load_labels(
@@ -255,8 +282,7 @@ def load_labels(
             (``videomme.json``, videos under ``data/``) or ``custom`` (needs ``label_file``).
         dataset_path: the data set's folder; None means ``./datasets/<dataset>``, and for ``custom``
             the label file's own folder.
-        label_file: a label file to read instead of the data set's usual one; ``.jsonl`` holds one
-            entry a line, anything else one JSON list.
+        label_file: a label file to read instead of the data set's usual one, see :func:`read_entries`.
 
     Raises:
         UserError: unknown data set, file missing, not JSON, or a bad entry (named by index).
@@ -285,8 +311,6 @@ def load_labels(
             )
         first_use[question.id] = index
         questions.append(question)
-    if not questions:
-        raise UserError(f"{path}: holds no entries")
     return LabelSet(
         dataset=dataset,
         path=path,
@@ -294,6 +318,17 @@ def load_labels(
         video_root=Path(dataset_path) / form.video_folder,
         questions=questions,
     )
+
+
+def read_entries(path: Path) -> list[dict[str, Any]]:
+    """The entries of a label file: of ``.jsonl`` one a line, of any other a JSON list of them.
+
+    NaN and infinity, which pandas writes where a value is missing, are read as null.
+
+    Raises:
+        UserError: missing, empty, compressed, not UTF-8, not JSON, or not such a list; says which.
+    """
+    return _parse_entries(path, _read_bytes(path))
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -305,25 +340,55 @@ def _read_bytes(path: Path) -> bytes:
         raise UserError(f"{path}: cannot read the label file: {error.strerror}") from None
 
 
-def _parse_entries(path: Path, raw: bytes) -> list[Any]:
+def _parse_entries(path: Path, raw: bytes) -> list[dict[str, Any]]:
+    for name, magic in COMPRESSED.items():
+        if raw.startswith(magic):
+            raise UserError(f"{path}: compressed ({name}); unpack it first")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    if path.suffix == ".jsonl":
-        entries = []
-        for number, line in enumerate(text.split("\n"), start=1):
-            if not line.strip():
-                continue
-            try:
-                entries.append(json.loads(line))
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}: line {number} is not JSON: {error}") from None
-        return entries
+    if not text.strip():
+        raise UserError(f"{path}: empty; it must hold a JSON list of entries")
+    is_lines = path.suffix.lower() == ".jsonl"
+    if is_lines and text.lstrip().startswith("["):
+        raise UserError(f"{path}: holds a JSON list, not one entry a line; give it the ending .json")
+    entries = _parse_lines(path, text) if is_lines else _parse_list(path, text)
+    if not entries:
+        raise UserError(f"{path}: holds no entries")
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            raise UserError(
+                f"{path}: entry {index} is {type(entry).__name__}, not an object; give it named fields"
+            )
+    return entries
+
+
+def _parse_lines(path: Path, text: str) -> list[Any]:
+    entries = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            entries.append(_parse_json(line))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}: line {number} is not JSON: {error}") from None
+    return entries
+
+
+def _parse_list(path: Path, text: str) -> list[Any]:
     try:
-        entries = json.loads(text)
+        entries = _parse_json(text)
     except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
+        if text.lstrip().startswith("{") and getattr(error, "msg", "") == "Extra data":
+            raise UserError(f"{path}: holds one entry a line; give it the ending .jsonl") from None
         raise UserError(f"{path}: not JSON: {error}") from None
     if not isinstance(entries, list):
-        raise UserError(f"{path}: holds {type(entries).__name__}, not a list of entries")
+        raise UserError(
+            f"{path}: holds {type(entries).__name__}, not a list of entries (one a line: name it .jsonl)"
+        )
     return entries
+
+
+def _parse_json(text: str) -> Any:
+    return json.loads(text, parse_constant=lambda _: None)

@@ -12,6 +12,7 @@ HEVC     IDR, CRA, BLA                      all before it, but for ``_N`` ones o
 AV1      shown key frames                   those in the slots that its header names
 MPEG-4   I-VOPs                             all before it, but for B-VOPs
 VP8, 9   key frames                         all before it (each adapts the next one's coding)
+JPEG...  every picture                      none (all codecs that FFmpeg calls intra-only)
 =======  =================================  =====================================================
 """
 
@@ -39,27 +40,33 @@ class Look(NamedTuple):
         writes: slots that this picture is put into.
         parameters: headers in the packet that hold for more than this picture, and are not in the
             stream's global header.
+        counted: the picture's own number follows from the pictures before it. Where it does not, a decoder
+            makes pictures up for those that seem to be missing: then none may be left out.
     """
 
     entry: bool
     reads: int
     writes: int
     parameters: bytes = b""
+    counted: bool = True
 
 
 Inspector = Callable[[memoryview], Look]
 
 
-def inspector(codec: str, extradata: bytes | None) -> Inspector:
+def inspector(codec: str, extradata: bytes | None, intra_only: bool = False) -> Inspector:
     """A function that looks at the packets of a stream, which it must be shown one after the other.
 
     Args:
         codec: FFmpeg's name of the codec.
         extradata: the stream's global header.
+        intra_only: whether FFmpeg says that its pictures are never predicted from others.
 
     Raises:
         Unclear: the codec is none of those above, or is not packed as in MP4 and Matroska files.
     """
+    if intra_only:
+        return lambda packet: _chained(True, False)
     if codec not in _INSPECTORS:
         raise Unclear(f"codec {codec}")
     return _INSPECTORS[codec](extradata or b"")
@@ -74,27 +81,71 @@ def _chained(entry: bool, referenced: bool, parameters: bytes = b"") -> Look:
 
 
 def _h264(extradata: bytes) -> Inspector:
-    """ITU-T H.264, 7.3.1 and table 7-1; the packing is ISO/IEC 14496-15's."""
+    """ITU-T H.264, 7.3.1, 7.3.3 (frame_num) and table 7-1; the packing is ISO/IEC 14496-15's."""
     length_bytes = _length_bytes(extradata, 4)
+    # Parameter sets stand in the global header, or only in front of the first picture.
+    fields = _h264_frame_num(memoryview(extradata)[8:]) if extradata[5] & 31 else None
+    last = 0  # frame_num of the last picture that others may be predicted from
 
     def look(packet: memoryview) -> Look:
+        nonlocal fields, last
         entry = referenced = picture = False
+        counted = True
         parameters = b""
         for unit in _units(packet, length_bytes):
             kind = unit[0] & 31
             if kind in (1, 5):  # a slice, of an IDR picture if 5
+                if fields is None:
+                    raise Unclear("a picture before its parameters")
+                bits = _Bits(unit[1:20], escaped=True)
+                is_first = bits.exp_golomb() == 0
+                bits.exp_golomb()  # slice_type
+                bits.exp_golomb()  # pic_parameter_set_id
+                bits.take(fields[0])
+                frame_num = bits.take(fields[1])
+                expected = 0 if kind == 5 else (last + 1) % (1 << fields[1])
+                counted &= is_first != picture and frame_num == expected
                 picture = True
                 entry |= kind == 5
                 referenced |= bool(unit[0] & 0x60)
             elif kind in (7, 8, 13, 15):
                 parameters += _news(unit, extradata)
+                if kind == 7:
+                    fields = _h264_frame_num(unit)
             elif kind not in (6, 9, 12):  # supplemental information, delimiters, filler
                 referenced = True
         if not picture:
             raise Unclear("a packet without a picture")
-        return _chained(entry, referenced, parameters)
+        if referenced:
+            last = frame_num
+        return _chained(entry, referenced, parameters)._replace(counted=counted)
 
     return look
+
+
+def _h264_frame_num(sequence: memoryview) -> tuple[int, int]:
+    """Of a sequence parameter set (7.3.2.1.1): bits before each slice's frame_num, and bits that it takes."""
+    bits = _Bits(sequence[1:400], escaped=True)
+    profile = bits.take(8)
+    bits.take(16)  # constraints, level
+    bits.exp_golomb()  # its number
+    colour_plane_bits = 0
+    if profile in (44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 244):
+        chroma = bits.exp_golomb()
+        if chroma == 3:
+            colour_plane_bits = 2 * bits.take(1)
+        bits.exp_golomb()  # bit depths
+        bits.exp_golomb()
+        bits.take(1)
+        if bits.take(1):  # scaling matrices
+            for index in range(12 if chroma == 3 else 8):
+                scale = 8 * bits.take(1)
+                for _ in range(16 if index < 6 else 64):
+                    if scale % 256 == 0:
+                        break
+                    step = bits.exp_golomb()
+                    scale += (step + 1) // 2 if step % 2 else -(step // 2)
+    return colour_plane_bits, bits.exp_golomb() + 4
 
 
 def _hevc(extradata: bytes) -> Inspector:
@@ -209,7 +260,7 @@ class _Av1Sequence:
     def __init__(self, unit: memoryview) -> None:
         self.unit = bytes(unit)
         self._key_slots = 0  # those that hold key frames
-        bits = _Bits(unit)
+        bits = _Bits(unit[:32])
         bits.take(3)  # profile
         if bits.take(2):
             raise Unclear("an AV1 still picture")
@@ -241,7 +292,7 @@ class _Av1Sequence:
 
     def frame(self, unit: memoryview) -> Look:
         """What the header of the next frame tells."""
-        bits = _Bits(unit)
+        bits = _Bits(unit[:32])
         if bits.take(1):  # only shows what a slot holds; of a key frame, that goes into all of them
             slot = 1 << bits.take(3)
             return self._look(slot, ALL_SLOTS if slot & self._key_slots else 0, key=True)
@@ -278,8 +329,10 @@ class _Av1Sequence:
 class _Bits:
     """The first bits of a header, one field after the other."""
 
-    def __init__(self, data: memoryview) -> None:
-        head = bytes(data[:32])
+    def __init__(self, data: memoryview, escaped: bool = False) -> None:
+        head = bytes(data)
+        if escaped:  # H.264 puts a 3 behind two zeros
+            head = head.replace(b"\0\0\3", b"\0\0")
         self._value, self._left = int.from_bytes(head, "big"), 8 * len(head)
 
     def take(self, count: int) -> int:
@@ -287,6 +340,11 @@ class _Bits:
         if self._left < 0:
             raise Unclear("damaged header")
         return (self._value >> self._left) & ((1 << count) - 1)
+
+    def exp_golomb(self) -> int:
+        """An unsigned number of variable length (ITU-T H.264, 9.1)."""
+        zeros = self._left - (self._value & ((1 << self._left) - 1)).bit_length()
+        return self.take(2 * zeros + 1) - 1
 
 
 # The rest: one picture a packet, told by its first byte or by a start code.

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from aks.errors import UserError
-from aks.outscores import RunFolder, host_identity, read_json, write_json
+from aks.outscores import RunFolder, host_identity, read_json, server_time, write_json
 
 RENEWED_S = 60.0
 VOID_AFTER_S = 300.0
@@ -132,11 +132,7 @@ class Claims:
         if claim.get("host") == host_identity():
             return claim.get("started") is not None and _started(claim.get("pid")) == claim["started"]
         try:
-            # Both times by the clock of the file system's server.
-            clock = path.with_name(f".clock-{self._token}")
-            clock.touch()
-            age = clock.stat().st_mtime - path.stat().st_mtime
-            clock.unlink()
+            age = server_time(path.parent) - path.stat().st_mtime
         except OSError:
             return False
         return age < VOID_AFTER_S

@@ -64,17 +64,7 @@ def parser(description: str | None, output: str) -> argparse.ArgumentParser:
         "--batch_size", type=int, help="frames encoded at a time (default: 16; on a GPU what fits, up to 128)"
     )
     made.add_argument("--decoder", default="auto", help="auto, decord or pyav")
-    made.add_argument(
-        "--workers",
-        type=int,
-        help="decoding processes; 0 decodes in the main process (default: cores - 1, from 1 to 16)",
-    )
-    made.add_argument(
-        "--video_timeout",
-        type=float,
-        metavar="SECONDS",
-        help="of decoding a video, then it is given up; needs workers (default: 60 + 4 x its length)",
-    )
+    add_worker_flags(made)
     made.add_argument(
         "--on_corrupt",
         default="skip",
@@ -95,6 +85,21 @@ def parser(description: str | None, output: str) -> argparse.ArgumentParser:
     return made
 
 
+def add_worker_flags(made: argparse.ArgumentParser) -> None:
+    """How many processes decode, and how long they may."""
+    made.add_argument(
+        "--workers",
+        type=int,
+        help="decoding processes; 0 decodes in the main process (default: cores - 1, from 1 to 16)",
+    )
+    made.add_argument(
+        "--video_timeout",
+        type=float,
+        metavar="SECONDS",
+        help="of decoding a video, then it is given up; needs workers (default: 60 + 4 x its length)",
+    )
+
+
 def load_question_set(args: argparse.Namespace) -> LabelSet:
     """Check the plain flags, then read the label file."""
     reading(args)
@@ -109,26 +114,25 @@ def reading(args: argparse.Namespace) -> dict[str, Any]:
     """
     if args.batch_size is not None and args.batch_size < 1:
         raise UserError(f"--batch_size {args.batch_size}: must be 1 or more")
-    check_workers(args)
+    workers = count_workers(args)
     if args.on_corrupt not in ON_CORRUPT:
         raise UserError(f"--on_corrupt {args.on_corrupt}: use one of {', '.join(ON_CORRUPT)}")
     _check_engine(args)
-    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return {
         "decoder": args.decoder,
         "batch_frames": args.batch_size,
-        "workers": default_workers(cores) if args.workers is None else args.workers,
+        "workers": workers,
         "video_timeout": args.video_timeout,
         "on_corrupt": args.on_corrupt,
         "shard": shard(args),
     }
 
 
-def check_workers(args: argparse.Namespace) -> None:
-    """Refuse numbers of processes, and time limits, that cannot be.
+def count_workers(args: argparse.Namespace) -> int:
+    """How many processes decode, by :func:`add_worker_flags` or this machine's cores.
 
     Raises:
-        UserError: says which.
+        UserError: a number, or a time limit, that cannot be.
     """
     if args.workers is not None and args.workers < 0:
         raise UserError(f"--workers {args.workers}: must be 0 or more")
@@ -136,6 +140,8 @@ def check_workers(args: argparse.Namespace) -> None:
         raise UserError(f"--video_timeout {args.video_timeout:g}: must be a number of seconds above 0")
     if args.video_timeout is not None and args.workers == 0:
         raise UserError("--video_timeout needs --workers 1 or more: only a process of its own can be ended")
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return default_workers(cores) if args.workers is None else args.workers
 
 
 def default_workers(cores: int) -> int:

@@ -26,8 +26,6 @@ from aks.video import Frames, Video, estimate_candidates
 
 PARTIAL = "partial"
 SLOTS = 2  # batches a decoding process may be ahead of the model
-AHEAD_BYTES = 2**28  # that this process may grow by what decord decodes ahead while it waits for the model
-TICK_S = 0.05  # how often that is looked at
 CHUNK_FRAMES = 4  # decoded frames held at a time: 100 MB at 4K
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
@@ -43,6 +41,7 @@ class Header:
         decoder: which reader decodes it.
         count: number of candidate frames.
         is_divisible: whether several processes may decode a part each.
+        is_edited: whether frames are numbered as a player shows them, not as decord counts them.
     """
 
     fps: float
@@ -51,6 +50,7 @@ class Header:
     decoder: str
     count: int
     is_divisible: bool = False
+    is_edited: bool = False
 
     @property
     def duration_s(self) -> float:
@@ -78,7 +78,7 @@ class Batch:
 
 
 @dataclass
-class Part:
+class Span:
     """Candidates of a video to decode, by their places: from ``first`` up to ``stop``, None for the end.
 
     ``stop`` may be lowered while they are decoded. Both lie between batches.
@@ -136,15 +136,17 @@ def describe(video: Video) -> Header:
             f"{video.stride_frames}"
         )
     size = file_bytes(video.path)
-    return Header(video.fps, video.num_frames, size, video.decoder, count, video.is_divisible)
+    return Header(
+        video.fps, video.num_frames, size, video.decoder, count, video.is_divisible, video.is_edited
+    )
 
 
-# Gives the array that the next batch's inputs are put into; a video that has to wait for it should rest.
-Room = Callable[[Video], np.ndarray]
+# Gives the array that the next batch's inputs are put into.
+Room = Callable[[], np.ndarray]
 
 
 def decode(
-    path: Path, manner: Manner, room: Room, part: Part | None = None
+    path: Path, manner: Manner, room: Room, span: Span | None = None
 ) -> Iterator[Header | Batch | Done]:
     """Decode a video: a header, batches, the end.
 
@@ -152,12 +154,12 @@ def decode(
         path: the video.
         manner: how.
         room: see :data:`Room`.
-        part: only these candidates, of a divisible video; None for all.
+        span: only these candidates, of a divisible video; None for all.
 
     Raises:
         VideoError: it cannot be decoded.
     """
-    part = part or Part()
+    span = span or Span()
     partial = manner.on_corrupt == PARTIAL
     with Video(path, manner.decoder, partial=partial) as video:
         header = describe(video)
@@ -167,8 +169,8 @@ def decode(
         if partial:
             frames = _readable(video, candidates, lost, reasons)
         else:
-            frames = ((video, chunk) for chunk in video.read(candidates[part.first :], CHUNK_FRAMES))
-        yield from _batches(frames, manner, room, part)
+            frames = ((video, chunk) for chunk in video.read(candidates[span.first :], CHUNK_FRAMES))
+        yield from _batches(frames, manner, room, span)
         if len(lost) == len(candidates):
             raise VideoError(f"no frame can be decoded: {reasons[0]}")
         if video.announced_frames > video.num_frames:
@@ -179,16 +181,16 @@ def decode(
 
 
 def _batches(
-    frames: Iterator[tuple[Video, Frames]], manner: Manner, room: Room, part: Part
+    frames: Iterator[tuple[Video, Frames]], manner: Manner, room: Room, span: Span
 ) -> Iterator[Batch]:
-    at = part.first
+    at = span.first
     numbers: list[int] = []
     times: list[float] = []
     inputs = None
     for video, chunk in frames:
         for number, time_s, pixels in zip(chunk.numbers, chunk.times_s, chunk.pixels, strict=True):
             if inputs is None:
-                inputs = room(video)
+                inputs = room()
             inputs[len(numbers)] = manner.preparer(pixels)
             numbers.append(number)
             times.append(time_s)
@@ -196,7 +198,7 @@ def _batches(
                 yield Batch(at, np.array(numbers), np.array(times), inputs, video.is_divisible)
                 at += len(numbers)
                 numbers, times, inputs = [], [], None
-                if at == part.stop:
+                if at == span.stop:
                     return
     if inputs is not None:
         yield Batch(at, np.array(numbers), np.array(times), inputs[: len(numbers)])
@@ -227,9 +229,9 @@ def serve(parent: int, connection: int, memory: int) -> None:
 
     Args:
         parent: its process id; when it dies, by whatever signal, the kernel ends this process.
-        connection: file descriptor of a socket. From the parent: a :class:`Manner`, then ``(path, Part)``
+        connection: file descriptor of a socket. From the parent: a :class:`Manner`, then ``(path, Span)``
             to decode (or ``(path,)`` for its estimated length), ``None`` for a batch it has consumed, and a
-            number: where the part shall stop now. To the parent: ``(message, seconds worked on it so far)``.
+            number: where the span shall stop now. To the parent: ``(message, seconds worked on it so far)``.
         memory: file descriptor of the memory that batches are handed over in, ``SLOTS`` in turn.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -246,24 +248,20 @@ def _serve(connection: Connection, memory: int) -> None:
     shared = np.frombuffer(mmap(memory, SLOTS * blank.nbytes), dtype=blank.dtype)
     slots = shared.reshape(SLOTS, *blank.shape)
     connection.send(("ready", 0.0))
-    small = _resident_bytes()
     used = 0  # slots handed over in all, and of those, given back
     returned = 0
     began = 0.0
-    part = Part()
+    span = Span()
 
-    def room(video: Video) -> np.ndarray:
+    def room() -> np.ndarray:
         nonlocal returned, began
         waiting = time.monotonic()
         while used - returned == SLOTS or connection.poll():
-            while not connection.poll(TICK_S):
-                if _resident_bytes() > small + AHEAD_BYTES:
-                    video.rest()
             message = connection.recv()
             if message is None:
                 returned += 1
             else:
-                part.stop = message
+                span.stop = message
         began += time.monotonic() - waiting  # waiting is no work
         return slots[used % SLOTS]
 
@@ -271,15 +269,15 @@ def _serve(connection: Connection, memory: int) -> None:
         job = connection.recv()
         if job is None:
             returned += 1
-        if not isinstance(job, tuple):  # or where to stop, of a part that has failed meanwhile
+        if not isinstance(job, tuple):  # or where to stop, of a span that has failed meanwhile
             continue
         began = time.monotonic()
         try:
             if len(job) == 1:
                 connection.send((estimate_candidates(*job), 0.0))
                 continue
-            path, part = job
-            for event in decode(path, manner, room, part):
+            path, span = job
+            for event in decode(path, manner, room, span):
                 if isinstance(event, Batch):
                     used += 1
                     event = (event.at, event.numbers, event.times_s, event.is_divisible)
@@ -290,8 +288,3 @@ def _serve(connection: Connection, memory: int) -> None:
             raise
         except Exception as error:  # one video's, whatever it is; the process goes on with the next
             connection.send((VideoError(f"{type(error).__name__}: {error}"), time.monotonic() - began))
-
-
-def _resident_bytes() -> int:
-    """Memory of this process, as far as it is in RAM."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

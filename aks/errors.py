@@ -41,8 +41,7 @@ def run(main: Callable[[], int | None]) -> None:
         sys.stderr.close()
         status = 0
     except Exception as error:
-        # torch's, which this file need not load.
-        if type(error).__name__ != "OutOfMemoryError":
+        if not is_out_of_memory(error):
             raise
         print(f"error: {OUT_OF_MEMORY} ({str(error).split('. ')[0]})", file=sys.stderr)
         status = 2
@@ -50,6 +49,11 @@ def run(main: Callable[[], int | None]) -> None:
         print("interrupted; finished work is kept, run the same command to go on", file=sys.stderr)
         status = 130
     sys.exit(status)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a GPU is full; the error is torch's, which this file need not load."""
+    return type(error).__name__ == "OutOfMemoryError"
 
 
 def _end_at_second_interrupt() -> None:

@@ -11,9 +11,7 @@ number of runs may share a folder (:mod:`aks.claims`).
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
-import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from aks.benchmarks import LabelSet, Question
 from aks.claims import Claims
@@ -39,7 +36,7 @@ from aks.outscores import Part, RunFolder, read_json, write_json
 from aks.passes import Mixer, frames_that_fit
 from aks.pool import Again, Event, Events, InProcess, Job, Pool
 from aks.preparing import PrepareSquare
-from aks.progress import progress
+from aks.progress import progress, say
 from aks.scorers import Scorer
 from aks.selection import select_positions
 from aks.video import Video
@@ -49,7 +46,7 @@ BATCH_FRAMES = 16
 
 @dataclass(frozen=True)
 class Reading:
-    """How videos are read; nothing of it changes a number.
+    """How videos are read; nothing of it but decord changes a number.
 
     Attributes:
         decoder: ``auto``, ``decord`` or ``pyav``.
@@ -82,6 +79,10 @@ class Reading:
         """Who decodes."""
         manner = Manner(scorer.preparer, self.decoder, self.handed_over, self.on_corrupt)
         return Pool(manner, self.workers, self.video_timeout) if self.workers else InProcess(manner)
+
+    def record(self) -> dict[str, str]:
+        """What of it changes frames, for a run's record."""
+        return {"decoder": "decord"} if self.decoder == "decord" else {}
 
     @property
     def handed_over(self) -> int:
@@ -180,7 +181,10 @@ def extract(
     if features is not None:
         features.check(scorer, labels)
         settings.update(features.rounding())
+    else:
+        settings.update(how.record())
     run.begin(settings)
+    run.upgrade(labels, run.reading)
 
     def sink(name: str, questions: list[Question], header: Header) -> Sink:
         scores = Scores(scorer, questions, header.count)
@@ -196,6 +200,7 @@ def extract(
                 frames=scores.numbers.tolist(),
                 times_s=scores.times_s.tolist(),
                 scores={q.id: row.tolist() for q, row in zip(questions, scores.table, strict=True)},
+                is_edited=header.is_edited,
                 lost_frames=event.lost,
                 lost_reason=event.reason,
             )
@@ -234,7 +239,7 @@ def store_features(
     """
     how = Reading.on(scorer, **reading)
     bound = store.kind == QUESTION_BOUND
-    store.begin(scorer, labels)
+    store.begin(scorer, labels, how.record())
 
     def sink(name: str, questions: list[Question], header: Header) -> Sink:
         if not bound:
@@ -380,7 +385,6 @@ def _each_video(
         check_space(sum(expected.values()))
         total = sum(expected.values())
         with progress(total=total, unit="frame", desc=description, disable=not pending) as bar:
-            say = functools.partial(tqdm.write, file=sys.stderr)
             here = Feed(iter(pending), bar, say, uuid.uuid4().hex, expected)
             work = _Work(labels, run, scorer, make_sink, here, mixer)
             work.do(source, iter(pending))

@@ -15,22 +15,23 @@ Pictures that are stored behind their group's first one but shown before it are 
 before, too (an "open" group): for one of them both groups are decoded in one go.
 
 The pixels are the same to the bit as if everything were decoded. Where that is not sure the reader
-raises :class:`Unsuited` and leaves the work to another.
+raises :class:`Unsuited`, and :class:`SequentialReader` decodes the whole video, as a player does.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-import math
 from array import array
 from collections.abc import Iterator
-from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
 import av
 import numpy as np
+from av.sidedata.sidedata import SideData as SideDataBuffer
+from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import VideoReformatter
 
 from aks.bitstreams import Unclear, inspector
@@ -38,14 +39,83 @@ from aks.errors import VideoError
 
 # Containers that state every packet's time of presentation, and the coding parameters in their header.
 CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
+MAX_REORDER = 16  # pictures by which decoding and presentation order differ, the codecs' most
+MAX_STEP_S = 10.0  # ffmpeg takes a longer step of a broadcast's clock for a jump of it (dts_delta_threshold)
+RATE_TOLERANCE = 0.05  # of a header's frame rate against the frames over the seconds they last
 
 
 class Unsuited(VideoError):
     """The fast reader cannot vouch for this video, or not from here on; another reader may read it."""
 
 
-class PlainReader:
-    """Decodes everything from the start; frames are numbered by presentation time, as decord does."""
+def open_container(path: Path) -> av.container.InputContainer:
+    """Open a file with PyAV; titles and tags that are not UTF-8 do not matter here."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # PyAV takes no such name, but an open file
+        return av.open(path.open("rb"), metadata_errors="ignore")
+    return av.open(str(path), metadata_errors="ignore")
+
+
+def film(container: av.container.InputContainer) -> av.VideoStream:
+    """The video stream that a player shows, by FFmpeg's choice; never a cover or another single picture.
+
+    Raises:
+        VideoError: there is none, or no decoder for it.
+    """
+    streams = container.streams.video
+    cover = av.stream.Disposition.attached_pic
+    moving = [stream for stream in streams if not stream.disposition & cover]
+    moving = [stream for stream in moving if stream.frames != 1] or moving
+    if not moving:
+        raise VideoError("no video stream")
+    moving = [stream for stream in moving if stream.codec_context is not None]
+    if not moving:
+        raise VideoError("no decoder for its video codec")
+    best = container.streams.best("video")
+    return best if best in moving else max(moving, key=lambda stream: stream.width * stream.height)
+
+
+def average_rate(header: Fraction | None, seconds: np.ndarray) -> float:
+    """Frames a second: the header's average, unless the frames' own times are against it.
+
+    Headers of Matroska files and transport streams name the encoder's rate, of which a film of variable
+    rate has no more than its densest parts.
+
+    Args:
+        header: what the container says; None or 0 if nothing.
+        seconds: presentation times, (n,) float64 ascending.
+
+    Raises:
+        VideoError: neither tells.
+    """
+    rate = float(header or 0)
+    steps, span = len(seconds) - 1, seconds[-1] - seconds[0]
+    # How long the last frame is shown is not known: from no time to an average one.
+    if (
+        steps > 0
+        and span > 0
+        and not (steps / span * (1 - RATE_TOLERANCE) <= rate <= len(seconds) / span * (1 + RATE_TOLERANCE))
+    ):
+        return float(steps / span)
+    if not rate:
+        raise VideoError("the file states no frame rate")
+    return rate
+
+
+class SequentialReader:
+    """Decodes everything from the start; frames are numbered in the order in which a player shows them.
+
+    Opening decodes the video once to see which pictures come out: packets alone do not tell (recordings
+    that begin between key frames, fields, dropped frames). Where some packets cannot be decoded, the
+    packets' times number the frames, so that those behind the damage keep their numbers.
+
+    One thread: with more, FFmpeg does not conceal damage in the same way every time.
+
+    Attributes:
+        num_frames, fps, is_edited: as of :class:`aks.video.Video`.
+        num_packets: pictures that are stored and shown.
+    """
 
     name = "pyav"
 
@@ -56,26 +126,45 @@ class PlainReader:
             VideoError: it cannot be read.
         """
         self._path = path
-        try:
-            with open_container(path) as container:
-                stream = container.streams.video[0]
-                rate, self._time_base, self._start = stream.average_rate, stream.time_base, stream.start_time
-                stamps = [packet.pts for packet in container.demux(stream) if packet.size]
-        except (av.FFmpegError, OSError) as error:
-            raise VideoError(f"cannot be indexed: {reason(error)}") from None
-        self.fps = float(rate) if rate else math.nan
-        self.num_frames = len(stamps)
-        if not stamps:
-            raise VideoError("its video stream is empty")
-        # Without a distinct time on every packet (old AVI files), frames count in decoding order.
-        usable = None not in stamps and len(set(stamps)) == len(stamps)
-        self._stamps = np.sort(np.array(stamps, dtype=np.int64)) if usable else None
+        stored: list[int | None] = []
+        self.is_edited = False
+        frames = [frame and (frame.pts,) for frame in self._decode(stored)]
+        shown = [pts for (pts,) in filter(None, frames)]
+        if not shown:
+            raise VideoError("no frame can be decoded" if stored else "its video stream is empty")
+        self.num_packets = len(stored)
+        self._numbers: dict[int, int] | None = None  # by the times of all packets, if some are damaged
+        if None in frames and None not in stored and len(set(stored)) == len(stored):
+            shown = sorted(stored)
+            self._numbers = {pts: number for number, pts in enumerate(shown)}
+        self.num_frames = len(shown)
+        pts = self._clock(shown)
+        if pts is None:
+            self.fps = average_rate(self._rate, np.zeros(1))
+            self._seconds = np.arange(self.num_frames) / self.fps
+        else:
+            self.fps = average_rate(self._rate, (pts - pts[0]) * float(self._time_base))
+            self._seconds = _seconds(pts, pts[0] if self._start is None else self._start, self._time_base)
+
+    def _clock(self, shown: list[int | None]) -> np.ndarray | None:
+        """Times of presentation of the frames, ascending; None where they carry no usable ones."""
+        if None in shown or self._time_base is None:
+            return None
+        pts = np.array(shown, dtype=np.int64)
+        if self._has_jumps:
+            steps = np.diff(pts)
+            is_jump = (steps <= 0) | (steps * float(self._time_base) > MAX_STEP_S)
+            if is_jump.any() and not is_jump.all():
+                steps[is_jump] = np.median(steps[~is_jump])
+                return pts[0] + np.append(0, np.cumsum(steps))
+        # AVI and ASF files state when a picture is decoded: the same times, but not each at its picture.
+        moved = np.abs(np.argsort(pts, kind="stable") - np.arange(len(pts))).max()
+        pts = np.sort(pts)
+        return pts if moved <= MAX_REORDER and (np.diff(pts) > 0).all() else None
 
     def times(self, numbers: np.ndarray) -> np.ndarray:
         """Times of frames in seconds from the first one."""
-        if self._stamps is None or self._time_base is None or self._start is None:
-            return numbers / self.fps
-        return _seconds(self._stamps, self._start, self._time_base, numbers)
+        return self._seconds[numbers]
 
     def chunks(self, numbers: np.ndarray, size: int) -> Iterator[np.ndarray]:
         """Pixels of ascending frames, at most ``size`` at a time."""
@@ -86,8 +175,8 @@ class PlainReader:
         wanted = set(numbers.tolist())
         to_rgb = _Converter()
         shape = None
-        for number, frame in self._decode(tolerant=True):
-            if number not in wanted or frame.is_corrupt:
+        for number, frame in self._numbered():
+            if number not in wanted or frame is None or frame.is_corrupt:
                 continue
             pixels = to_rgb(frame)
             shape = shape or pixels.shape
@@ -101,7 +190,9 @@ class PlainReader:
         wanted = set(numbers.tolist())
         to_rgb = _Converter()
         shape = None
-        for number, frame in self._decode():
+        for number, frame in self._numbered():
+            if frame is None:
+                raise VideoError(f"decoding stops after {number} frames: the data is damaged")
             if number not in wanted:
                 continue
             wanted.remove(number)
@@ -115,43 +206,68 @@ class PlainReader:
         if wanted:
             raise VideoError(f"frame {min(wanted)} cannot be decoded (the stream has no such picture)")
 
-    def _decode(self, tolerant: bool = False) -> Iterator[tuple[int, av.VideoFrame]]:
+    def _numbered(self) -> Iterator[tuple[int, av.VideoFrame | None]]:
+        """Frames with their numbers; without a frame, the count of those before damage."""
         count = 0
+        for frame in self._decode():
+            if frame is None:
+                yield count, None
+            elif self._numbers is None:
+                yield count, frame
+            elif frame.pts in self._numbers:
+                yield self._numbers[frame.pts], frame
+            count += frame is not None
+
+    def _decode(self, stored: list[int | None] | None = None) -> Iterator[av.VideoFrame | None]:
+        """All frames in order of presentation, None for each packet that cannot be decoded.
+
+        Args:
+            stored: is filled with the times of all packets with a picture that is to be shown.
+        """
+        begun = False  # before its first key frame a recording cannot be decoded, which is no damage
         try:
             with open_container(self._path) as container:
-                stream = container.streams.video[0]
-                stream.thread_type = "AUTO"
+                stream = film(container)
+                self._rate, self._time_base, self._start = (
+                    stream.average_rate,
+                    stream.time_base,
+                    stream.start_time,
+                )
+                self._has_jumps = bool(container.format.flags & av.format.Flags.ts_discont.value)
+                stream.codec_context.thread_count = 1
                 for packet in container.demux(stream):
+                    if packet.size:
+                        begun |= packet.is_keyframe
+                        self.is_edited |= packet.is_discard
+                        if stored is not None and begun and not packet.is_discard:
+                            stored.append(packet.pts)
                     try:
                         frames = packet.decode()
                     except av.InvalidDataError:
-                        if not tolerant or self._stamps is None:  # without times, what follows has no number
-                            raise
+                        if begun and _holds_picture(stream.codec_context.name, packet):
+                            yield None
                         continue
-                    for frame in frames:
-                        number = count
-                        if self._stamps is not None:
-                            number = int(np.searchsorted(self._stamps, frame.pts))
-                        yield number, frame
-                        count += 1
+                    yield from frames
         except (av.FFmpegError, OSError) as error:
-            raise VideoError(f"decoding stops after {count} frames: {reason(error)}") from None
-
-    def rest(self) -> None:
-        """Nothing is decoded ahead."""
+            raise VideoError(f"cannot be decoded: {reason(error)}") from None
 
     def close(self) -> None:
         """Forget the index."""
-        self._stamps = None
+        self._seconds = self._numbers = None
+
+
+def _holds_picture(codec: str, packet: av.Packet) -> bool:
+    """Whether a packet is more than a message, which FFmpeg's parser of ASF files cuts off H.264 pictures."""
+    data = memoryview(packet)
+    return codec != "h264" or len(data) > 64 or len(data) < 5 or data[4] & 31 != 6
 
 
 class FastReader:
     """Decodes what the wanted frames need; frames are numbered by presentation time, as decord does.
 
     Attributes:
-        num_frames, fps: as of :class:`aks.video.Video`.
-        has_open_groups: whether a frame is shown before a key frame that it is stored behind. decord
-            begins at key frames to reach such a frame, and gives another one.
+        num_frames, fps, is_edited: as of :class:`aks.video.Video`.
+        num_packets: pictures that are stored.
     """
 
     name = "pyav"
@@ -165,14 +281,15 @@ class FastReader:
         """
         self._path = path
         self._index = _Index(path)
-        self.fps = self._index.fps
-        self.num_frames = len(self._index.stamps)
-        self.has_open_groups = self._index.has_open_groups
+        self.num_packets, self.num_frames = len(self._index.stamps), len(self._index.positions)
+        self.is_edited = self.num_frames < self.num_packets
+        shown = self._index.stamps[self._index.positions]
+        self.fps = average_rate(self._index.rate, (shown - shown[0]) * float(self._index.time_base))
+        self._seconds = _seconds(shown, self._index.start, self._index.time_base)
 
     def times(self, numbers: np.ndarray) -> np.ndarray:
         """Times of frames in seconds from the first one."""
-        index = self._index
-        return _seconds(index.stamps[index.positions], index.start, index.time_base, numbers)
+        return self._seconds[numbers]
 
     def needed(self, numbers: np.ndarray) -> list[np.ndarray]:
         """Which packets of the file (0, 1, ...) are decoded for some frames, by what is decoded in one go."""
@@ -198,7 +315,7 @@ class FastReader:
         stamps = self._index.stamps
         try:
             with open_container(self._path) as container:
-                (stream,) = container.streams.video
+                stream = film(container)
                 decoder = stream.codec_context
                 decoder.thread_count = 1  # more do not pay where few packets in a row are decoded
                 # A damaged picture shall not be made up from whatever was decoded around it.
@@ -214,7 +331,7 @@ class FastReader:
                         needed = position >= run.first and run.needed[position - run.first]
                         for piece in [packet] * needed + [None] * end:
                             try:
-                                frames = [] if complaint else decoder.decode(piece)
+                                frames = [] if complaint else _decode_whole(decoder, piece)
                             except av.FFmpegError:
                                 if self._index.codec != "h264":
                                     raise
@@ -245,15 +362,19 @@ class FastReader:
         return enumerate(itertools.dropwhile(lambda packet: packet.pts != start, packets), first)
 
     def _decode_all_of(self, run: _Run) -> Iterator[av.VideoFrame]:
-        """All frames of a run of H.264 that the decoder finds fault with, as a reader without skill has them.
+        """All frames of a run of H.264 that the strict decoder refuses, as a player shows them.
 
-        Some films are formally wrong in places (references marked that are gone) and come out right all
-        the same; and what is made of a damaged picture is the same if all around it is decoded, too.
+        Some films are formally wrong in places (references marked that are gone), and every picture comes
+        out whole all the same. A picture that FFmpeg has to conceal damage in is another matter: what it
+        fills in depends on all that it decoded before, so that only decoding from the start gives it.
+
+        Raises:
+            Unsuited: a picture is concealed.
         """
         first = int(self._index.stamps[run.first])
         left = len(run.needed)
         with open_container(self._path) as container:
-            (stream,) = container.streams.video
+            stream = film(container)
             decoder = stream.codec_context
             decoder.thread_count = 1
             _introduce(decoder, (packet for packet in container.demux(stream) if packet.size))
@@ -261,11 +382,11 @@ class FastReader:
             for packet in container.demux(stream):
                 if not packet.size or (left == len(run.needed) and packet.pts != first):
                     continue
-                yield from self._checked(decoder.decode(packet))
                 left -= 1
+                for piece in [packet] + [None] * (not left):
+                    yield from self._checked(_decode_whole(decoder, piece))
                 if not left:
                     break
-            yield from self._checked(decoder.decode(None))
 
     def _checked(self, frames: list[av.VideoFrame]) -> Iterator[av.VideoFrame]:
         for frame in frames:
@@ -275,21 +396,51 @@ class FastReader:
                 raise Unsuited("a damaged frame")
             if (frame.width, frame.height, frame.format.name) != self._index.size:
                 raise Unsuited("the picture changes its size")
-            if frame.interlaced_frame and self._index.codec == "h264":
-                raise Unsuited("two fields, which may be packets of their own")
+            if self._index.codec == "h264":
+                _refuse_fields([frame])
             yield frame
-
-    def rest(self) -> None:
-        """Nothing is decoded ahead."""
 
     def close(self) -> None:
         """Forget the index."""
-        self._index = None
+        self._index = self._seconds = None
+
+
+def _refuse_fields(frames: list[av.VideoFrame]) -> None:
+    if any(frame.interlaced_frame for frame in frames):
+        raise Unsuited("two fields, which may be packets of their own")
+
+
+def _decode_whole(decoder: av.VideoCodecContext, packet: av.Packet | None) -> list[av.VideoFrame]:
+    """Decode a packet, or None for what is left.
+
+    Raises:
+        Unsuited: FFmpeg fills in damaged parts of a picture, which it says in its log alone.
+    """
+    av.logging.set_level(av.logging.INFO)
+    try:
+        with av.logging.Capture() as messages:
+            frames = decoder.decode(packet)
+    finally:
+        silence_codecs()
+    if any(text.startswith("concealing") for _, _, text in messages):
+        raise Unsuited("a damaged picture")
+    return frames
+
+
+def silence_codecs() -> None:
+    """Keep FFmpeg's log off the terminal, and out of Python.
+
+    torchvision routes it through Python: a codec's thread then waits for the interpreter lock while the
+    thread that holds it waits for the codec to close, for ever.
+    """
+    av.logging.set_level(None)
+    av.logging.restore_default_callback()
+    av.logging.set_libav_level(av.logging.PANIC)
 
 
 def _introduce(decoder: av.VideoCodecContext, packets: Iterator[av.Packet]) -> None:
     """Show a decoder a file's first packet: x264 signs it, and FFmpeg goes by the version from then on."""
-    with suppress(av.FFmpegError):
+    with contextlib.suppress(av.FFmpegError):
         decoder.decode(next(packets))
         decoder.decode(None)
     decoder.flush_buffers()
@@ -308,55 +459,58 @@ class _Index:
     Attributes:
         codec: FFmpeg's name of it.
         size: width, height and pixel format.
-        fps: average frame rate.
+        rate: average frame rate by the header, None if it is silent.
         time_base: seconds that a stamp's unit lasts.
         start: stamp at which the stream starts.
         stamps: of each position, its time of presentation, (n,) int64.
-        positions: of each frame number, its position, (n,) int64.
+        positions: of each frame number, its position, (n,) int64. Those that an edit list leaves out, in
+            front of the first frame or behind the last one, have no number; others may need them.
         entries: the positions at which decoding can begin, ascending int64. A group begins at each.
-        has_open_groups: whether a picture is shown before a key frame that it is stored behind.
     """
 
     def __init__(self, path: Path) -> None:
-        stamps, entries = array("q"), array("q")
+        stamps, entries, hidden = array("q"), array("q"), bytearray()
         # The positions that position p is predicted from: _references[_ends[p - 1] : _ends[p]].
         self._references, self._ends = array("i"), array("i")
+        self._uncounted = array("i")  # positions at which a decoder takes pictures for missing
         slots = [-1] * 8  # the positions of the pictures that a decoder would keep
         parameters = b""
-        key_stamp = None
-        self.has_open_groups = False
         try:
             with open_container(path) as container:
-                if container.format.name not in CONTAINERS or len(container.streams.video) != 1:
-                    raise Unsuited("not a file with one video stream that states every frame's time")
+                if container.format.name not in CONTAINERS:
+                    raise Unsuited("not a file that states every frame's time")
                 if "mp4" in container.format.name and not _has_single_descriptions(path):
                     raise Unsuited("its coding parameters change on the way")
-                (stream,) = container.streams.video
+                stream = film(container)
                 decoder = stream.codec_context
                 self.codec = decoder.codec.canonical_name
                 self.size = decoder.width, decoder.height, decoder.pix_fmt
-                self.fps = float(stream.average_rate or math.nan)
+                self.rate = stream.average_rate
                 self.time_base, self.start = stream.time_base, stream.start_time
-                look = inspector(self.codec, decoder.extradata)
+                look = inspector(self.codec, decoder.extradata, decoder.codec.intra_only)
                 for packet in container.demux(stream):
                     if not packet.size:
                         continue
-                    if packet.pts is None or packet.is_discard or packet.is_corrupt:
-                        raise Unsuited("packets without a time, to be left out, or damaged")
+                    if packet.pts is None or packet.is_corrupt:
+                        raise Unsuited("packets without a time, or damaged")
                     seen = look(memoryview(packet))
                     position = len(stamps)
                     if not position:
                         parameters = seen.parameters
+                        if self.codec == "h264":
+                            _refuse_fields(decoder.decode(packet) + decoder.decode(None))
                     if seen.parameters != (parameters if seen.entry else b""):
                         raise Unsuited("its coding parameters change on the way")
                     stamps.append(packet.pts)
-                    if packet.is_keyframe:
-                        key_stamp = packet.pts
-                    self.has_open_groups |= key_stamp is not None and packet.pts < key_stamp
+                    hidden.append(packet.is_discard)
+                    if seen.entry and not packet.is_keyframe:
+                        raise Unsuited("a key frame of which the container does not know")
                     if seen.entry:
                         entries.append(position)
                     self._references.extend({slots[n] for n in range(8) if seen.reads >> n & 1} - {-1})
                     self._ends.append(len(self._references))
+                    if not seen.counted:
+                        self._uncounted.append(position)
                     if seen.writes:
                         slots = [position if seen.writes >> n & 1 else slots[n] for n in range(8)]
         except Unclear as error:
@@ -365,11 +519,15 @@ class _Index:
             raise VideoError(f"cannot be indexed: {reason(error)}") from None
         self.stamps = np.array(stamps, dtype=np.int64)
         self.entries = np.array(entries, dtype=np.int64)
-        self.positions = np.argsort(self.stamps, kind="stable")
         if not entries or entries[0] != 0 or None in (self.start, self.time_base):
             raise Unsuited("it does not begin with a picture of its own")
-        if (np.diff(self.stamps[self.positions]) == 0).any():
+        if len(np.unique(self.stamps)) < len(self.stamps):
             raise Unsuited("two frames have the same time")
+        order, hidden = np.argsort(self.stamps), np.frombuffer(hidden, dtype=bool)
+        self.positions = order[~hidden[order]]
+        shown = np.flatnonzero(~hidden[order])
+        if not len(shown) or shown[-1] - shown[0] + 1 != len(shown):
+            raise Unsuited("an edit list with several parts")
 
     def leads(self, positions: np.ndarray) -> np.ndarray:
         """Whether pictures are shown before the one that begins their group."""
@@ -400,7 +558,10 @@ class _Index:
             yield self._run(first, run)
 
     def _run(self, first: int, wanted: list[int]) -> _Run:
-        needed = bytearray(max(wanted) + 1 - first)
+        stop = max(wanted) + 1
+        if np.diff(np.searchsorted(self._uncounted, [first, stop]))[0]:
+            return _Run(first, bytearray(b"\1") * (stop - first))
+        needed = bytearray(stop - first)
         for position in wanted:
             needed[position - first] = 1
         # References lie before what is predicted from them: going back finds those of references, too.
@@ -432,22 +593,15 @@ def _has_single_descriptions(path: Path) -> bool:
     return False
 
 
-def open_container(path: Path) -> av.container.InputContainer:
-    """Open a file with PyAV; titles and tags that are not UTF-8 do not matter here."""
-    return av.open(str(path), metadata_errors="ignore")
-
-
 def reason(error: BaseException) -> str:
     """What the operating system or FFmpeg says, in one line."""
     return str(getattr(error, "strerror", None) or error).strip().split("\n")[0] or type(error).__name__
 
 
-def _seconds(stamps: np.ndarray, start: int, time_base: Fraction, numbers: np.ndarray) -> np.ndarray:
+def _seconds(pts: np.ndarray, start: int, time_base: Fraction) -> np.ndarray:
     """Times from the first frame; rounded where decord rounds, to keep the readers' files equal."""
-    seconds = (
-        ((stamps[np.append(0, numbers)] - start) * float(time_base)).astype(np.float32).astype(np.float64)
-    )
-    return seconds[1:] - seconds[0]
+    seconds = ((pts - start) * float(time_base)).astype(np.float32).astype(np.float64)
+    return seconds - seconds[0]
 
 
 def _stacked(pictures: Iterator[np.ndarray], count: int, size: int) -> Iterator[np.ndarray]:
@@ -462,7 +616,7 @@ def _stacked(pictures: Iterator[np.ndarray], count: int, size: int) -> Iterator[
 
 
 class _Converter:
-    """Frames as decord shows them: RGB by their own colour matrix and range, turned upright."""
+    """Frames as a player shows them: RGB by their own colour matrix and range, turned upright."""
 
     def __init__(self) -> None:
         self._state: tuple | None = None
@@ -484,4 +638,19 @@ class _Converter:
         (plane,) = converted.planes
         rows = np.frombuffer(plane, dtype=np.uint8).reshape(-1, plane.line_size)[: converted.height]
         pixels = rows[:, : 3 * converted.width].reshape(converted.height, converted.width, 3)
-        return np.rot90(pixels, frame.rotation // 90)
+        return _upright(pixels, frame.side_data.get(SideData.DISPLAYMATRIX))
+
+
+def _upright(pixels: np.ndarray, matrix: SideDataBuffer | None) -> np.ndarray:
+    """Turn and mirror a picture by its display matrix, in quarter turns; other angles leave it as it is.
+
+    Source: ISO/IEC 14496-12, 6.2.2: x' = ax + cy, y' = bx + dy.
+    """
+    if matrix is None:
+        return pixels
+    a, b, _, c, d = np.frombuffer(matrix, dtype="<i4")[:5].tolist()
+    if a == d == 0:
+        pixels, a, d = pixels.swapaxes(0, 1), c, b
+    elif b or c:
+        return pixels
+    return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]

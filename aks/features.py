@@ -6,7 +6,8 @@ stored type), ``failures.json``, and under ``videos/`` one safetensors file a vi
 - ``frames``: candidate frame numbers, (n,) int64
 - ``times_s``: their times in seconds, (n,) float64
 - ``features``: (n, ...) in the stored type
-- metadata: ``video``, ``fps``, ``num_frames``, ``video_bytes``, ``decoder``
+- ``lost_frames``: candidates that could not be decoded and are not in ``frames``, (m,) int64
+- metadata: ``video``, ``fps``, ``num_frames``, ``video_bytes``, ``decoder``; where m > 0 ``lost_reason``
 """
 
 from __future__ import annotations
@@ -25,13 +26,15 @@ from safetensors import SafetensorError, safe_open
 from aks.benchmarks import LabelSet, Question
 from aks.decoding import Done, Header
 from aks.errors import UserError, VideoError
-from aks.outscores import RunFolder, atomic, check_same_video, read_json
+from aks.outscores import FORMAT, RunFolder, atomic, check_same_video, read_json
 from aks.scorers import DTYPES, Scorer
 
 # safetensors' names of the types a store may have.
 STORED_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 FRAME_FEATURES = "frame"
 QUESTION_BOUND = "question-bound itm-e"
+MAX_REASON = 500  # characters of it that are kept
+HEADER_ROOM = 4096  # bytes: that many characters as JSON may have, and what else is known only at the end
 
 
 @dataclass(frozen=True)
@@ -86,18 +89,20 @@ class FeatureStore:
             raise UserError(f"{folder}: no stored features; make them with feature_extract_store.py")
         return cls(folder, record["stored_dtype"], record.get("kind", FRAME_FEATURES))
 
-    def begin(self, scorer: Scorer, labels: LabelSet) -> None:
+    def begin(self, scorer: Scorer, labels: LabelSet, reading: dict[str, str]) -> None:
         """Create the folder, or check that it holds the same model's features in the same type."""
         settings = {
             "dataset": labels.dataset,
             "kind": self.kind,
             "stored_dtype": self._dtype_name,
             **scorer.identity(),
+            **reading,
         }
         if self.kind == QUESTION_BOUND:
             settings["label_sha256"] = labels.sha256
         self.run.begin(settings)
         self.check_videos(labels)
+        self.run.upgrade(labels, self._reading)
 
     def check(self, scorer: Scorer, labels: LabelSet) -> None:
         """Refuse to score features that another model made, or that are damaged.
@@ -121,6 +126,18 @@ class FeatureStore:
         if record.get("dataset") != labels.dataset:
             raise UserError(f"{self.folder}: features of {record.get('dataset')}, not of {labels.dataset}")
         self.check_videos(labels)
+        if misread := self.run.misread(labels, self._reading):
+            raise UserError(
+                f"{self.folder}: of {len(misread)} videos ({misread[0]}) an earlier version may have "
+                "stored other frames than a player shows; feature_extract_store.py reads these again"
+            )
+
+    def _reading(self, name: str) -> tuple[Any, ...]:
+        """What :func:`aks.outscores.was_misread` asks of a stored video."""
+        with self._open(name) as file:
+            facts, frames, times = file.metadata(), file.get_tensor("frames"), file.get_tensor("times_s")
+        form = int(facts.get("format", 1))
+        return form, facts["decoder"], float(facts["fps"]), frames.tolist(), times.tolist()
 
     def check_videos(self, labels: LabelSet) -> None:
         """Refuse damaged files, and features of other videos of the same names.
@@ -161,32 +178,35 @@ class FeatureStore:
             UserError: the file cannot be written.
         """
         facts = {
+            "format": str(FORMAT),
             "video": name,
             "fps": repr(header.fps),
             "num_frames": str(header.num_frames),
             "video_bytes": json.dumps(header.video_bytes),
             "decoder": header.decoder,
+            **({"is_edited": "true"} if header.is_edited else {}),
             **(metadata or {}),
         }
         numbers, times = np.empty(header.count, dtype="<i8"), np.empty(header.count, dtype="<f8")
-        head, filled = b"", 0
+        start, filled = 0, 0
         with atomic(self.run.part_path(name)) as path, open(path, "wb") as file:
             while isinstance(event := (yield), Encoded):
                 stored = event.features.detach().to("cpu", self.dtype).contiguous()
                 if not torch.isfinite(stored).all():
                     raise VideoError(f"a feature does not fit {self._dtype_name}; store bfloat16 or float32")
-                if not head:
-                    head = self._header(header.count, stored.shape[1:], facts)
-                    file.write(head)
-                file.seek(len(head) + event.at * stored[0].nbytes)
+                start = start or len(self._header(header.count, stored.shape[1:], facts)) + HEADER_ROOM
+                file.seek(start + event.at * stored[0].nbytes)
                 file.write(stored.view(torch.uint8).numpy().tobytes())
                 place = slice(event.at, event.at + len(stored))
                 numbers[place], times[place] = event.numbers, event.times_s
                 filled += len(stored)
-            file.seek(len(head) + filled * stored[0].nbytes)
+            file.seek(start + filled * stored[0].nbytes)
             file.write(numbers[:filled].tobytes() + times[:filled].tobytes())
-            file.seek(0)  # some frames may have been lost
-            file.write(self._header(filled, stored.shape[1:], facts, size=len(head)))
+            file.write(np.array(event.lost, dtype="<i8").tobytes())
+            file.seek(0)
+            if event.lost:
+                facts["lost_reason"] = event.reason[:MAX_REASON]
+            file.write(self._header(filled, stored.shape[1:], facts, len(event.lost), size=start))
         ids = [question.id for question in questions]
         self.run.note_loss(name, event.reason, ids, event.lost, filled)
 
@@ -202,15 +222,24 @@ class FeatureStore:
         with self._open(name) as file:
             facts, frames, times = file.metadata(), file.get_tensor("frames"), file.get_tensor("times_s")
             frames, times = frames.numpy(), times.numpy()
-            fps, num_frames = float(facts["fps"]), int(facts["num_frames"])
-            yield Header(fps, num_frames, json.loads(facts["video_bytes"]), facts["decoder"], len(frames))
+            yield Header(
+                float(facts["fps"]),
+                int(facts["num_frames"]),
+                json.loads(facts["video_bytes"]),
+                facts["decoder"],
+                len(frames),
+            )
             rows = file.get_slice("features")
             for start in range(0, len(frames), batch_frames):
                 stop = min(start + batch_frames, len(frames))
                 yield Encoded(start, frames[start:stop], times[start:stop], rows[start:stop])
-        stride = max(1, int(fps))
-        lost = np.setdiff1d(np.arange(num_frames // stride) * stride, frames)
-        yield Done(lost.tolist(), "lost when the features were stored" if len(lost) else "")
+            if "lost_frames" in file.keys():  # noqa: SIM118 - no dictionary
+                lost, reason = file.get_tensor("lost_frames").tolist(), facts.get("lost_reason", "")
+            else:  # stored before features said so; the note beside them does
+                note = self.run.failure_path(name)
+                noted = read_json(note) if note.exists() else {}
+                lost, reason = noted.get("lost_frames", []), noted.get("reason", "")
+        yield Done(lost, reason)
 
     def _open(self, name: str) -> Any:
         path = self.run.part_path(name)
@@ -227,7 +256,9 @@ class FeatureStore:
             ) from None
         return file
 
-    def _header(self, count: int, shape: torch.Size, facts: dict[str, str], size: int = 0) -> bytes:
+    def _header(
+        self, count: int, shape: torch.Size, facts: dict[str, str], lost: int = 0, size: int = 0
+    ) -> bytes:
         """The head of a safetensors file: a length, then names, types, shapes and places as JSON.
 
         Filled up with spaces to ``size`` bytes.
@@ -245,6 +276,11 @@ class FeatureStore:
                 "dtype": "F64",
                 "shape": [count],
                 "data_offsets": [end + 8 * count, end + 16 * count],
+            },
+            "lost_frames": {
+                "dtype": "I64",
+                "shape": [lost],
+                "data_offsets": [end + 16 * count, end + 16 * count + 8 * lost],
             },
         }
         text = json.dumps(entries).encode()

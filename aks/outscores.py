@@ -9,6 +9,7 @@ A run's folder, ``outscores/<dataset>/<model>/``::
     scores.json      assembled in label order: a list of floats per question
     frames.json      likewise: frame numbers
     times.json       likewise: seconds
+    strides.json     frames from one candidate to the next, one number a question
 
 Every file is written whole or not at all, so a killed run leaves only finished parts.
 """
@@ -17,14 +18,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
 import re
 import socket
-import time
+import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +40,8 @@ from aks.errors import UserError
 if TYPE_CHECKING:
     from aks.benchmarks import LabelSet
 
-FORMAT = 1
+FORMAT = 2  # 1: PyAV for some videos, decord for the others
+AVERAGE_TOLERANCE = 0.05  # of a frame rate against the frames over the seconds they last
 MAX_FRAME = 2**53  # the last whole number before floats skip some
 ORPHANED_AFTER_S = 2 * 86400.0  # no video takes so long
 
@@ -56,6 +59,7 @@ class Part:
         frames: candidate frame numbers, (n,).
         times_s: their times in seconds, (n,).
         scores: question id to relevance scores, (n,) each.
+        is_edited: an edit list leaves stored frames out, which decord would count.
         lost_frames: candidate frames that could not be decoded and are not in ``frames``.
         lost_reason: why.
     """
@@ -68,6 +72,7 @@ class Part:
     frames: list[int]
     times_s: list[float]
     scores: dict[str, list[float]]
+    is_edited: bool = False
     lost_frames: list[int] = field(default_factory=list)
     lost_reason: str = ""
 
@@ -105,7 +110,7 @@ class RunFolder:
             raise UserError(f"{record}: damaged; remove {self.folder} or use another --output_file")
         differing = [
             f"{key} {recorded.get(key)!r} there, {settings.get(key)!r} now"
-            for key in sorted(recorded.keys() | settings.keys())
+            for key in sorted((recorded.keys() | settings.keys()) - {"format"})
             if recorded.get(key) != settings.get(key)
         ]
         if differing:
@@ -114,6 +119,41 @@ class RunFolder:
                 "use another --output_file or remove that folder"
             )
         _remove_orphans(self.parts)
+
+    def reading(self, video: str) -> tuple[Any, ...]:
+        """What :func:`was_misread` asks of a finished video."""
+        part, form = self.read_part(video), read_json(self.part_path(video))["format"]
+        return form, part.decoder, part.fps, part.frames, part.times_s
+
+    def misread(self, labels: LabelSet, reading: Callable[[str], tuple[Any, ...]]) -> list[str]:
+        """Finished videos of which an earlier version may have read other frames than a player shows.
+
+        Args:
+            labels: the label set.
+            reading: of a finished video, what :func:`was_misread` takes besides its name.
+        """
+        if read_json(self.folder / "run.json").get("format") == FORMAT:
+            return []
+        return [
+            name for name in labels.by_video() if self.has_part(name) and was_misread(name, *reading(name))
+        ]
+
+    def upgrade(self, labels: LabelSet, reading: Callable[[str], tuple[Any, ...]]) -> None:
+        """Drop what an earlier version may have misread, where the video is at hand, and say so."""
+        from aks.progress import say
+
+        kept = False
+        for name in self.misread(labels, reading):
+            if labels.video_path(name).exists():
+                self.part_path(name).unlink(missing_ok=True)
+                what = "it is read again"
+            else:
+                kept, what = True, f"it is kept, because {labels.video_path(name)} is not there"
+            say(f"{name}: an earlier version may have read other frames than a player shows; {what}")
+        record = self.folder / "run.json"
+        recorded = read_json(record)
+        if recorded.get("format") != FORMAT and not kept:
+            write_json(record, {**recorded, "format": FORMAT}, indent=2)
 
     def part_path(self, video: str) -> Path:
         """Where a video's part lies; the name stays readable and within a file system's limits."""
@@ -135,6 +175,8 @@ class RunFolder:
         data = {"format": FORMAT, **asdict(part)}
         if not part.lost_frames:
             del data["lost_frames"], data["lost_reason"]
+        if not part.is_edited:
+            del data["is_edited"]
         write_json(self.part_path(part.video), data)
         self.note_loss(part.video, part.lost_reason, list(part.scores), part.lost_frames, len(part.frames))
 
@@ -156,7 +198,7 @@ class RunFolder:
         path = self.part_path(video)
         try:
             data = read_json(path)
-            needed = Part.__dataclass_fields__.keys() - {"lost_frames", "lost_reason"}
+            needed = Part.__dataclass_fields__.keys() - {"is_edited", "lost_frames", "lost_reason"}
             part = Part(**{key: data[key] for key in Part.__dataclass_fields__ if key in {*needed, *data}})
             columns = [part.frames, part.times_s, *part.scores.values()]
             whole = all(np.isfinite(np.array(column, dtype=np.float64)).all() for column in columns)
@@ -207,7 +249,7 @@ class RunFolder:
         return failures
 
     def assemble(self, labels: LabelSet, allow_missing: bool = False) -> int:
-        """Write ``scores.json``, ``frames.json`` and ``times.json`` in label order.
+        """Write ``scores.json``, ``frames.json``, ``times.json`` and ``strides.json`` in label order.
 
         Args:
             labels: the label set the run was made for.
@@ -219,31 +261,47 @@ class RunFolder:
         Raises:
             UserError: a part is damaged, or is missing and ``allow_missing`` is off.
         """
-        lists: dict[str, list[list[Any]]] = {"scores": [], "frames": [], "times": []}
-        rows: dict[int, tuple[list[float], list[int], list[float]]] = {}
+        lists: dict[str, list[Any]] = {"scores": [], "frames": [], "times": [], "strides": []}
+        rows: dict[int, tuple[list[float], list[int], list[float], int]] = {}
         missing = 0
         for video, questions in labels.by_video().items():
             if not self.has_part(video):
                 if not allow_missing:
                     raise UserError(f"{self.folder}: {video} is not scored yet; run feature_extract.py again")
                 missing += len(questions)
-                rows.update((question.index, ([], [], [])) for question in questions)
+                rows.update((question.index, ([], [], [], 0)) for question in questions)
                 continue
             part = self.read_part(video)
             check_same_video(self.part_path(video), part.video_bytes, labels.video_path(video))
+            stride = min(np.diff(sorted(part.frames + part.lost_frames)).tolist(), default=0)
             for question in questions:
                 if question.id not in part.scores:
                     raise UserError(
                         f"{self.part_path(video)}: has no scores for question {question.id}; "
                         "delete it and run again to score this video anew"
                     )
-                rows[question.index] = (part.scores[question.id], part.frames, part.times_s)
+                rows[question.index] = (part.scores[question.id], part.frames, part.times_s, stride)
         for index in range(len(labels.questions)):
             for name, row in zip(lists, rows[index], strict=True):
                 lists[name].append(row)
-        for name in ("times", "frames", "scores"):  # who finds scores.json finds the others, too
+        for name in ("strides", "times", "frames", "scores"):  # who finds scores.json finds the others, too
             write_json(self.folder / f"{name}.json", lists[name])
         return missing
+
+
+def was_misread(
+    video: str, format: int, decoder: str, fps: float, frames: Sequence[int], times_s: Sequence[float]
+) -> bool:
+    """Whether the frames of a finished video may be others than a player shows, by what was noted of them.
+
+    decord read what is not certain now; AVI files lost their pictures' order; and the header's rate served
+    where it is not the average.
+    """
+    if format == FORMAT:
+        return False
+    span = times_s[-1] - times_s[0]
+    average = (frames[-1] - frames[0]) / span if span > 0 else fps
+    return decoder == "decord" or video.lower().endswith(".avi") or abs(average / fps - 1) > AVERAGE_TOLERANCE
 
 
 def file_bytes(path: Path) -> int | None:
@@ -295,6 +353,43 @@ def read_scores(score_path: Path, frame_path: Path) -> tuple[list[np.ndarray], l
                 f"{frame_path}; both must come from the same run"
             )
     return scores, check_frame_numbers(frame_path, frames)
+
+
+def candidate_strides(frame_path: Path, frames: list[np.ndarray]) -> list[int]:
+    """Frames from one candidate to the next, one number a question.
+
+    The run's own record beside the frame numbers; without it the least distance of two candidates, which
+    stays the same when some of them were lost. 0 where neither tells.
+
+    Args:
+        frame_path: ``frames.json``.
+        frames: its frame numbers, (n,) int64 each.
+
+    Raises:
+        UserError: the record belongs to other frame numbers.
+    """
+    record = frame_path.with_name("strides.json")
+    if not record.exists():
+        return [int(np.diff(row).min()) if len(row) > 1 else 0 for row in frames]
+    strides = check_strides(record, read_json(record), len(frames))
+    for index, (stride, row) in enumerate(zip(strides, frames, strict=True)):
+        if (np.diff(row) % max(stride, 1)).any() or (len(row) > 1 and not stride):
+            raise UserError(
+                f"{record}: entry {index} does not fit {frame_path}; remove it, or run step 1 again"
+            )
+    return strides
+
+
+def check_strides(path: Path, strides: Any, questions: int) -> list[int]:
+    """Candidate strides as they were recorded, for so many questions.
+
+    Raises:
+        UserError: they are no whole numbers, or of other questions.
+    """
+    whole = isinstance(strides, list) and all(type(stride) is int and stride >= 0 for stride in strides)
+    if not whole or len(strides) != questions:
+        raise UserError(f"{path}: its strides are not {questions} whole numbers; remove it, or make it again")
+    return strides
 
 
 def check_frame_numbers(path: Path, rows: list[np.ndarray]) -> list[np.ndarray]:
@@ -416,9 +511,12 @@ def write_json(path: Path, data: Any, *, indent: int | None = None, keep_existin
         keep_existing: leave a file that another process wrote meanwhile.
 
     Raises:
-        UserError: it cannot be written (disk full, no permission).
+        UserError: it cannot be written (disk full, no permission), or the data holds NaN or infinity.
     """
-    text = json.dumps(data, indent=indent, allow_nan=False)
+    try:
+        text = json.dumps(data, indent=indent, allow_nan=False)
+    except ValueError as error:
+        raise UserError(f"{path}: not written: {error}") from None
     write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"), keep_existing)
 
 
@@ -469,6 +567,7 @@ def _link(temporary: Path, path: Path) -> None:
             os.replace(temporary, path)
 
 
+@functools.cache
 def host_identity() -> str:
     """This host, its start, and which of its process tables: within one, process ids tell processes."""
     facts = [socket.gethostname()]
@@ -478,9 +577,16 @@ def host_identity() -> str:
     return " ".join(facts)
 
 
+@functools.cache
 def _host() -> str:
     name = re.sub(r"\W", "_", socket.gethostname())[:40]
     return f"{name}-{hashlib.sha256(host_identity().encode()).hexdigest()[:8]}"
+
+
+def server_time(folder: Path) -> float:
+    """Seconds since 1970 by the clock that stamps the files of a folder, which may be another machine's."""
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".clock-") as file:
+        return os.stat(file.name).st_mtime
 
 
 def _remove_orphans(folder: Path) -> None:
@@ -491,5 +597,5 @@ def _remove_orphans(folder: Path) -> None:
         match = re.search(rf"\.{re.escape(_host())}-(\d+)-[0-9a-f]{{8}}\.tmp", path.name)
         is_dead = match and not Path(f"/proc/{match[1]}").exists()
         with contextlib.suppress(OSError):
-            if is_dead or path.stat().st_mtime < time.time() - ORPHANED_AFTER_S:
+            if is_dead or path.stat().st_mtime < server_time(folder) - ORPHANED_AFTER_S:
                 path.unlink(missing_ok=True)

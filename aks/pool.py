@@ -24,9 +24,9 @@ from types import TracebackType
 
 import numpy as np
 
-from aks.decoding import SLOTS, Batch, Done, Header, Manner, Part, decode
+from aks.decoding import SLOTS, Batch, Done, Header, Manner, Span, decode
 from aks.errors import UserError, VideoError
-from aks.video import Video, estimate_candidates
+from aks.video import estimate_candidates
 
 TICK_S = 0.5  # how often time limits are looked at
 PROBE_LIMIT_S = 20.0  # to read a header
@@ -76,18 +76,9 @@ class InProcess:
     def run(self, jobs: Iterator[Job]) -> Events:
         """Decode the videos."""
         inputs = self._manner.empty_batch()
-        video: Video | None = None
-
-        def room(at_work: Video) -> np.ndarray:
-            nonlocal video
-            video = at_work
-            return inputs
-
         for job in jobs:
             try:
-                for event in decode(job.path, self._manner, room):
-                    if isinstance(event, Batch):
-                        video.rest()  # while the model works
+                for event in decode(job.path, self._manner, lambda: inputs):
                     if (yield job.name, event):
                         break
             except VideoError as error:
@@ -130,7 +121,7 @@ class Pool:
 
     def run(self, jobs: Iterator[Job]) -> Events:
         """Decode the videos, several at once; the batches of a long one may come in any order."""
-        return self._run(jobs, lambda job: (job.path, Part()), self._limit)
+        return self._run(jobs, lambda job: (job.path, Span()), self._limit)
 
     def _limit(self, worker: _Worker) -> float:
         if self._limit_s is not None:
@@ -288,7 +279,7 @@ class _Worker:
         self._send(request)
 
     def left(self) -> int:
-        """Candidates of its part that have not come yet."""
+        """Candidates of its span that have not come yet."""
         return self._stop - self._next
 
     def middle(self) -> int | None:
@@ -303,7 +294,7 @@ class _Worker:
     def relieve(self, other: _Worker) -> None:
         """Take over the second half of what another has to do."""
         place = other.middle()
-        self.begin(other.job, (other.job.path, Part(place, other._stop)))
+        self.begin(other.job, (other.job.path, Span(place, other._stop)))
         self._header, self._next, self._stop, self._helps = other._header, place, other._stop, True
         self.duration_s = other.duration_s
         other._stop = place

@@ -21,6 +21,9 @@ CONSE_MARGIN = 32  # its evaluation crop: the short side is resized to side + ma
 # CLIP's, which BLIP was trained with.
 PIXEL_MEAN = np.array((0.48145466, 0.4578275, 0.40821073), dtype=np.float32).reshape(3, 1, 1)
 PIXEL_STD = np.array((0.26862954, 0.26130258, 0.27577711), dtype=np.float32).reshape(3, 1, 1)
+# What each of a channel's 256 values becomes, (3, 256) float32: a look-up gives the bits of the arithmetic in
+# a fifth of its time.
+_NORMALISED = ((np.arange(256, dtype=np.float32) / np.float32(255) - PIXEL_MEAN) / PIXEL_STD)[:, 0]
 
 
 def prepare_conse(pixels: np.ndarray) -> np.ndarray:
@@ -44,8 +47,11 @@ class PrepareSquare:
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """Prepare one frame."""
         image = Image.fromarray(pixels).resize((self.side, self.side), Image.Resampling.BICUBIC)
-        values = np.asarray(image).transpose(2, 0, 1).astype(np.float32) / np.float32(255)
-        return np.ascontiguousarray((values - PIXEL_MEAN) / PIXEL_STD)
+        values = np.asarray(image)
+        inputs = np.empty((3, self.side, self.side), dtype=np.float32)
+        for channel, normalised in enumerate(_NORMALISED):
+            normalised.take(values[..., channel], out=inputs[channel], mode="clip")  # the mode without a copy
+        return inputs
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ shows all progress in one bar, and starts an actor anew when one dies, with what
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import socket
@@ -18,15 +17,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tqdm import tqdm
-
 from aks.benchmarks import LabelSet
 from aks.claims import Claims
-from aks.errors import OUT_OF_MEMORY, UserError
+from aks.errors import OUT_OF_MEMORY, UserError, is_out_of_memory
 from aks.extraction import Feed, Summary, summarise
 from aks.outscores import RunFolder
 from aks.pool import Job
-from aks.progress import progress
+from aks.progress import progress, say
 from aks.ray_desk import Desk
 from aks.scorers import Scorer
 
@@ -67,7 +64,9 @@ def connect(address: str | None) -> None:
     try:
         import ray
     except ImportError:
-        raise UserError("--engine ray: Ray is missing; run: pip install -r requirements-ray.txt") from None
+        raise UserError(
+            "--engine ray: Ray is missing; run: pip install -c constraints.txt -r requirements-ray.txt"
+        ) from None
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = address or os.environ.get("RAY_ADDRESS")
     local = {} if address else {"include_dashboard": False, "num_cpus": len(os.sched_getaffinity(0))}
@@ -139,7 +138,7 @@ def run(
         # Again: of what other runs were at, something may be left by dead ones.
         pending = [n for n in pending if not folder.has_part(n) and folder.failure_stamp(n) is None]
         if pending:
-            Claims(folder).settle(pending, functools.partial(tqdm.write, file=sys.stderr))
+            Claims(folder).settle(pending, say)
             crew.do(pending, estimate([Job(name, labels.video_path(name)) for name in pending]))
     finally:
         crew.end()
@@ -200,7 +199,7 @@ class _Actor:
         except UserError as error:
             return str(error)
         except Exception as error:
-            if type(error).__name__ != "OutOfMemoryError":
+            if not is_out_of_memory(error):
                 raise
             return f"{OUT_OF_MEMORY} (on {socket.gethostname()}: {error})".split("\n")[0]
         ray.get(desk.count.remote(token, bar.n, bar.total))
@@ -272,7 +271,7 @@ class _Crew:
                     self.scored += outcome
                 frames, more, lines = ray.get(desk.look.remote())
                 for line in lines:
-                    tqdm.write(line, file=sys.stderr)
+                    say(line)
                 bar.total = total + more
                 bar.update(frames - bar.n)
         for name in suspects:
@@ -320,7 +319,7 @@ class _Crew:
             if self._deaths[name] == TRIES:
                 reason = f"{TRIES} Ray actors died with it in work ({cause})"
                 self._folder.write_failure(name, reason, [question.id for question in questions[name]])
-                tqdm.write(f"failed: {self._labels.video_path(name)}: {reason}", file=sys.stderr)
+                say(f"failed: {self._labels.video_path(name)}: {reason}")
 
     def end(self) -> None:
         """End what still runs, and give its claims up."""

@@ -10,6 +10,7 @@ budget. As a command::
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,14 @@ import numpy as np
 
 from aks import errors
 from aks.benchmarks import LabelSet, Question, load_labels
-from aks.outscores import check_frame_numbers, read_json, read_number_lists, write_json
+from aks.outscores import (
+    candidate_strides,
+    check_frame_numbers,
+    check_strides,
+    read_json,
+    read_number_lists,
+    write_json,
+)
 
 TOLERANCES_S = (1.0, 3.0, 5.0)
 
@@ -41,12 +49,17 @@ def evidence_recall(
     """
     if not len(evidence):
         raise ValueError("recall needs at least one piece of evidence")
+    return float(_found(selected, evidence, tolerance).mean())
+
+
+def _found(
+    selected: Sequence[float] | np.ndarray, evidence: Sequence[tuple[float, float]], tolerance: float
+) -> np.ndarray:
+    """Which pieces of evidence have a selected position within the tolerance, (n,) bool."""
     at = np.asarray(selected, dtype=np.float64)
-    if not len(at):
-        return 0.0
     first, last = np.asarray(evidence, dtype=np.float64).T
-    distance = np.maximum(first[:, None] - at, at - last[:, None]).min(axis=1)
-    return float((distance <= tolerance).mean())
+    distance = np.maximum(first[:, None] - at, at - last[:, None]).min(axis=1, initial=np.inf)
+    return distance <= tolerance
 
 
 def uniform_frames(duration_s: float, stride_frames: int, budget: int) -> np.ndarray:
@@ -93,7 +106,7 @@ class Recall:
 
 @dataclass(frozen=True)
 class _Case:
-    """A question's evidence and selections in one unit, ``per_second`` units a second."""
+    """Evidence of a question and selections in one unit, ``per_second`` units a second."""
 
     evidence: tuple[tuple[float, float], ...]
     selected: np.ndarray
@@ -113,7 +126,7 @@ def recall_table(
     """Recall by group and over all questions that have evidence.
 
     Evidence in frame numbers is compared with frame numbers (a second is one candidate stride), and
-    evidence in seconds with the selected frames' times.
+    evidence in seconds with the selected frames' times; a question may have both.
 
     Args:
         questions: of the label file.
@@ -129,12 +142,13 @@ def recall_table(
         questions left out because their stride is unknown (fewer than two selected frames).
 
     Raises:
-        ValueError: no question has evidence, or evidence in seconds comes without ``times_s``.
+        ValueError: no question has evidence, evidence in seconds comes without ``times_s``, or one of several
+            groups is named ``all``.
     """
-    cases: dict[str, list[_Case]] = {}
+    cases: dict[str, list[list[_Case]]] = {}
     unknown = 0
     for question in questions:
-        selected = frames[question.index]
+        selected, of_question = frames[question.index], []
         if question.evidence_frames:
             stride = strides[question.index] if strides is not None else stride_of(selected)
             if not stride:
@@ -143,33 +157,37 @@ def recall_table(
             uniform = None
             if question.duration_s is not None:
                 uniform = uniform_frames(question.duration_s, stride, budget)
-            case = _Case(question.evidence_frames, selected, uniform, stride)
-        elif question.evidence_times_s:
+            of_question.append(_Case(question.evidence_frames, selected, uniform, stride))
+        if question.evidence_times_s:
             if times_s is None:
                 raise ValueError("evidence in seconds needs the selected frames' times")
             uniform = None
             if question.duration_s is not None:
                 uniform = uniform_times(question.duration_s, budget)
-            case = _Case(question.evidence_times_s, times_s[question.index], uniform, 1)
-        else:
-            continue
-        cases.setdefault(question.group, []).append(case)
+            of_question.append(_Case(question.evidence_times_s, times_s[question.index], uniform, 1))
+        if of_question:
+            cases.setdefault(question.group, []).append(of_question)
     if not cases and unknown:
         raise ValueError("too few frames are selected to tell any video's stride; give --frame_path")
     if not cases:
         raise ValueError("no question has evidence positions")
     rows = [_row(group, cases[group], tolerances_s) for group in sorted(cases, key=_group_order)]
     if len(rows) > 1:
+        if "all" in cases:
+            raise ValueError("a group is named 'all', as the row of all groups is; rename it")
         rows.append(_row("all", [case for group in cases.values() for case in group], tolerances_s))
     return rows, unknown
 
 
-def _row(group: str, cases: list[_Case], tolerances_s: Sequence[float]) -> Recall:
+def _row(group: str, cases: list[list[_Case]], tolerances_s: Sequence[float]) -> Recall:
     def mean(which: str, tolerance: float) -> float:
-        shares = [evidence_recall(getattr(c, which), c.evidence, tolerance * c.per_second) for c in cases]
-        return float(np.mean(shares))
+        found = [
+            [_found(getattr(c, which), c.evidence, tolerance * c.per_second) for c in of_question]
+            for of_question in cases
+        ]
+        return float(np.mean([np.concatenate(pieces).mean() for pieces in found]))
 
-    known = all(case.uniform is not None for case in cases)
+    known = all(case.uniform is not None for of_question in cases for case in of_question)
     return Recall(
         group,
         len(cases),
@@ -180,9 +198,10 @@ def _row(group: str, cases: list[_Case], tolerances_s: Sequence[float]) -> Recal
 
 def _group_order(group: str) -> tuple[bool, float, str]:
     try:
-        return (False, float(group), "")
+        value = float(group)
     except ValueError:
-        return (True, 0.0, group)
+        value = math.nan
+    return (False, value, "") if math.isfinite(value) else (True, 0.0, group)
 
 
 def format_table(rows: Sequence[Recall]) -> str:
@@ -231,8 +250,9 @@ def main() -> None:
     args = parse_arguments()
     if args.max_num_frames is not None and args.max_num_frames < 1:
         raise errors.UserError(f"--max_num_frames {args.max_num_frames}: must be 1 or more")
-    if min(args.tolerances) < 0:
-        raise errors.UserError(f"--tolerances {min(args.tolerances):g}: must be 0 or more")
+    for tolerance in args.tolerances:
+        if not 0 <= tolerance < math.inf:
+            raise errors.UserError(f"--tolerances {tolerance:g}: must be a number, 0 or more")
     labels = load_labels(args.dataset_name, args.dataset_path, args.label_file)
     path = Path(args.selected_frames)
     frames = check_frame_numbers(path, _for_labels(path, labels))
@@ -267,16 +287,14 @@ def main() -> None:
 def _strides(frame_path: str | None, selection: Path, labels: LabelSet) -> list[int] | None:
     """Each question's stride, by frames.json or the record beside a selection; None if neither tells."""
     if frame_path:
-        rows = _for_labels(Path(frame_path), labels)
-        return [int(row[1] - row[0]) if len(row) > 1 else 0 for row in rows]
+        path = Path(frame_path)
+        return candidate_strides(path, check_frame_numbers(path, _for_labels(path, labels)))
     record = selection.with_name("selection.json")
     if selection.name != "selected_frames.json" or not record.exists():
         return None
     made = read_json(record)
     strides = made.get("strides") if isinstance(made, dict) else None
-    if not isinstance(strides, list) or len(strides) != len(labels.questions):
-        raise errors.UserError(f"{record}: does not fit {selection}; run frame_select.py again")
-    return [int(stride) for stride in strides]
+    return check_strides(record, strides, len(labels.questions))
 
 
 def _for_labels(path: Path, labels: LabelSet) -> list[np.ndarray]:

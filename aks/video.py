@@ -1,16 +1,16 @@
-"""Candidate frames of a video: which ones, and their pixels, in decord's frame numbering.
+"""Candidate frames of a video: which ones, and their pixels.
 
-Three readers give the same frame numbers, times and pixels: PyAV decoding no more than the frames need
-(:mod:`aks.fast_video`); decord, the reference; and PyAV decoding everything, which reads most. Where they
-differ: in open groups of pictures, AVI files and edit lists, decord, which jumps to key frames, gives other
-frames than those asked for. Frames stream in chunks, so memory does not grow with the length of the
-video; but decord decodes ahead of a slow consumer, without bound, if it is not told to :meth:`Video.rest`.
+PyAV reads every video: only what the frames need where that is sure to give the same pixels, else all of
+it (:mod:`aks.fast_video`). Frames and times are those that a player shows; their numbers and times are
+decord's wherever decord is right. Frames stream in chunks, so memory does not grow with the length of the
+video. ``decord``, the paper's reader, is there for comparison: it shows other frames than it is asked
+for in many kinds of files, and decodes ahead of a slow consumer without bound.
 """
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,20 +19,24 @@ from types import TracebackType
 from typing import Protocol
 
 import av
-import decord
 import numpy as np
 
 from aks.errors import UserError, VideoError
-from aks.fast_video import FastReader, PlainReader, open_container, reason
+from aks.fast_video import (
+    CONTAINERS,
+    FastReader,
+    SequentialReader,
+    film,
+    open_container,
+    reason,
+    silence_codecs,
+)
 
-DECODERS = ("auto", "decord", "pyav")
-NEWER_THAN_DECORD = {"av1", "vvc"}  # codecs of which decord 0.6.0 knows nothing
-# Containers in which decord gives other frames than it is asked for: it shifts a transport stream's by its
-# first group of pictures, and an AVI file's wherever it jumps, in some by another distance every time.
-LOST_ON_DECORD = {"mpegts", "avi"}
+DECODERS = ("auto", "pyav", "decord")
+DECORD_READS = {"h264", "hevc", "vp8", "vp9", "mpeg4"}  # codecs whose frames it finds in such containers
+PROBE_S = 30.0  # of a video, in which open groups of pictures show
 CUT_SHORT = 0.95  # headers may count a little more than there is, but not this much
 CHUNK_FRAMES = 16  # frames decoded at a time: 44 MB at 720p, 400 MB at 4K
-MOST_READ_AGAIN = 32  # frames, of about a second each, that decord is made to read again after a rest
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Frames:
     Attributes:
         numbers: frame numbers, (n,) int64.
         times_s: presentation times in seconds from the first frame, (n,) float64.
-        pixels: (n, height, width, 3) uint8 RGB.
+        pixels: (n, height, width, 3) uint8 RGB, as stored: a pixel aspect ratio is not applied.
     """
 
     numbers: np.ndarray
@@ -56,13 +60,13 @@ class Frames:
 class _Reader(Protocol):
     name: str
     num_frames: int
+    num_packets: int
     fps: float
+    is_edited: bool
 
     def times(self, numbers: np.ndarray) -> np.ndarray: ...
 
     def chunks(self, numbers: np.ndarray, size: int) -> Iterator[np.ndarray]: ...
-
-    def rest(self) -> None: ...
 
     def close(self) -> None: ...
 
@@ -76,10 +80,12 @@ class Video:
 
     Attributes:
         path: the file.
-        asked: the decoder that was asked for: ``decord``, ``pyav`` or ``auto``.
-        decoder: ``decord`` or ``pyav``, whichever reads it.
-        num_frames: frames in the video stream.
+        asked: the decoder that was asked for: ``auto``, ``pyav`` or ``decord``.
+        decoder: ``pyav`` or ``decord``, whichever reads it.
+        num_frames: frames that the video shows.
         fps: average frame rate in frames a second.
+        is_edited: whether an edit list leaves stored frames out. They have no number here; decord counts
+            them, and its times run past the end.
         announced_frames: more than ``num_frames`` where the file is cut short: what its header promises.
     """
 
@@ -88,31 +94,46 @@ class Video:
 
         Args:
             path: a video file.
-            decoder: ``decord``; ``pyav``; or ``auto``: PyAV where it is sure to give what decord gives, and
-                where decord is known to fail (new codecs, transport streams, AVI files, open groups of
-                pictures); else decord. Where a reader fails, also in the middle, ``auto`` and ``pyav`` go
-                on with the next one.
+            decoder: ``auto``: PyAV, decoding no more than the frames need where that is exact; ``pyav``:
+                the same frames by decoding everything, for comparison; ``decord``: those of the paper's
+                reader.
             partial: open a file that is cut short, too.
 
         Raises:
-            VideoError: the file is missing or no decoder can open it; the text is the reason.
-            UserError: unknown decoder.
+            VideoError: the file is missing or cannot be read; the text is the reason.
+            UserError: unknown decoder, or decord is not installed.
         """
         check_decoder(decoder)
         calm_decoders()
         # Absolute, because FFmpeg takes what stands before a colon for a protocol.
         self.path = Path(path).absolute()
         self.asked = decoder
-        self._decord_knows, announced = _look(self.path)
-        self._reader, self._others = self._choose()
+        header = probe(self.path)
+        self._reader = self._choose()
         self.decoder = self._reader.name
         self.num_frames = self._reader.num_frames
         self.fps = self._reader.fps
-        is_cut = self.num_frames < CUT_SHORT * announced
-        self.announced_frames = announced if is_cut else self.num_frames
-        if is_cut and not partial:
+        self.is_edited = self._reader.is_edited
+        self.announced_frames = self._announced(header)
+        if self.announced_frames > self.num_frames and not partial:
             self.close()
             raise VideoError(self.cut_short())
+
+    def _choose(self) -> _Reader:
+        if self.asked == "decord":
+            return _DecordReader(self.path)
+        if self.asked == "auto":
+            with suppress(VideoError):
+                return FastReader(self.path)
+        return SequentialReader(self.path)
+
+    def _announced(self, header: Header) -> int:
+        """How many frames there would be if the file were whole, by its header."""
+        seconds = float(self._reader.times(np.array([self.num_frames - 1]))[0]) + 1 / self.fps
+        # Some AVI files count fields, or pictures that repeat the one before: then the length tells.
+        if self._reader.num_packets >= CUT_SHORT * header.num_frames or seconds >= CUT_SHORT * header.seconds:
+            return self.num_frames
+        return max(self.num_frames, min(header.num_frames, round(header.seconds * self.fps)))
 
     @property
     def is_divisible(self) -> bool:
@@ -161,8 +182,19 @@ class Video:
                     yield Frames(part, self.times_s(part), pixels)
                     done += len(pixels)
             except VideoError:
-                if not self._take_next_reader():
+                if not self._decode_everything():
                     raise
+
+    def _decode_everything(self) -> bool:
+        """Go on without leaving anything out, where that is possible: the readers number frames alike."""
+        if isinstance(self._reader, FastReader):
+            with suppress(VideoError):
+                other = SequentialReader(self.path)
+                if (other.num_frames, other.fps) == (self.num_frames, self.fps):
+                    self._reader.close()
+                    self._reader = other
+                    return True
+        return False
 
     def salvage(self, numbers: Sequence[int] | np.ndarray) -> Iterator[Frames]:
         """What can be decoded of some frames where :meth:`read` fails, one by one; the others are left out.
@@ -174,43 +206,10 @@ class Video:
             VideoError: the file cannot even be opened any more.
         """
         numbers = self._checked(numbers)
-        reader, others = self._choose()
-        others.close()
-        jumps = not isinstance(reader, PlainReader)
-        found = _one_by_one(reader, numbers) if jumps else reader.readable(numbers)
-        for number, pixels in found:
+        reader = self._choose()
+        whole = isinstance(reader, SequentialReader)
+        for number, pixels in reader.readable(numbers) if whole else _one_by_one(reader, numbers):
             yield Frames(np.array([number]), self.times_s([number]), pixels[None])
-
-    def _choose(self) -> tuple[_Reader, Iterator[_Reader]]:
-        readers = _choose(self.path, self.asked, self._decord_knows)
-        reader = next(readers)
-        if not math.isfinite(reader.fps) or reader.fps <= 0:
-            reader.close()
-            raise VideoError("the file states no frame rate")
-        return reader, readers
-
-    def rest(self) -> None:
-        """Forget what was decoded ahead: the next frames are not wanted soon. It changes none of them.
-
-        Call it before a long wait, also between two chunks of :meth:`read`, where memory matters: decord
-        decodes on meanwhile, up to the end of the video. Up to 32 frames that are read already are then
-        decoded again; where key frames lie further apart, it has no effect. PyAV never decodes ahead.
-
-        Raises:
-            VideoError: decord cannot go back to the start.
-        """
-        self._reader.rest()
-
-    def _take_next_reader(self) -> bool:
-        """Go on with another reader where one fails in the middle; they number the frames alike."""
-        with suppress(VideoError):
-            for other in self._others:
-                if (other.num_frames, other.fps) == (self.num_frames, self.fps):
-                    self._reader.close()
-                    self._reader, self.decoder = other, other.name
-                    return True
-                other.close()
-        return False
 
     def _checked(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
         numbers = np.asarray(numbers, dtype=np.int64)
@@ -225,7 +224,6 @@ class Video:
     def close(self) -> None:
         """Release the decoder."""
         self._reader.close()
-        self._others.close()
 
     def __enter__(self) -> Video:
         """Return the open video."""
@@ -248,23 +246,26 @@ def check_decoder(decoder: str) -> None:
         raise UserError(f"--decoder {decoder}: use one of {', '.join(DECODERS)}")
 
 
-def estimate_candidates(path: Path) -> int:
-    """Candidates of a video by its header alone, for progress bars; 0 where it does not tell."""
-    calm_decoders()
-    try:
-        if not path.is_file():
-            return 0
-        with open_container(path.absolute()) as container:
-            return int((container.duration or 0) / av.time_base)
-    except (OSError, av.FFmpegError):
-        return 0
+@dataclass(frozen=True)
+class Header:
+    """What a video's header says: frames of the film, and its seconds; 0 where it is silent.
+
+    Attributes:
+        num_frames: frames.
+        seconds: length of the film.
+        container_seconds: length of the file, sound included.
+    """
+
+    num_frames: int
+    seconds: float
+    container_seconds: float
 
 
-def _look(path: Path) -> tuple[bool, int]:
-    """Whether decord reads such files rightly, and how many frames the header announces; 0 if it is silent.
+def probe(path: Path) -> Header:
+    """Read a video's header.
 
     Raises:
-        VideoError: the file cannot be opened.
+        VideoError: the file cannot be opened, or holds no film.
     """
     try:
         if not path.exists():
@@ -273,20 +274,50 @@ def _look(path: Path) -> tuple[bool, int]:
             raise VideoError("not a regular file")
         if path.stat().st_size == 0:
             raise VideoError("file is empty")
-        # PyAV looks first: its reasons are clear, and decord logs to the terminal what it cannot open.
         with open_container(path) as container:
-            if not container.streams.video:
-                raise VideoError("no video stream")
-            codec = container.streams.video[0].codec_context
-            if codec is None:
-                raise VideoError("no decoder for its video codec")
-            decord_knows = (
-                codec.codec.canonical_name not in NEWER_THAN_DECORD
-                and container.format.name not in LOST_ON_DECORD
-            )
-            return decord_knows, container.streams.video[0].frames
+            stream = film(container)
+            seconds = float((stream.duration or 0) * (stream.time_base or 0))
+            return Header(stream.frames, seconds, (container.duration or 0) / av.time_base)
     except (av.FFmpegError, OSError) as error:
         raise VideoError(f"cannot be opened: {reason(error)}") from None
+
+
+def estimate_candidates(path: Path) -> int:
+    """Candidates of a video by its header alone, for progress bars; 0 where it does not tell."""
+    calm_decoders()
+    try:
+        return int(probe(path.absolute()).container_seconds)
+    except VideoError:
+        return 0
+
+
+def decord_differs(path: str | Path) -> bool:
+    """Whether decord is known to number or to show frames of a video otherwise than a player.
+
+    It knows nothing of edit lists, and loses its place in most containers and codecs where it has to jump,
+    also in groups of pictures that lean on the one before. The first groups of a file tell.
+
+    Raises:
+        VideoError: the file cannot be read.
+    """
+    calm_decoders()
+    first = last = None  # times of key frames
+    try:
+        with open_container(Path(path).absolute()) as container:
+            stream = film(container)
+            sound = container.format.name in CONTAINERS and stream.codec_context.name in DECORD_READS
+            for packet in container.demux(stream) if sound else ():
+                if packet.size and (packet.pts is None or packet.is_discard):
+                    return True
+                if packet.is_keyframe:
+                    first, last = packet.pts if first is None else first, packet.pts
+                elif packet.size and last is not None and packet.pts < last:
+                    return True
+                if packet.size and (packet.pts - (first or 0)) * stream.time_base > PROBE_S:
+                    break
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(f"cannot be read: {reason(error)}") from None
+    return not sound
 
 
 def _one_by_one(reader: _Reader, numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -297,53 +328,15 @@ def _one_by_one(reader: _Reader, numbers: np.ndarray) -> Iterator[tuple[int, np.
             yield number, pixels[0]
 
 
-def _choose(path: Path, decoder: str, decord_knows: bool) -> Iterator[_Reader]:
-    """Readers of a video, best first; the later ones are for where the ones before fail.
-
-    Raises:
-        VideoError: the last one cannot open it either.
-    """
-    if decoder == "decord":
-        yield _DecordReader(path)
-        return
-    fast = None
-    with suppress(VideoError):
-        fast = FastReader(path)
-    try_decord = decoder == "auto" and decord_knows
-    if fast is not None and try_decord:
-        with suppress(VideoError):
-            by_decord = _DecordReader(path)  # costs some 0.05 s for a film of ten minutes
-            if not _alike(fast, by_decord):
-                fast = None
-            by_decord.close()  # it decodes ahead
-    if fast is not None:
-        yield fast
-    # In open groups of pictures decord jumps to other frames than it is asked for.
-    if try_decord and not (fast is not None and fast.has_open_groups):
-        with suppress(VideoError):
-            yield _DecordReader(path)
-    yield PlainReader(path)
-
-
-def _alike(one: _Reader, other: _Reader) -> bool:
-    """Whether two readers give the same frame numbers and times."""
-    if (one.num_frames, one.fps) != (other.num_frames, other.fps):
-        return False
-    numbers = np.arange(one.num_frames)
-    return np.array_equal(one.times(numbers), other.times(numbers))
-
-
 def calm_decoders() -> None:
     """Undo what other libraries in this process do to decord and PyAV; keep codec chatter off the terminal.
 
-    LAVIS makes decord return torch tensors. torchvision routes FFmpeg's log through Python: a codec's
-    thread then waits for the interpreter lock while the thread that holds it waits for the codec to
-    close, for ever.
+    LAVIS makes decord return torch tensors; torchvision routes FFmpeg's log through Python.
     """
-    decord.bridge.set_bridge("native")
-    decord.logging.set_level(decord.logging.FATAL)
-    av.logging.restore_default_callback()
-    av.logging.set_libav_level(av.logging.PANIC)
+    if decord := sys.modules.get("decord"):
+        decord.bridge.set_bridge("native")
+        decord.logging.set_level(decord.logging.FATAL)
+    silence_codecs()
 
 
 class _DecordReader:
@@ -353,16 +346,20 @@ class _DecordReader:
 
     def __init__(self, path: Path) -> None:
         try:
+            import decord
+        except ImportError:
+            raise UserError("--decoder decord: decord is not installed: pip install decord") from None
+        calm_decoders()
+        self._errors = (RuntimeError, decord.DECORDError)
+        try:
             self._video = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
-            self.num_frames = len(self._video)
+            self.num_frames = self.num_packets = len(self._video)
+            self.is_edited = False
             self.fps = float(self._video.get_avg_fps())
-            self._keys = np.array(self._video.get_key_indices())
-        except (RuntimeError, decord.DECORDError) as error:
-            raise VideoError(f"decord: {_reason(error)}") from None
-        # What it gives in open groups of pictures depends on the way there: after a rest, it goes it again.
-        self._at = 0
-        self._way: list[int] = []  # frames read since it jumped
-        self._rests = False
+        except self._errors as error:
+            raise VideoError(f"decord: {_decords_reason(error)}") from None
+        if not 0 < self.fps < float("inf"):
+            raise VideoError("the file states no frame rate")
 
     def times(self, numbers: np.ndarray) -> np.ndarray:
         if not len(numbers):
@@ -377,43 +374,16 @@ class _DecordReader:
         for start in range(0, len(numbers), size):
             part = numbers[start : start + size].tolist()
             try:
-                yield self._get(part)
-            except (RuntimeError, decord.DECORDError) as error:
+                yield self._video.get_batch(part).asnumpy()
+            except self._errors as error:
                 span = f"frames {part[0]} to {part[-1]}"
-                raise VideoError(f"{span} cannot be decoded (decord: {_reason(error)})") from None
-
-    def _get(self, part: list[int]) -> np.ndarray:
-        if self._rests and not self._jumps_to(part[0]):
-            for start in range(0, len(self._way), len(part)):
-                self._video.get_batch(self._way[start : start + len(part)])
-        self._rests = False
-        pixels = self._video.get_batch(part).asnumpy()
-        for number in part:
-            if self._jumps_to(number):
-                self._way = []
-            self._way.append(number)
-            self._at = number + 1
-        return pixels
-
-    def _jumps_to(self, number: int) -> bool:
-        """Whether decord begins anew, at a key frame, to read this one."""
-        before, after = np.searchsorted(self._keys, (self._at, number), side="right")
-        return number < self._at or before != after
-
-    def rest(self) -> None:
-        if len(self._way) > MOST_READ_AGAIN or self._rests:
-            return
-        try:
-            self._video.seek(0)  # forgets all that it has in work
-        except (RuntimeError, decord.DECORDError) as error:
-            raise VideoError(f"decord: {_reason(error)}") from None
-        self._rests = True
+                raise VideoError(f"{span} cannot be decoded (decord: {_decords_reason(error)})") from None
 
     def close(self) -> None:
         self._video = None
 
 
-def _reason(error: BaseException) -> str:
+def _decords_reason(error: BaseException) -> str:
     """The telling part of decord's message, in one line."""
     text = str(error).strip().split("\n")[0]
     text = re.sub(r"^\[\d\d:\d\d:\d\d\] \S+:\d+: ", "", text)  # the time and decord's source line

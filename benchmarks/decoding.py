@@ -42,7 +42,7 @@ sys.path.insert(0, str(ROOT))
 
 from aks import errors  # noqa: E402
 from aks.decoding import Batch, Manner  # noqa: E402
-from aks.fast_video import FastReader, PlainReader, open_container  # noqa: E402
+from aks.fast_video import FastReader, SequentialReader, open_container  # noqa: E402
 from aks.pool import Job, Pool  # noqa: E402
 from aks.preparing import PrepareSquare  # noqa: E402
 from aks.progress import progress  # noqa: E402
@@ -128,7 +128,7 @@ def by_decord(path: Path) -> Iterator[np.ndarray]:
 
 def by_everything(path: Path) -> Iterator[np.ndarray]:
     """PyAV, decoding every frame."""
-    reader = PlainReader(path)
+    reader = SequentialReader(path)
     for pixels in reader.chunks(np.array(_candidates(reader.num_frames, reader.fps)), CHUNK_FRAMES):
         yield from pixels
 

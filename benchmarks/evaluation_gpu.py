@@ -11,6 +11,7 @@ Uniform frames and keyframes are measured in one run. Needs a GPU with 24 GB and
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -61,8 +62,9 @@ def main() -> None:
         figures = measure(args, Path(folder))
     for name, row in figures["runs"].items():
         print(
-            f"{name:10} {row['seconds_a_question']:7.2f} s a question, {row['visual_tokens']:6} visual "
-            f"tokens, peak {row['peak_gib']:.1f} GiB"
+            f"{name:10} {row['seconds_a_question']:7.2f} s a question, of which the model "
+            f"{row['seconds_generating']:.2f}, {row['visual_tokens']:6} visual tokens, "
+            f"peak {row['peak_gib']:.1f} GiB"
         )
     if args.out:
         Path(args.out).write_text(json.dumps(figures, indent=1))
@@ -92,37 +94,42 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             f"use_topk={use_topk}",
             {"batch_size": "1", "device": args.device},
         )
-        times, tokens = note_answers(model)
+        times, generating, tokens = note_answers(model)
         if args.device != "cpu":
             torch.cuda.reset_peak_memory_stats()
         evaluate(model, "qwen2_vl", "custom_aks")
         peak = torch.cuda.max_memory_allocated() / 2**30 if args.device != "cpu" else float("nan")
         runs[name] = {
             "seconds_a_question": (times[-1] - times[0]) / (len(times) - 1),
+            "seconds_generating": sum(generating[1:]) / (len(generating) - 1),
             "visual_tokens": tokens[-1],
             "peak_gib": peak,
         }
         del model
+        gc.collect()  # it is part of a cycle, and would count among the next one's memory
     machine = torch.cuda.get_device_name() if args.device != "cpu" else "CPU"
     return {"machine": machine, "layers": args.layers or TEXT["num_hidden_layers"], "runs": runs}
 
 
-def note_answers(model: Any) -> tuple[list[float], list[int]]:
-    """Lists that fill with the time of every answer and the visual tokens of its prompt."""
+def note_answers(model: Any) -> tuple[list[float], list[float], list[int]]:
+    """Lists that fill with every answer's time, seconds of generating, and visual tokens of its prompt."""
     times: list[float] = []
+    generating: list[float] = []
     tokens: list[int] = []
     generate = model.model.generate
 
     def noted(**inputs: Any) -> torch.Tensor:
+        start = time.perf_counter()
         answer = generate(**inputs)
         if answer.is_cuda:
             torch.cuda.synchronize()
         times.append(time.perf_counter())
+        generating.append(times[-1] - start)
         tokens.append(int((inputs["input_ids"] == VISION_TOKENS["video_token_id"]).sum()))
         return answer
 
     model.model.generate = noted
-    return times, tokens
+    return times, generating, tokens
 
 
 def write_checkpoint(folder: Path, layers: int | None, device: str) -> None:

@@ -30,7 +30,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from model_setup import bert_vocabulary, package_file, write_clip_tokenizer  # noqa: E402
+from model_setup import bert_vocabulary, package_file, randomise, write_clip_tokenizer  # noqa: E402
 
 from aks import errors  # noqa: E402
 from aks.benchmarks import Question  # noqa: E402
@@ -45,8 +45,8 @@ QUESTIONS = [
 OPTIONS = "A. it yawns B. it runs away C. it eats an apple D. it falls asleep "
 
 
-def blip_large(folder: Path) -> dict[str, str]:
-    """ViT-L/16 at 384 pixels and BERT-base: Salesforce/blip-itm-large-coco."""
+def blip_large(folder: Path, device: str = "cpu") -> dict[str, str]:
+    """ViT-L/16 at 384 pixels and BERT-base: Salesforce/blip-itm-large-coco; weights drawn on ``device``."""
     from transformers import BlipConfig, BlipForImageTextRetrieval
 
     vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
@@ -55,12 +55,15 @@ def blip_large(folder: Path) -> dict[str, str]:
         text_config={"vocab_size": 30524, "encoder_hidden_size": 1024, "num_attention_heads": 12},
         image_text_hidden_size=256,
     )
-    BlipForImageTextRetrieval(config).save_pretrained(folder)
+    with torch.device(device):
+        model = BlipForImageTextRetrieval(config)
+    randomise(model)
+    model.save_pretrained(folder)
     (folder / "vocab.txt").write_bytes(bert_vocabulary().read_bytes())
     return {"checkpoint": str(folder)}
 
 
-def clip_base(folder: Path) -> dict[str, str]:
+def clip_base(folder: Path, device: str = "cpu") -> dict[str, str]:
     """ViT-B/32 at 224 pixels: openai/clip-vit-base-patch32, which is transformers' default shape."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
@@ -70,27 +73,46 @@ def clip_base(folder: Path) -> dict[str, str]:
     return {"checkpoint": str(folder)}
 
 
-def sevila_xl(folder: Path) -> dict[str, str]:
-    """ViT-g/14 at 224 pixels, Q-Former, Flan-T5-XL: Salesforce/blip2-flan-t5-xl and sevila_pretrained.pth."""
+SEVILA_VISION = {
+    "hidden_size": 1408,
+    "intermediate_size": 6144,
+    "num_hidden_layers": 39,
+    "num_attention_heads": 16,
+}
+SEVILA_T5 = {"d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_layers": 24, "num_heads": 32}
+
+
+def sevila_xl(
+    folder: Path,
+    device: str = "cpu",
+    vision: dict[str, int] = SEVILA_VISION,
+    t5: dict[str, int] = SEVILA_T5,
+) -> dict[str, str]:
+    """ViT-g/14 at 224 pixels, Q-Former, Flan-T5-XL: Salesforce/blip2-flan-t5-xl and sevila_pretrained.pth.
+
+    Weights are drawn on ``device``: on a CPU that takes minutes.
+    """
     from sevila_setup import write_t5_tokenizer
     from transformers import Blip2Config, Blip2ForConditionalGeneration
 
     from aks.scorers.sevila import _INSIDE, _PARTS
 
-    vision = {"hidden_size": 1408, "intermediate_size": 6144, "num_hidden_layers": 39}
-    text = {"d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_layers": 24, "num_heads": 32}
-    text.update(tie_word_embeddings=False, decoder_start_token_id=0)  # as Flan-T5 has it
+    text = {**t5, "tie_word_embeddings": False, "decoder_start_token_id": 0}  # as Flan-T5 has it
     config = Blip2Config(
-        vision_config={**vision, "num_attention_heads": 16, "image_size": 224, "patch_size": 14},
-        qformer_config={"encoder_hidden_size": 1408},
+        vision_config={**vision, "image_size": 224, "patch_size": 14},
+        qformer_config={"encoder_hidden_size": vision["hidden_size"]},
         text_config={**text, "model_type": "t5", "feed_forward_proj": "gated-gelu"},
         num_query_tokens=32,
     )
     torch.set_default_dtype(torch.bfloat16)  # half the memory while it is made
     try:
-        model = Blip2ForConditionalGeneration(config)
+        with torch.device(device):
+            model = Blip2ForConditionalGeneration(config)
     finally:
         torch.set_default_dtype(torch.float32)
+    # Flan-T5 has a head of its own; transformers 5 ties it, and would not save it.
+    head = model.language_model.lm_head
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())
     model.save_pretrained(folder / "base", max_shard_size="2GB")
     write_t5_tokenizer(folder / "base")
     localizer = {}
@@ -100,14 +122,14 @@ def sevila_xl(folder: Path) -> dict[str, str]:
                 inside = name.removeprefix(ours)
                 for old, new in _INSIDE.get(ours, ()):
                     inside = inside.replace(new, old)
-                localizer[theirs + inside] = value.float()
+                localizer[theirs + inside] = value.float().cpu()
                 break
     torch.save({"model": localizer}, folder / "sevila_pretrained.pth")
     return {"checkpoint": str(folder / "sevila_pretrained.pth"), "base": str(folder / "base")}
 
 
-MODELS: dict[str, Callable[[Path], dict[str, str]]] = {
-    "conse": lambda folder: {},
+MODELS: dict[str, Callable[..., dict[str, str]]] = {
+    "conse": lambda folder, device="cpu": {},
     "clip": clip_base,
     "blip": blip_large,
     "sevila": sevila_xl,

@@ -1,18 +1,20 @@
-"""BLIP-large and SeViLA on a GPU: frames a second, share of the matrix units' ceiling, memory, selections.
+"""BLIP-large and SeViLA on a GPU: frames a second, share of the matrix units' ceiling, memory, precision.
 
     python benchmarks/scoring_gpu.py --models blip sevila --out scoring_gpu.json
 
-The weights are random, in the shapes of the published checkpoints; they load as a user's do. Four parts:
+The weights are random, in the shapes of the published checkpoints; they load as a user's do. The parts:
 
-- ceiling: the best rate of large square matrix products, in bfloat16 and float32, on this device;
-- encoder: the image encoder alone, in the passes that extraction would use, as frames a second, as
-  floating-point operations a second and their share of that ceiling, and peak memory;
-- end to end: a film and one question, from the file to scores.json in memory, with decoding processes on
-  this machine's cores, in bfloat16, beside the plain procedure (``decord.VideoReader[i]``, one frame at a
-  time, float32) on its first frames;
-- selections: how many of 64 keyframes bfloat16 and float32 have in common, for questions about the film.
+- encoder: the image encoder alone, in the passes that extraction would use: frames a second, floating-point
+  operations a second and their share of the best rate of large square matrix products, peak memory;
+- end_to_end: several videos, from the files to scores.json, with decoding processes on this machine's cores,
+  in bfloat16 (SeViLA: its own mix), with one question a video and with three; beside it the plain procedure
+  (``decord.VideoReader[i]``, one frame at a time, question by question, float32) on the first frames of one.
+  To tell what limits: the decoding processes without a model, and the model without decoding;
+- precision (BLIP): keyframes that bfloat16 and float32 have in common, and the largest difference between
+  the float32 scores of the GPU and of the CPU.
 
-``--device cpu --tiny`` tries it out anywhere, in small shapes.
+The videos are copies of one film, repeated without encoding to ``--minutes``; ``precision`` reads the film
+as it is. ``--device cpu --tiny --videos 1 --minutes 0.1`` tries it out anywhere, in small shapes.
 """
 
 from __future__ import annotations
@@ -20,10 +22,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,41 +35,53 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests")]
 
-from extraction import FILM  # noqa: E402
+from extraction import FILM, write_film  # noqa: E402
 from model_setup import save_blip, tiny_blip  # noqa: E402
 from scoring import OPTIONS, QUESTIONS, blip_large, plain, sevila_xl  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from aks import errors, select_keyframes  # noqa: E402
 from aks.benchmarks import Question, load_labels  # noqa: E402
-from aks.extraction import extract  # noqa: E402
+from aks.decoding import Batch, Done, Manner  # noqa: E402
+from aks.extraction import BATCH_FRAMES, extract  # noqa: E402
+from aks.features import Encoded  # noqa: E402
 from aks.outscores import RunFolder  # noqa: E402
-from aks.passes import frames_that_fit  # noqa: E402
+from aks.passes import Mixer, frames_that_fit  # noqa: E402
+from aks.pool import Job, Pool  # noqa: E402
 from aks.scorers import Scorer, create_scorer  # noqa: E402
 from aks.video import Video  # noqa: E402
 
-BUDGET = 64
-TYPES = ("float32", "bfloat16")
+Figures = dict[str, object]
+PASSES = 8  # through the model without decoding
+MORE_QUESTIONS = [f"{text[:-1]} in scene {part}?" for part in range(1, 6) for text in QUESTIONS]
 
 
-def blip_tiny(folder: Path) -> dict[str, str]:
+def blip_tiny(folder: Path, device: str) -> dict[str, str]:
     """BLIP in a few thousand weights."""
-    return {"checkpoint": str(save_blip(tiny_blip(), folder / "tiny"))}
+    return {"checkpoint": str(save_blip(tiny_blip(), folder))}
 
 
-MODELS: dict[str, Callable[[Path], dict[str, str]]] = {"blip": blip_large, "sevila": sevila_xl}
+def sevila_tiny(folder: Path, device: str) -> dict[str, str]:
+    """SeViLA with small vision tower and T5."""
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    t5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    return sevila_xl(folder, device, vision, t5)
+
+
+MODELS: dict[str, Callable[[Path, str], dict[str, str]]] = {"blip": blip_large, "sevila": sevila_xl}
+TINY = {"blip": blip_tiny, "sevila": sevila_tiny}
 
 
 def seconds(work: Callable[[], object], device: str, repeats: int) -> float:
-    """The least time of some runs, after one to warm up."""
+    """The median time of some runs, after two to warm up."""
     times = []
-    for _ in range(repeats + 1):
+    for _ in range(repeats + 2):
         start = time.perf_counter()
         work()
         if device != "cpu":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-    return min(times[1:])
+    return float(np.median(times[2:]))
 
 
 def ceiling(device: str, dtype: torch.dtype, side: int) -> float:
@@ -75,80 +90,192 @@ def ceiling(device: str, dtype: torch.dtype, side: int) -> float:
     return 2 * side**3 / seconds(lambda: a @ b, device, 10)
 
 
-def encoder(scorer: Scorer, frames: int, most: float) -> dict[str, float]:
-    """The image encoder in passes of so many frames; ``most`` is the ceiling."""
-    device = str(scorer.device)
+def measure_encoder(scorer: Scorer, ceilings: dict[str, float]) -> Figures:
+    """The image encoder in the passes that fit, and with one frame at a time."""
+    device = scorer.device.type
+    count = frames_that_fit(scorer) if device != "cpu" else 4
     blank = scorer.prepare(np.zeros((32, 32, 3), dtype=np.uint8))
-    inputs = torch.randn(frames, *blank.shape).to(scorer.device, scorer.dtype)
+    inputs = torch.randn(count, *blank.shape).to(scorer.device, scorer.dtype)
     counter = FlopCounterMode(display=False)
     with counter:
         scorer.encode_frames(inputs[:1])
+    flops = counter.get_total_flops()
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
-    took = seconds(lambda: scorer.encode_frames(inputs), device, 3)
-    rate = counter.get_total_flops() * frames / took
+    took = seconds(lambda: scorer.encode_frames(inputs), device, 5)
+    peak = torch.cuda.max_memory_allocated() / 1e9 if device != "cpu" else 0.0
+    alone = seconds(lambda: scorer.encode_frames(inputs[:1]), device, 5)
+    # The vision tower does nearly all the work; SeViLA's is float16, whose rate is bfloat16's.
+    kind = "float32" if scorer.dtype == torch.float32 else "bfloat16"
     return {
-        "frames a pass": frames,
-        "frames/s": frames / took,
-        "TFLOP a frame": counter.get_total_flops() / 1e12,
-        "TFLOP/s": rate / 1e12,
-        "share of ceiling": rate / most,
-        "peak GB": torch.cuda.max_memory_allocated() / 1e9 if device != "cpu" else 0.0,
+        "frames a pass": count,
+        "frames/s": count / took,
+        "frames/s one at a time": 1 / alone,
+        "TFLOP a frame": flops / 1e12,
+        "TFLOP/s": flops * count / took / 1e12,
+        "share of ceiling": flops * count / took / ceilings[kind],
+        "peak GB": peak,
     }
 
 
-def end_to_end(scorer: Scorer, folder: Path, workers: int) -> tuple[float, list, list]:
-    """Seconds of scoring the label file in a folder, its scores and its frames."""
-    start = time.perf_counter()
-    run = RunFolder(folder / f"out {scorer.dtype}")
+def run_extraction(scorer: Scorer, videos: list[Path], questions: int, workers: int) -> tuple[float, int]:
+    """Seconds of scoring so many questions a video, and the frames."""
+    with tempfile.TemporaryDirectory(dir=videos[0].parent) as name:
+        folder = Path(name)
+        write_labels(folder, videos, QUESTIONS[:questions])
+        start = time.perf_counter()
+        _, frames = scores_of(scorer, folder, workers)
+        took = time.perf_counter() - start
+    return took, sum(len(row) for row in frames[::questions])
+
+
+def write_labels(folder: Path, videos: list[Path], questions: list[str]) -> None:
+    """A label file that asks every video all questions."""
+    entries = [
+        {"video": str(video), "question": question, "options": OPTIONS.split(". ")[:2], "answer": 0}
+        for video in videos
+        for question in questions
+    ]
+    (folder / "labels.json").write_text(json.dumps(entries))
+
+
+def scores_of(scorer: Scorer, folder: Path, workers: int) -> tuple[list, list]:
+    """Scores and frame numbers of every question of ``labels.json``."""
+    run = RunFolder(folder / "out")
     labels = load_labels("custom", label_file=folder / "labels.json")
     summary = extract(labels, scorer, run, workers=workers)
-    took = time.perf_counter() - start
     if not summary.complete:
         raise errors.UserError(f"the film cannot be scored: {summary.failures}")
-    return took, *(json.loads((run.folder / f"{name}.json").read_text()) for name in ("scores", "frames"))
+    scores, frames = (json.loads((run.folder / f"{name}.json").read_text()) for name in ("scores", "frames"))
+    return scores, frames
 
 
-def measure(name: str, args: argparse.Namespace, folder: Path) -> dict[str, object]:
-    """All parts for one model."""
-    make = blip_tiny if args.tiny else MODELS[name]
-    options = make(folder)
-    text = [{"video": str(args.video.absolute()), "question": q} for q in QUESTIONS]
-    found: dict[str, object] = {}
-    scores = {}
-    for dtype in TYPES if name == "blip" else (None,):  # SeViLA's parts have types of their own
-        scorer = create_scorer(name, device=args.device, dtype=dtype, **options)
-        kind = str(scorer.dtype).removeprefix("torch.")
-        frames = frames_that_fit(scorer) if args.device != "cpu" else 4
-        row: dict[str, object] = {"encoder": encoder(scorer, frames, args.ceilings[kind])}
-        (folder / "labels.json").write_text(json.dumps(text[:1]))
-        took, _, candidates = end_to_end(scorer, folder, args.workers)
-        row["end to end frames/s"] = len(candidates[0]) / took
-        (folder / "labels.json").write_text(json.dumps(text))
-        with tempfile.TemporaryDirectory(dir=folder) as fresh:
-            (Path(fresh) / "labels.json").write_text(json.dumps(text))
-            _, scores[kind], candidates = end_to_end(scorer, Path(fresh), args.workers)
-        if kind == TYPES[0] or name != "blip":
-            with Video(args.video) as video:
-                numbers = video.candidates()[: args.plain_frames].tolist()
-            question = Question(0, "0", args.video.name, QUESTIONS[0], options_prompt=OPTIONS)
-            plain(scorer, args.video, numbers[:1], [question])  # the first call allocates
-            start = time.perf_counter()
-            plain(scorer, args.video, numbers, [question])
-            found["plain frames/s"] = len(numbers) / (time.perf_counter() - start)
-        found[kind] = row
-        del scorer
-    last = found[kind]
-    found["end to end / plain"] = last["end to end frames/s"] / found["plain frames/s"]
-    if len(scores) == 2:
-        selected = [
-            [select_keyframes(row, at, budget=BUDGET) for row, at in zip(table, candidates, strict=True)]
-            for table in scores.values()
-        ]
-        shares = [len(set(a) & set(b)) / len(a) for a, b in zip(*selected, strict=True)]
-        found["identical selections"] = sum(a == b for a, b in zip(*selected, strict=True)) / len(shares)
-        found["keyframes in common"] = float(np.mean(shares))
+def read_alone(scorer: Scorer, videos: list[Path], workers: int) -> float:
+    """Frames a second of the decoding processes, when nobody uses the frames."""
+    jobs = [Job(str(video), video) for video in videos]
+    start, count = time.perf_counter(), 0
+    with Pool(Manner(scorer.preparer, "auto", BATCH_FRAMES, "skip"), workers) as pool:
+        for _, event in pool.run(iter(jobs)):
+            if isinstance(event, Batch):
+                count += len(event.numbers)
+    return count / (time.perf_counter() - start)
+
+
+def model_alone(scorer: Scorer, questions: int) -> float:
+    """Frames a second of encoding and scoring, when frames are always at hand."""
+    texts = [scorer.encode_question(Question(0, "0", "", text)) for text in QUESTIONS[:questions]]
+    mixer = Mixer(scorer, frames_that_fit(scorer) if scorer.device.type == "cuda" else BATCH_FRAMES)
+    blank = scorer.preparer(np.zeros((32, 32, 3), dtype=np.uint8))
+    inputs = np.random.default_rng(0).standard_normal((BATCH_FRAMES, *blank.shape), dtype=np.float32)
+    numbers = np.arange(BATCH_FRAMES)
+    batches = PASSES * mixer._frames // BATCH_FRAMES
+
+    def events() -> Iterator[tuple[str, Encoded | Done]]:
+        for at in range(batches):
+            yield from mixer.add("", Batch(at * BATCH_FRAMES, numbers, numbers / 1, inputs))
+        yield from mixer.rest()
+
+    start = time.perf_counter()
+    for _, event in events():
+        if isinstance(event, Encoded):
+            scorer.score(event.features, texts)
+    return batches * BATCH_FRAMES / (time.perf_counter() - start)
+
+
+def measure_end_to_end(scorer: Scorer, original: Scorer, args: argparse.Namespace, folder: Path) -> Figures:
+    """Ours beside the plain procedure; ``original`` has the types of the scorer's original."""
+    first = folder / "0.mp4"
+    write_film(args.video, first, args.minutes)
+    videos = [first, *(folder / f"{index}.mp4" for index in range(1, args.videos))]
+    for video in videos[1:]:
+        shutil.copyfile(first, video)
+    found: Figures = {"workers": args.workers, "videos": args.videos}
+    run_extraction(scorer, videos[:1], 1, args.workers)  # files in memory, kernels chosen
+    found["decoding alone, frames/s"] = read_alone(scorer, videos, args.workers)
+    found["by one process, frames/s"] = read_alone(scorer, [args.video], 1)
+    with Video(first) as video:
+        numbers = video.candidates()[: args.plain_frames].tolist()
+    questions = [Question(i, str(i), "", text, options_prompt=OPTIONS) for i, text in enumerate(QUESTIONS)]
+    plain(original, first, numbers[:1], questions[:1])  # the first call allocates
+    for count in (1, 3):
+        took, frames = run_extraction(scorer, videos, count, args.workers)
+        start = time.perf_counter()
+        plain(original, first, numbers, questions[:count])
+        plain_took = time.perf_counter() - start
+        ours, theirs = frames / took, len(numbers) / plain_took
+        found[f"questions: {count}"] = {
+            "frames": frames,
+            "ours s": took,
+            "ours frames/s": ours,
+            "model alone, frames/s": model_alone(scorer, count),
+            "plain frames/s": theirs,
+            "ours / plain": ours / theirs,
+        }
     return found
+
+
+def measure_precision(options: dict[str, str], args: argparse.Namespace, folder: Path) -> Figures:
+    """BLIP in bfloat16 and on the CPU against float32 on the GPU, on the film as it is."""
+    write_labels(folder, [args.video.absolute()], MORE_QUESTIONS)
+    tables, frames = {}, []
+    for dtype in ("float32", "bfloat16"):
+        scorer = create_scorer("blip", device=args.device, dtype=dtype, **options)
+        shutil.rmtree(folder / "out", ignore_errors=True)
+        scores, frames = scores_of(scorer, folder, args.workers)
+        tables[dtype] = np.array(scores)
+        del scorer
+    exact, half = tables["float32"], tables["bfloat16"]
+    found: Figures = {
+        "frames": exact.shape[1],
+        "questions": len(exact),
+        "mean standard deviation of a question's scores": float(exact.std(axis=1).mean()),
+        "largest difference, bfloat16": float(np.abs(exact - half).max()),
+        "mean difference, bfloat16": float(np.abs(exact - half).mean()),
+    }
+    for budget in (8, 32, 64):
+        pairs = [
+            [select_keyframes(table[row].tolist(), frames[row], budget=budget) for table in (exact, half)]
+            for row in range(len(exact))
+        ]
+        found[f"{budget} keyframes"] = {
+            "identical selections": sum(a == b for a, b in pairs) / len(pairs),
+            "in common": float(np.mean([len(set(a) & set(b)) / len(a) for a, b in pairs])),
+            "in common by chance": min(1.0, budget / exact.shape[1]),
+        }
+    with Video(args.video) as video:
+        numbers = video.candidates()[:: max(1, exact.shape[1] // args.cpu_frames)][: args.cpu_frames]
+        pixels = np.concatenate([batch.pixels for batch in video.read(numbers)])
+    there, here = (scores_at_once(device, pixels, options) for device in (args.device, "cpu"))
+    found["frames on the CPU"] = len(pixels)
+    found["largest difference, GPU and CPU in float32"] = float(np.abs(there - here).max())
+    return found
+
+
+def scores_at_once(device: str, pixels: np.ndarray, options: dict[str, str]) -> np.ndarray:
+    """Scores of some frames in float32, (questions, frames)."""
+    scorer = create_scorer("blip", device=device, dtype="float32", **options)
+    texts = [scorer.encode_question(Question(0, "0", "", text)) for text in MORE_QUESTIONS]
+    inputs = torch.stack([scorer.prepare(frame) for frame in pixels])
+    return scorer.score(scorer.encode_frames(inputs), texts)
+
+
+def measure(name: str, args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Figures]]:
+    """The parts for one model, as they are done."""
+    options = (TINY if args.tiny else MODELS)[name](folder / name, args.device)
+    half = "bfloat16" if name == "blip" else None  # SeViLA's parts have types of their own
+    scorer = create_scorer(name, device=args.device, dtype=half, **options)
+    if "encoder" in args.parts:
+        yield "encoder", measure_encoder(scorer, args.ceilings)
+    if "end_to_end" in args.parts or (half and "encoder" in args.parts):
+        original = create_scorer(name, device=args.device, **options) if half else scorer
+        if half and "encoder" in args.parts:
+            yield "encoder in float32", measure_encoder(original, args.ceilings)
+        if "end_to_end" in args.parts:
+            yield "end to end", measure_end_to_end(scorer, original, args, folder)
+        del original
+    del scorer
+    if "precision" in args.parts and name == "blip":
+        yield "precision", measure_precision(options, args, folder)
 
 
 def main() -> None:
@@ -157,12 +284,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--video", type=Path, default=FILM)
+    parser.add_argument("--videos", type=int, default=16, help="copies of the film to score (default: 16)")
+    parser.add_argument("--minutes", type=float, default=10, help="length of each (default: 10)")
     parser.add_argument("--models", nargs="+", default=["blip"], choices=list(MODELS))
+    parts = ["encoder", "end_to_end", "precision"]
+    parser.add_argument("--parts", nargs="+", default=parts, choices=parts, help="(default: all)")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--workers", type=int, default=max(1, len(os.sched_getaffinity(0)) - 1))
     parser.add_argument("--plain_frames", type=int, default=50, help="frames of the plain procedure")
+    parser.add_argument("--cpu_frames", type=int, default=16, help="frames to compare with the CPU")
     parser.add_argument("--tiny", action="store_true", help="small shapes, to try it out")
-    parser.add_argument("--out", type=Path, help="also write the figures there, as JSON")
+    parser.add_argument("--out", type=Path, help="also write the figures there, as JSON, after every part")
     args = parser.parse_args()
     if not args.video.is_file():
         raise errors.UserError(
@@ -170,19 +302,23 @@ def main() -> None:
         )
     if args.device != "cpu" and not torch.cuda.is_available():
         raise errors.UserError("--device cuda: no GPU here; --device cpu --tiny tries the benchmark out")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     side = 512 if args.device == "cpu" else 8192
-    args.ceilings = {name: ceiling(args.device, getattr(torch, name), side) for name in TYPES}
+    args.ceilings = {
+        name: ceiling(args.device, getattr(torch, name), side) for name in ("float32", "bfloat16")
+    }
     results: dict[str, object] = {
         "device": "cpu" if args.device == "cpu" else torch.cuda.get_device_name(),
+        "torch": torch.__version__,
         "ceiling TFLOP/s": {name: rate / 1e12 for name, rate in args.ceilings.items()},
     }
     for name in args.models:
+        results[name] = figures = {}
         with tempfile.TemporaryDirectory() as folder:
-            results[name] = measure(name, args, Path(folder))
-    print(json.dumps(results, indent=2))
-    if args.out:
-        args.out.write_text(json.dumps(results, indent=2))
+            for part, found in measure(name, args, Path(folder)):
+                figures[part] = found
+                print(f"{name} {part}: {json.dumps(found, indent=1)}", flush=True)
+                if args.out:
+                    args.out.write_text(json.dumps(results, indent=2))
 
 
 if __name__ == "__main__":

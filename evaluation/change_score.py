@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, from anywhere
 
 from aks import errors
-from aks.benchmarks import DATASETS, LabelSet, load_labels
+from aks.benchmarks import DATASETS, LabelSet, load_labels, read_entries
 from aks.errors import UserError
 from aks.outscores import read_json, read_number_lists, write_json
 
@@ -118,9 +117,7 @@ def merge(labels: LabelSet, selection: Selection, output: Path) -> None:
         raise UserError(
             f"{output}: is the label file itself, which is never changed; choose another --output"
         )
-    text = labels.path.read_text(encoding="utf-8-sig")
-    lines = text.split("\n") if labels.path.suffix == ".jsonl" else []
-    entries = [json.loads(line) for line in lines if line.strip()] if lines else json.loads(text)
+    entries = read_entries(labels.path)
     origin = {
         "frame_budget": selection.budget,
         "frame_source": str(selection.path),

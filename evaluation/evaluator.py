@@ -2,21 +2,22 @@
 
     python evaluation/evaluator.py --results results/llava_vid/videomme_aks_64 --questions 2700
 
-lmms-eval ends with status 0 even when it failed. This ends with 1 unless there is a results file, not older
-than asked for, whose samples are complete and give the score that it records.
+lmms-eval ends with status 0 even when it failed. This ends with 1 unless there is a results file whose
+samples are complete and give the score that it records.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, from anywhere
 
 from aks import errors
 from aks.errors import UserError
-from evaluation.results import TASKS, Run, accuracy, format_table, groups_of, read_runs
+from evaluation.results import RESULTS, TASKS, Run, accuracy, format_table, groups_of, read_runs
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -25,9 +26,6 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--results", required=True, help="lmms-eval's --output_path; the newest run counts")
-    parser.add_argument(
-        "--since", type=float, default=0, help="when the run began, seconds since 1970 (default: any time)"
-    )
     parser.add_argument("--questions", type=int, help="how many questions it should have answered")
     return parser.parse_args()
 
@@ -35,8 +33,13 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     """Print the report and return 0, or one line and 1."""
     args = parse_arguments()
+    return evaluate(Path(args.results), args.questions)
+
+
+def evaluate(folder: Path, questions: int | None = None, known: Collection[Path] = ()) -> int:
+    """Print the report of a folder's newest run and return 0, or one line and 1; see :func:`read_newest`."""
     try:
-        runs = read_newest(Path(args.results), args.since, args.questions)
+        runs = read_newest(folder, questions, known)
     except UserError as error:  # here it is the run that failed, not the command
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -44,20 +47,24 @@ def main() -> int:
     return 0
 
 
-def read_newest(folder: Path, since_s: float = 0, questions: int | None = None) -> list[Run]:
+def results_files(folder: Path) -> set[Path]:
+    """The results files that lmms-eval has written to a folder; none where there is no folder."""
+    return set(folder.rglob(f"*{RESULTS}"))
+
+
+def read_newest(folder: Path, questions: int | None = None, known: Collection[Path] = ()) -> list[Run]:
     """The runs in a folder's newest results file, one a task.
 
     Args:
         folder: where lmms-eval wrote them.
-        since_s: seconds since 1970; older files do not count.
         questions: how many samples there should be; None for as many as the results file says.
+        known: files that were there before the run and do not count. Their times would not do, because the
+            file server's clock may differ from this machine's.
 
     Raises:
         UserError: no such file, or it does not hold what it should.
     """
-    written = []
-    if folder.exists():
-        written = [path for path in folder.rglob("*_results.json") if path.stat().st_mtime >= since_s]
+    written = results_files(folder).difference(known)
     if not written:
         raise UserError(
             f"{folder}: the run wrote no results file there; lmms-eval's log above says why "

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import torch
 
 from aks.errors import VideoError
-from aks.video import Frames, Video, calm_decoders
+from aks.video import Frames, Video, calm_decoders, probe
 
 SHORT_SELECTIONS = ("strict", "paper")
 
@@ -230,12 +229,9 @@ def check_video(path: str | Path, numbers: np.ndarray | None) -> str | None:
         return f"{path}: video file not found"
     calm_decoders()
     try:
-        with av.open(str(path), metadata_errors="ignore") as container:
-            if not container.streams.video:
-                return f"{path}: no video stream"
-            announced = container.streams.video[0].frames
-    except (OSError, av.FFmpegError) as error:
-        return f"{path}: cannot be opened: {getattr(error, 'strerror', None) or error}"
+        announced = probe(path).num_frames
+    except VideoError as error:
+        return f"{path}: {error}"
     if numbers is not None and announced and numbers[-1] >= announced:
         return f"{path}: keyframe {numbers[-1]} lies beyond the video's {announced} frames"
     return None

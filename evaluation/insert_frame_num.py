@@ -14,8 +14,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, from anywhere
 
 from aks import errors
+from aks.benchmarks import read_entries
 from aks.errors import UserError
-from aks.outscores import read_json, write_json
+from aks.outscores import write_json
 
 
 def main() -> None:
@@ -34,9 +35,9 @@ def main() -> None:
     if args.use_topk.lower() not in ("true", "false"):
         raise UserError(f"--use_topk {args.use_topk}: use True or False")
     path = Path(args.path)
-    entries = read_json(path)
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise UserError(f"{path}: not a list of label entries; make it with evaluation/change_score.py")
+    if not path.is_file():
+        raise UserError(f"{path}: file not found; make it with evaluation/change_score.py")
+    entries = read_entries(path)
     use_topk = args.use_topk.lower() == "true"
     write_json(path, [{**entry, "frame_num": args.frame_num, "use_topk": use_topk} for entry in entries])
     print(f"{path}: {len(entries)} entries, frame_num {args.frame_num}, use_topk {use_topk}")

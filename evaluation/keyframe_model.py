@@ -8,6 +8,7 @@ visuals are being loaded, so that a subclass has only to override how its upstre
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import re
 import sys
@@ -17,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from aks.video import calm_decoders
+from aks.errors import VideoError
+from aks.video import calm_decoders, decord_differs
 from evaluation.answers import Answers, fingerprint
 from evaluation.frames import EvaluationError, Showing, check_video, count_short, question_id
 
@@ -132,10 +134,12 @@ class KeyframeModel:
         numbers = self.showing.keyframes(doc)
         # Pictures are chosen by the task; decoding them only to tell questions apart would double the work.
         visuals = [] if doc.get("pictures") else doc_to_visual(doc)
+        # Earlier versions read these videos otherwise; their answers are about other frames.
+        reader = ["player's frames" for visual in visuals if numbers is not None and _decord_differs(visual)]
         return answers.key(
             f"{task} {question_id(doc)} {prompt}",
             visuals,
-            None if numbers is None else numbers.tolist(),
+            None if numbers is None else [*numbers.tolist(), *reader],
             arguments,
         )
 
@@ -186,10 +190,10 @@ class KeyframeModel:
             EvaluationError: naming what is wrong, the first ten in full.
         """
         problems: dict[str, None] = {}  # a video's problem is told once, not for each of its questions
-        tasks: dict[tuple[str, str], None] = {}
+        tasks: dict[tuple[str, str], int] = {}  # questions whose videos decord reads otherwise
         for request in requests:
             doc_to_visual, doc_id, task, split = request.arguments[self.visual_position :]
-            tasks[task, split] = None
+            tasks.setdefault((task, split), 0)
             doc = self.task_dict[task][split][doc_id]
             try:
                 numbers = self.showing.keyframes(doc)
@@ -202,11 +206,23 @@ class KeyframeModel:
             for visual in doc_to_visual(doc):
                 if problem := self.check_video(visual, numbers):
                     problems[problem] = None
+                elif isinstance(visual, str):
+                    tasks[task, split] += _decord_differs(visual)
         if problems:
             more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
             raise EvaluationError("; ".join(list(problems)[:10]) + more)
-        for task, split in tasks:
+        for (task, split), questions in tasks.items():
             self._say(f"{task}: {self._summary(self.task_dict[task][split])}")
+            if questions:
+                told = (
+                    "keyframes selected elsewhere by its numbers may be others here"
+                    if self.showing.use_topk
+                    else "the uniform frames are what it shows, as in lmms-eval"
+                )
+                self._say(
+                    f"{task}: in the videos of {questions} questions decord shows other frames than players: "
+                    f"{told}"
+                )
 
     def _check_task(self, task: str, doc: Mapping[str, Any]) -> None:
         """A prompt or pictures made for other frames than the model shows are an error."""
@@ -252,3 +268,11 @@ class KeyframeModel:
             f"keyframes, {self.showing.budget} at most; {short} of {len(docs)} questions have fewer: "
             f"{told[self.showing.short_selection]}"
         )
+
+
+@functools.cache
+def _decord_differs(path: str) -> bool:
+    try:
+        return decord_differs(path)
+    except VideoError:  # told where it is read
+        return False

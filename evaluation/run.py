@@ -4,7 +4,8 @@
 
 Checks everything that can be checked before the weights load, merges the selection into a copy of the labels
 beside the results, runs lmms-eval on every GPU (or the CPU), and fails unless results were written. Every
-option can also be given as an environment variable of the same name in capitals (MAX_FRAMES=32 LIMIT=10 ...).
+option can also be given as an environment variable of the same name in capitals (MAX_FRAMES=32 LIMIT=10 ...);
+which ones were is said first.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,17 +26,17 @@ from typing import TypeVar
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, from anywhere
 
 from aks import errors
-from aks.benchmarks import LabelSet, load_labels
+from aks.benchmarks import LabelSet, find_video, load_labels, read_entries
 from aks.errors import UserError
+from aks.outscores import write_json
+from evaluation import task
 from evaluation.change_score import Selection, merge, read_selection
+from evaluation.evaluator import evaluate, results_files
 
 ROOT = Path(__file__).resolve().parent.parent
 Result = TypeVar("Result")
 
-LLAVA_SOURCE = (
-    'pip install --no-deps "llava @ git+https://github.com/LLaVA-VL/LLaVA-NeXT.git'
-    '@df179663ae8b83207df100a1f7af24caec633ff9"'
-)
+LLAVA_SOURCE = "pip install --no-deps -r requirements-llava-nodeps.txt"
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Model:
     flags: tuple[str, ...] = ()
 
 
-QWEN_UTILS = ("qwen_vl_utils", "pip install -r requirements-eval.txt")
+QWEN_UTILS = ("qwen_vl_utils", "pip install -c constraints.txt -r requirements-eval.txt")
 MODELS = {
     "llava_vid": Model(
         ("./checkpoints/llava_video_7b", "./checkpoints/LLaVA-Video-7B-Qwen2"),
@@ -119,8 +119,11 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
 
+    defaults: dict[str, str | None] = {}
+
     def option(name: str, help: str, default: str | None = None) -> None:
-        parser.add_argument(f"--{name}", default=os.environ.get(name.upper()) or default, help=help)
+        parser.add_argument(f"--{name}", help=help)
+        defaults[name] = default
 
     option("model", f"one of {', '.join(MODELS)}")
     option("dataset", f"one of {', '.join(TASKS)}")
@@ -131,12 +134,22 @@ def parse_arguments() -> argparse.Namespace:
     option("labels", "the label file (default: the data set's own in ./datasets/<dataset>)")
     option("videos", "the folder of the videos (default: the data set's own)")
     option("short_selection", "aks: strict shows short selections as they are, paper refills them", "strict")
-    option("output", "folder for the results (default: ./results/<model>/<dataset>_<frames>_<max_frames>)")
+    option("output", "folder for the results (default: <results>/<model>/<dataset>_<frames>_<max_frames>)")
+    option("results", "folder for the results of all rows (default: ./results)", "./results")
     option("gpus", "how many GPUs, 0 for the CPU (default: all)")
     option("limit", "only the first questions, for a try")
     option("model_args", "more model arguments for lmms-eval, comma-separated")
     parser.add_argument("--check_only", action="store_true", help="check the inputs and stop")
-    return parser.parse_args()
+    args = parser.parse_args()
+    taken = []
+    for name, default in defaults.items():
+        if getattr(args, name) is None:
+            value = os.environ.get(name.upper())  # an empty one counts as none
+            setattr(args, name, value or default)
+            taken += [f"{name.upper()}={shlex.quote(value)}"] if value else []
+    if taken:
+        print(f"taken from the environment: {' '.join(taken)}", file=sys.stderr)
+    return args
 
 
 def main() -> int:
@@ -153,7 +166,8 @@ def main() -> int:
     if not model.checkpoints:  # small enough for one, and not made to be spread
         gpus = min(gpus, 1)
     checkpoint = args.checkpoint or first_existing(model.checkpoints)
-    output = Path(args.output or f"./results/{args.model}/{args.dataset}_{args.frames}_{max_frames}")
+    row = f"{args.model}/{args.dataset}_{args.frames}_{max_frames}"
+    output = Path(args.output) if args.output else Path(args.results) / row
 
     problems: list[str] = []
     labels = checked(problems, lambda: load_labels(args.dataset, None, args.labels))
@@ -168,6 +182,8 @@ def main() -> int:
             problems.append(
                 f"--{name} {text}: lmms-eval takes a comma or = for the end of a value; rename it"
             )
+    if labels is not None and (problem := task.check_questions(labels)):
+        problems.append(problem)
     problems += check_videos(labels, args.videos, limit)
     problems += check_checkpoint(args.model, checkpoint, gpus)
     problems += check_packages(model)
@@ -186,22 +202,24 @@ def main() -> int:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{output}: cannot be created: {error.strerror}; check --output") from None
-    label_file = labels.path
+    # Beside the results, so that evaluations of several selections at once do not mix; and as a plain list,
+    # because the reader of Hugging Face datasets takes fewer forms of a label file than aks.benchmarks.
     if selection is not None:
-        # Beside the results, so that evaluations of several selections at once do not mix.
         label_file = output / "include_frame_idx.json"
         merge(labels, selection, label_file)
+    else:
+        label_file = output / "labels.json"
+        write_json(label_file, read_entries(labels.path))
     environment = task_environment(args, label_file, labels)
     command = lmms_eval_command(args, model, checkpoint, max_frames, gpus, limit, output, selection)
     print("$ " + shlex.join(command), flush=True)
-    began = int(time.time())
+    known = results_files(output)
     status = subprocess.run(command, env=environment).returncode
     if status:
         print(f"error: lmms-eval ended with status {status}; see its messages above", file=sys.stderr)
         return 1
     # lmms-eval also ends with status 0 when it failed.
-    report = ["--results", str(output), "--since", str(began), "--questions", str(questions)]
-    return subprocess.run([sys.executable, str(ROOT / "evaluation/evaluator.py"), *report]).returncode
+    return evaluate(output, questions, known)
 
 
 def whole_number(name: str, text: str | None, least: int) -> int | None:
@@ -262,13 +280,8 @@ def check_videos(labels: LabelSet | None, folder: str | None, limit: int | None)
     if labels is None:
         return []
     root = Path(folder) if folder else labels.video_root
-    endings = (".mp4", ".MP4", ".mkv") if labels.dataset == "videomme" else ("",)
     wanted = {question.video: None for question in labels.questions[:limit]}
-    missing = []
-    for video in wanted:
-        stem = video.removesuffix(".mp4") if labels.dataset == "videomme" else video
-        if not any((root / (stem + ending)).is_file() for ending in endings):
-            missing.append(video)
+    missing = [video for video in wanted if not find_video(labels.dataset, root, video).is_file()]
     if not missing:
         return []
     more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
@@ -318,7 +331,7 @@ def check_checkpoint(name: str, checkpoint: str | None, gpus: int) -> list[str]:
 def check_packages(model: Model) -> list[str]:
     """Packages that are not installed, with how to get them."""
     needed = [
-        ("lmms_eval", "pip install -r requirements-eval.txt"),
+        ("lmms_eval", "pip install --no-deps -r requirements-eval-nodeps.txt"),
         *([model.package] if model.package else []),
     ]
     problems = []

@@ -13,13 +13,13 @@ data set (``LONGVIDEOBENCH``, ``VIDEOMME``, ``CUSTOM``):
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from aks.benchmarks import DATASETS
+from aks.benchmarks import DATASETS, LabelSet, Question, find_video, load_labels, read_entries
+from aks.errors import UserError
 from evaluation.frames import EvaluationError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,14 +60,14 @@ def check_merged(path: Path) -> None:
     """Refuse merged labels whose label file has changed since.
 
     Raises:
-        EvaluationError: not JSON, no entries, or made from other labels than those beside it.
+        EvaluationError: no list of entries, or made from other labels than those beside it.
     """
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        first = entries[0]
-        source, digest = first.get("label_file"), first.get("label_sha256")
-    except (OSError, ValueError, LookupError, AttributeError, TypeError):
-        raise EvaluationError(f"{path}: not a JSON list of label entries") from None
+        entries = read_entries(path)
+    except UserError as error:
+        raise EvaluationError(str(error)) from None
+    first = next(iter(entries), {})
+    source, digest = first.get("label_file"), first.get("label_sha256")
     if not source or not digest:
         return
     labels = path.parent / source
@@ -97,23 +97,18 @@ def subtitle_folder(dataset: str) -> Path:
 
 
 def video_path(dataset: str, doc: Mapping[str, Any]) -> str:
-    """The video of a document; VideoMME's may be .mp4, .MP4 or .mkv, as upstream allows.
+    """The video of a document.
 
     Raises:
         EvaluationError: it is not there.
     """
-    folder = video_folder(dataset)
-    if dataset != "videomme":
-        names = [doc["video_path"]]
-    else:
-        names = [doc["videoID"] + ending for ending in (".mp4", ".MP4", ".mkv")]
-    for name in names:
-        if (folder / name).is_file():
-            return str(folder / name)
-    raise EvaluationError(
-        f"{folder / names[0]}: video file not found; put it there or name the folder: "
-        f"AKS_{dataset.upper()}_VIDEOS=..."
-    )
+    name = doc["videoID"] + ".mp4" if dataset == "videomme" else doc["video_path"]
+    path = find_video(dataset, video_folder(dataset), name)
+    if not path.is_file():
+        raise EvaluationError(
+            f"{path}: video file not found; put it there or name the folder: AKS_{dataset.upper()}_VIDEOS=..."
+        )
+    return str(path)
 
 
 def with_options(options: list[str], where: str) -> dict[str, str]:
@@ -166,9 +161,6 @@ def videomme_docs_with_subtitles(dataset: Any) -> Any:
 
 def custom_docs(dataset: Any) -> Any:
     """One's own label entries (question, options, answer, video) in LongVideoBench's fields."""
-    from aks.benchmarks import load_labels
-    from aks.errors import UserError
-
     path = label_file("custom")
     try:
         questions = load_labels("custom", label_file=path).questions
@@ -176,18 +168,39 @@ def custom_docs(dataset: Any) -> Any:
         raise EvaluationError(str(error)) from None
 
     def prepared(entry: dict[str, Any], at: int) -> dict[str, Any]:
-        question = questions[at]
-        where = f"{path}: entry {at} (id {question.id})"
-        if question.answer is None or not question.options:
-            raise EvaluationError(f"{where}: evaluation needs 'options' and an 'answer'")
-        return {
-            "id": question.id,
-            "video_path": question.video,
-            "question": question.text,
-            **with_options(list(question.options), where),
-            "correct_choice": question.answer,
-            "duration_group": question.group,
-            "question_category": "all",
-        }
+        return custom_doc(path, questions[at])
 
     return dataset.map(prepared, with_indices=True, load_from_cache_file=False)
+
+
+def custom_doc(path: Path, question: Question) -> dict[str, Any]:
+    """One's own question in LongVideoBench's fields.
+
+    Raises:
+        EvaluationError: it lacks what evaluation needs.
+    """
+    where = f"{path}: entry {question.index} (id {question.id})"
+    if question.answer is None or not question.options:
+        raise EvaluationError(f"{where}: evaluation needs 'options' and an 'answer'")
+    return {
+        "id": question.id,
+        "video_path": question.video,
+        "question": question.text,
+        **with_options(list(question.options), where),
+        "correct_choice": question.answer,
+        "duration_group": question.group,
+        "question_category": "all",
+    }
+
+
+def check_questions(labels: LabelSet) -> str | None:
+    """What keeps a label file's questions from being evaluated, as far as this project knows; or None."""
+    try:
+        for question in labels.questions:
+            if labels.dataset == "custom":
+                custom_doc(labels.path, question)
+            elif labels.dataset == "longvideobench":
+                with_options(list(question.options), f"{labels.path}: question {question.id}")
+    except EvaluationError as error:
+        return str(error.code).removeprefix("error: ")
+    return None

@@ -63,6 +63,60 @@ def write_video(
     return path
 
 
+def numbered(number: int, width: int, height: int) -> np.ndarray:
+    """A grey picture that tells its number, 0 to 219: the luma of limited range is 16 + number."""
+    return np.full((height, width, 3), round(number * 255 / 219), dtype=np.uint8)
+
+
+def number_of(pixels: np.ndarray) -> int:
+    """The number of a picture of :func:`numbered`, whatever a codec did to it."""
+    return round((float(pixels.mean()) + 0.5) * 219 / 255)
+
+
+def copy_streams(
+    *sources: Path,
+    to: Path,
+    begin: int = 0,
+    stop: int | None = None,
+    first_pts: int = 0,
+    default: int = 0,
+    cover: int | None = None,
+    **options: str,
+) -> Path:
+    """Copy the packets, not the pictures, of each file's first stream into one file.
+
+    Args:
+        sources: the files.
+        to: the new file.
+        begin: the first packet to copy, in the order of the file.
+        stop: the first one not to copy.
+        first_pts: packets with an earlier time of presentation, in frames, lie before the beginning.
+        default: number of the stream that players are to choose.
+        cover: number of the stream that is a cover picture.
+        options: of the container.
+    """
+    calm_decoders()
+    opened = [av.open(str(path)) for path in sources]
+    with av.open(str(to), "w", options=options) as new:
+        made = [new.add_stream_from_template(old.streams[0], opaque=True) for old in opened]
+        for number, stream in enumerate(made):
+            stream.disposition = av.stream.Disposition.default.value if number == default else 0
+            if number == cover:
+                stream.disposition = av.stream.Disposition.attached_pic.value
+        for old, stream in zip(opened, made, strict=True):
+            packets = [packet for packet in old.demux(old.streams[0]) if packet.size][begin:stop]
+            if to.suffix == ".avi":
+                converter = av.bitstream.BitStreamFilterContext("h264_mp4toannexb", old.streams[0])
+                packets = [one for packet in packets for one in converter.filter(packet)]
+            shift = round(first_pts / 25 / old.streams[0].time_base)
+            for packet in packets:
+                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, stream
+                new.mux(packet)
+    for old in opened:
+        old.close()
+    return to
+
+
 def write_audio(path: Path) -> Path:
     """A file with sound and no picture."""
     with av.open(str(path), "w") as container:

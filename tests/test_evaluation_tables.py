@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from aks import UserError
+from evaluation.evaluator import evaluate, results_files
 from evaluation.results import parse_model_args, read_runs
 from evaluation.tables import PUBLISHED, bootstrap_interval, mcnemar_p
 
@@ -612,9 +613,8 @@ def test_the_report_of_one_run(tmp_path, run_script):
     questions = [
         {"duration": d, "category": c} for d, c in [("long", "Law"), ("short", "Law"), ("long", "Pet")]
     ]
-    path = write_run(tmp_path / "x/y", [True, True, False], task=VIDEOMME, questions=questions)
-    os.utime(path, (2_000_000_000, 2_000_000_000))
-    command = ["evaluation/evaluator.py", "--results", tmp_path, "--since", 1_999_999_999]
+    write_run(tmp_path / "x/y", [True, True, False], task=VIDEOMME, questions=questions)
+    command = ["evaluation/evaluator.py", "--results", tmp_path]
     done = run_script(*command, "--questions", 3, fresh=True)
     assert done.returncode == 0, done.stderr
     (rows,) = tables(done.stdout)
@@ -635,16 +635,25 @@ def test_a_run_without_results_fails(tmp_path, run_script):
     command = ["evaluation/evaluator.py", "--results", tmp_path / "run"]
     done = run_script(*command)
     assert done.returncode == 1 and "wrote no results file" in done.stderr
-    old = write_run(tmp_path / "run", [True])
-    os.utime(old, (1000, 1000))
-    done = run_script(*command, "--since", 1001)
-    assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert "wrote no results file" in done.stderr and "lmms-eval's log above" in done.stderr
-    assert run_script(*command, "--since", 1000).returncode == 0
+    write_run(tmp_path / "run", [True])
+    assert run_script(*command).returncode == 0
     # Only the newest counts: an earlier good one does not stand in for it.
     write_run(tmp_path / "run", [True, False], date="20260202_000000")
     done = run_script(*command, "--questions", 2)
     assert done.returncode == 0 and "50.00" in done.stdout
+
+
+@pytest.mark.parametrize("clock_s", [1000, 4_000_000_000])
+def test_a_run_s_results_are_told_from_earlier_ones_whatever_the_file_server_s_clock(
+    tmp_path, capsys, clock_s
+):
+    os.utime(write_run(tmp_path, [True]), (clock_s, clock_s))
+    before = results_files(tmp_path)
+    assert evaluate(tmp_path, 1, before) == 1
+    assert "wrote no results file" in (told := capsys.readouterr().err) and told.count("\n") == 1
+    os.utime(write_run(tmp_path, [True, False], date="20260202_000000"), (500, 500))
+    assert evaluate(tmp_path, 2, before) == 0
+    assert "50.00" in capsys.readouterr().out
 
 
 def test_longvideobench_s_ids_tell_the_videos_that_are_resampled(tmp_path, run_tables):

@@ -119,6 +119,8 @@ def test_of_a_damaged_video_what_can_be_read_is_scored_where_asked_for(tmp_path,
 
     again = extract(labels, ToyScorer(), run, workers=workers)  # nothing to do; the loss is still told
     assert (again.reused, again.partial) == (2, summary.partial)
+    assert json.loads((run.folder / "strides.json").read_text()) == [10, 10, 10]
+    told_from_features_as_from_the_video(labels, tmp_path, part)
 
 
 def test_of_a_video_that_is_cut_short_what_is_there_is_scored_where_asked_for(tmp_path):
@@ -134,6 +136,20 @@ def test_of_a_video_that_is_cut_short_what_is_there_is_scored_where_asked_for(tm
     part = run.read_part("half.mp4")
     assert 5 <= len(part.frames) < 20 and part.frames + part.lost_frames == list(range(0, 200, 10))
     assert loss["reason"] == failure["reason"]
+    told_from_features_as_from_the_video(labels, tmp_path, part)
+
+
+def told_from_features_as_from_the_video(labels, tmp_path, part):
+    """Features stored of a damaged video, scored without it and its note: the same loss is told."""
+    store = FeatureStore(tmp_path / "store", "float32")
+    store_features(labels, ToyScorer(), store, on_corrupt="partial")
+    store.run.failure_path(part.video).unlink()
+    run = RunFolder(tmp_path / "from features")
+    (loss,) = extract(labels, ToyScorer(), run, features=FeatureStore.open(store.folder)).partial
+    again = run.read_part(part.video)
+    assert (again.frames, again.lost_frames) == (part.frames, part.lost_frames)
+    assert again.lost_reason == loss["reason"] == part.lost_reason
+    assert loss["lost_frames"] == part.lost_frames
 
 
 def test_where_no_process_can_start_the_limits_are_named(labels, tmp_path, monkeypatch):

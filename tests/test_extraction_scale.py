@@ -287,3 +287,15 @@ def test_each_of_many_odd_videos_is_scored_or_listed_with_its_reason_and_harms_n
     extract(write_labels(folder, videos), ToyScorer(), alone)
     for name in scored:
         assert run.part_path(name).read_bytes() == alone.part_path(name).read_bytes()
+
+
+def test_temporary_files_of_others_are_kept_whatever_this_machine_s_clock_says(tmp_path, monkeypatch):
+    run = RunFolder(tmp_path / "out")
+    run.begin({})
+    live, old = (run.parts / f".{name}.elsewhere-1-00000000.tmp.json" for name in ("live", "old"))
+    for path in (live, old):
+        path.write_text("[")
+    os.utime(old, (0, 0))
+    monkeypatch.setattr(time, "time", lambda: 2e10)
+    run.begin({})
+    assert (live.exists(), old.exists()) == (True, False)

@@ -15,7 +15,7 @@ from media import rotate, write_video
 from aks import VideoError
 from aks.bitstreams import inspector
 from aks.decoding import Batch, Done, Manner
-from aks.fast_video import FastReader, PlainReader, Unsuited
+from aks.fast_video import FastReader, Unsuited, _Converter
 from aks.pool import Job, Pool
 from aks.preparing import PrepareSquare
 from aks.video import Video, calm_decoders
@@ -42,11 +42,22 @@ def scenes(seed):
 
 
 def everything(path):
-    """All frames, decoded from the first to the last: by PyAV, and the same by decord where it can."""
+    """All frames, decoded from the first to the last."""
+    return np.stack(list(everything_by_pts(path).values()))
+
+
+def everything_by_pts(path):
+    """All frames by their times of presentation, in the order in which FFmpeg gives them."""
     calm_decoders()
-    reader = PlainReader(path)
-    (pixels,) = reader.chunks(np.arange(reader.num_frames), reader.num_frames)
-    return pixels
+    to_rgb, pictures = _Converter(), {}
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1  # with more, damage is not concealed alike every time
+        for packet in container.demux(stream):
+            with suppress(av.InvalidDataError):
+                for frame in packet.decode():
+                    pictures[frame.pts] = to_rgb(frame).copy()
+    return pictures
 
 
 def in_decords_order(path):
@@ -74,9 +85,8 @@ def check_fast_reading(path, strides=STRIDES):
         middle = numbers[len(numbers) * 2 // 3 :]  # from there on
         np.testing.assert_array_equal(np.concatenate(list(reader.chunks(middle, 16))), whole[middle])
         with Video(path) as video:
-            assert video.decoder == "pyav"
             parts = list(video.read(numbers))
-            assert video.decoder == "pyav"
+            assert video.is_divisible
             np.testing.assert_array_equal(np.concatenate([part.pixels for part in parts]), whole[numbers])
             times = video.times_s(numbers)
         if by_decord is None:
@@ -134,6 +144,8 @@ CLOSED = {
     "av1, live": ("v.mkv", {**AOM, "options": {"usage": "realtime", "cpu-used": "8"}, "gop": 30}),
     "av1, svt": ("v.mkv", {**AOM, "codec": "libsvtav1", "options": {"preset": "12"}, "gop": 40}),
     "mpeg4, no B": ("v.mp4", {"codec": "mpeg4", "gop": 30}),
+    "motion jpeg": ("v.mov", {"codec": "mjpeg", "pixel_format": "yuvj420p", "frames": 60}),
+    "prores": ("v.mov", {"codec": "prores_ks", "pixel_format": "yuv422p10le", "frames": 60}),
 }
 OPEN = {
     "h264, open groups": (
@@ -264,10 +276,8 @@ ODD = {
     "variable rate, mkv": (lambda plain, folder: make(folder, "v.mkv", UNEVEN), True),
     "late start, mp4": (lambda plain, folder: remux(plain, folder / "r.mp4", shift=50), True),
     "late start, mkv": (lambda plain, folder: remux(plain, folder / "r.mkv", shift=50), True),
-    "edit list, mp4": (lambda plain, folder: remux(plain, folder / "r.mp4", shift=-10), False),
-    "negative times, mkv": (lambda plain, folder: remux(plain, folder / "r.mkv", shift=-10), False),
-    "cover picture": (lambda plain, folder: remux(plain, folder / "r.mp4", also=[("png", "rgb24")]), False),
-    "two streams": (lambda plain, folder: remux(plain, folder / "r.mkv", also=[("mpeg4", "yuv420p")]), False),
+    "cover picture": (lambda plain, folder: remux(plain, folder / "r.mp4", also=[("png", "rgb24")]), True),
+    "two streams": (lambda plain, folder: remux(plain, folder / "r.mkv", also=[("mpeg4", "yuv420p")]), True),
     "parameters repeated": (
         lambda plain, folder: remux(plain, folder / "r.mp4", before_middle=parameter_set(plain)),
         True,
@@ -281,17 +291,29 @@ ODD = {
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_odd_files_are_read_as_decord_reads_them(tmp_path, name):
+def test_odd_files_are_read_as_decord_reads_them_one_by_one(tmp_path, name):
     build, fast = ODD[name]
     path = build(make(tmp_path, "plain.mp4", {"frames": 120, "gop": 24}), tmp_path)
+    expected = in_decords_order(path)
     for stride in (1, 7, 24):
         with Video(path) as video, Video(path, "decord") as reference:
             numbers = np.arange(0, video.num_frames, stride)
-            assert (video.num_frames, video.fps) == (reference.num_frames, reference.fps)
+            assert video.num_frames == reference.num_frames
+            if name == "variable rate, mkv":  # whose header names the encoder's rate
+                assert video.fps == pytest.approx(99 / video.times_s([99])[0])
+            else:
+                assert video.fps == reference.fps
             np.testing.assert_array_equal(video.times_s(numbers), reference.times_s(numbers))
-            for ours, theirs in zip(video.read(numbers), reference.read(numbers), strict=True):
-                np.testing.assert_array_equal(ours.pixels, theirs.pixels)
-            assert video.decoder == ("pyav" if fast else "decord")
+            pixels = np.concatenate([frames.pixels for frames in video.read(numbers)])
+            np.testing.assert_array_equal(pixels, expected[numbers])
+            assert video.is_divisible == fast
+
+
+def test_frames_before_a_matroska_files_beginning_are_shown(tmp_path):
+    plain = make(tmp_path, "plain.mp4", {"frames": 120, "gop": 24})
+    with Video(remux(plain, tmp_path / "r.mkv", shift=-10)) as video:
+        (frames,) = video.read(np.arange(video.num_frames), 120)
+    np.testing.assert_array_equal(frames.pixels, everything(plain))
 
 
 @pytest.mark.parametrize("options", [{"codec": "mpeg4", "options": {"bf": "2"}}, {"options": {"bf": "0"}}])
@@ -300,7 +322,7 @@ def test_in_avi_files_frames_are_the_ones_that_are_asked_for(tmp_path, options):
     whole = everything(path)
     numbers = np.arange(0, 240, 24)
     with Video(path) as video:
-        assert (video.decoder, video.num_frames) == ("pyav", 240)
+        assert video.num_frames == 240
         pixels = np.concatenate([part.pixels for part in video.read(numbers)])
     np.testing.assert_array_equal(pixels, whole[numbers])
 
@@ -334,18 +356,11 @@ def test_where_the_fast_reader_fails_in_the_middle_another_goes_on(tmp_path, mon
     monkeypatch.setattr(FastReader, "chunks", failing)
     with Video(path) as video:
         numbers = np.arange(0, video.num_frames, 7)
+        assert video.is_divisible
         parts = list(video.read(numbers, 4))
-        assert video.decoder == ("decord" if groups == "closed" else "pyav")
+        assert not video.is_divisible
     np.testing.assert_array_equal(np.concatenate([part.numbers for part in parts]), numbers)
     np.testing.assert_array_equal(np.concatenate([part.pixels for part in parts]), expected[numbers])
-
-
-def test_where_decord_counts_otherwise_decord_reads(tmp_path, monkeypatch):
-    path = make(tmp_path, "v.mp4", {"frames": 60})
-    times = FastReader.times
-    monkeypatch.setattr(FastReader, "times", lambda self, numbers: times(self, numbers) + (numbers > 50))
-    with Video(path) as video:
-        assert video.decoder == "decord"
 
 
 def test_only_pictures_of_the_highest_layer_can_be_left_out():
@@ -387,58 +402,68 @@ def frames_until_failure(reader, stride):
     return frames
 
 
-def check_damaged(path):
-    """The fast reader refuses a damaged file, or stops, or gives what decoding everything gives.
+def check_damaged(path, original):
+    """The fast reader refuses a damaged file, or stops, or gives what is right.
+
+    That is what decoding everything gives, or the picture as it was encoded: damage to a picture that is
+    left out may spoil, for one who decodes it, others that are whole.
 
     Returns how many frames were compared.
     """
     try:
-        fast, plain = FastReader(path), PlainReader(path)
+        fast = FastReader(path)
     except VideoError:
         return 0
-    ours, all_frames = frames_until_failure(fast, 7), frames_until_failure(plain, 7)
-    for number in ours.keys() & all_frames.keys():
-        np.testing.assert_array_equal(ours[number], all_frames[number])
+    pts = fast._index.stamps[fast._index.positions]
+    ours = {int(pts[number]): pixels for number, pixels in frames_until_failure(fast, 7).items()}
+    all_frames = everything_by_pts(path)
+    for at in ours.keys() & all_frames.keys():
+        if not np.array_equal(ours[at], original[at]):
+            np.testing.assert_array_equal(ours[at], all_frames[at])
     return len(ours.keys() & all_frames.keys())
 
 
+# Small films of 120 frames, kept as files: what damage does depends on every byte, and encoders write other
+# bytes on every processor. By which seeds they are damaged: among them those whose damage is hard to notice.
 DAMAGED = {
-    "h264": CLOSED["h264, B-pyramid"],
-    "h264, open groups": OPEN["h264, open groups"],
-    "hevc": CLOSED["hevc"],
-    "vp9": CLOSED["vp9"],
-    "av1": CLOSED["av1, svt"],
-    "mpeg4": OPEN["mpeg4"],
+    "h264.mp4": (13, 14, 15, 23, 27, 94, 101, 153, 192, 0, 1, 2),
+    "h264_open_groups.mp4": (86, 114, 129, 0, 1, 2, 3, 4),
+    # Seed 9 damages a picture that others need in a way that FFmpeg's HEVC decoder does not notice.
+    "hevc.mp4": [*range(9), 10, 11, 12],
+    "vp9.webm": range(12),
+    "av1.mkv": range(12),
+    "mpeg4.mp4": range(12),
 }
 
 
 @pytest.mark.parametrize("name", DAMAGED)
 def test_a_damaged_picture_is_not_made_up(tmp_path, name):
-    path = make(tmp_path, *DAMAGED[name])
+    path = Path(__file__).parent / "data" / name
     whole = path.read_bytes()
     with av.open(str(path)) as container:
         places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
-    rng = np.random.default_rng(11)
-    bad, compared = path.with_stem("bad"), 0
-    for _ in range(12):
+    original = everything_by_pts(path)
+    bad, compared = tmp_path / f"bad{path.suffix}", 0
+    for seed in DAMAGED[name]:
+        rng = np.random.default_rng(seed)
         data = bytearray(whole)
         for at, size in rng.choice(places, 3):
             first = int(rng.integers(size))
             count = int(rng.integers(1, min(40, size - first) + 1))
             data[at + first : at + first + count] = rng.bytes(count)
         bad.write_bytes(data)
-        compared += check_damaged(bad)
-    assert compared > 50
+        compared += check_damaged(bad, original)
+    assert compared > 20
 
 
 @pytest.mark.parametrize("file", ["v.mp4", "v.mkv"])
 def test_of_a_truncated_file_the_frames_that_are_there_come_right(tmp_path, file):
     options = {"movflags": "faststart"} if file == "v.mp4" else {}
     path = make(tmp_path, file, {"gop": 40, "container_options": options})
-    expected, whole = everything(path), path.read_bytes()
+    original, expected, whole = everything_by_pts(path), everything(path), path.read_bytes()
     for part in (0.3, 0.61, 0.9):
         path.write_bytes(whole[: int(len(whole) * part)])
-        check_damaged(path)
+        check_damaged(path, original)
         with Video(path, partial=True) as video:
             numbers = np.arange(
                 0, video.num_frames - 6, 7
@@ -447,92 +472,29 @@ def test_of_a_truncated_file_the_frames_that_are_there_come_right(tmp_path, file
         np.testing.assert_array_equal(pixels, expected[numbers])
 
 
-@pytest.mark.parametrize("codec", ["libx264", "libx265", "libvpx-vp9"])
-def test_of_a_damaged_file_frames_are_those_of_decord_or_an_error(tmp_path, codec):
-    options = {"x265-params": "log-level=none:open-gop=0"} if codec == "libx265" else {}
-    path = write_video(
-        tmp_path / "hurt.mkv", frames=150, gop=25, draw=scenes(5), codec=codec, options=options
-    )
-    with av.open(str(path)) as container:
-        packets = [packet for packet in container.demux(video=0) if packet.size]
-        holes = [packet.pos + packet.size // 2 for packet in packets if packet.size > 600][2:6]
-    data = bytearray(path.read_bytes())
-    for at in holes:
-        data[at : at + 40] = bytes(40)
-    path.write_bytes(data)
-    by_decord = in_decords_order(path)
-    outcomes = []
-    for number in range(0, 150, 5):
-        try:
-            (pixels,) = FastReader(path).chunks(np.array([number]), 1)
-        except VideoError:
-            outcomes.append("error")
-            continue
-        outcomes.append("same" if np.array_equal(pixels[0], by_decord[number]) else f"{number} differs")
-    assert set(outcomes) <= {"same", "error"}, outcomes
-    assert "same" in outcomes
-
-
 def resident(process="self"):
     return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * 4096
 
 
-@pytest.mark.parametrize("decoder", ["auto", "decord"])
-def test_memory_stays_flat_however_slow_the_reader_of_the_frames_is(tmp_path, decoder):
+def test_memory_stays_flat_however_slow_the_reader_of_the_frames_is(tmp_path):
     path = write_video(tmp_path / "long.mp4", frames=900, fps=10, size=(640, 360), gop=100)
-    with Video(path, decoder) as video:
+    with Video(path) as video:
         frames = video.read(video.candidates(), 4)
         next(frames)
-        video.rest()
         before = resident()
         for number, _ in enumerate(frames):
-            video.rest()
             if number < 3:
                 time.sleep(0.3)  # a decoder that runs ahead would have read the rest by now: 600 MB
         assert resident() - before < 90e6
 
 
 def test_decoding_processes_stay_small_however_slow_the_model_is(tmp_path):
-    path = write_video(tmp_path / "long.flv", frames=1500, fps=10, size=(640, 360), gop=100, codec="flv")
+    path = write_video(tmp_path / "long.flv", frames=900, fps=10, size=(640, 360), gop=100, codec="flv")
     sizes = []
     with Pool(Manner(PrepareSquare(8), "auto", 8, "skip"), workers=1) as pool:
-        events = pool.run(iter([Job("long", path)]))
-        _, header = next(events)
-        assert header.decoder == "decord"
-        (worker,) = pool._workers
-        for number, (_, event) in enumerate(events):
+        for number, (_, event) in enumerate(pool.run(iter([Job("long", path)]))):
             if isinstance(event, Batch) and number < 4:
-                time.sleep(2)
-                sizes.append(resident(worker._process.pid))
+                time.sleep(0.5)
+                sizes.append(resident(pool._workers[0]._process.pid))
     assert isinstance(event, Done)
-    assert max(sizes) < 500e6, sizes  # decoded ahead to the end: 1 GB
-
-
-RESTING = {
-    "mp4": CLOSED["h264"],
-    "few keys": ("v.mkv", {"gop": 900, "frames": 900}),
-    "open groups": OPEN["h264, open groups"],
-    "mpeg4, open groups": OPEN["mpeg4"],
-    "hevc, open groups": OPEN["hevc, open groups"],
-    "avi": ("v.avi", {"codec": "mpeg4", "gop": 60, "frames": 300}),
-    "flv": ("v.flv", {"codec": "flv", "gop": 50, "frames": 300}),
-    "asf": ("v.asf", {"codec": "wmv2", "gop": 50, "frames": 300}),
-    "ts": ("v.ts", {"gop": 48, "frames": 300}),
-}
-
-
-@pytest.mark.parametrize("name", RESTING)
-def test_frames_are_the_same_wherever_decord_rests(tmp_path, name):
-    path = make(tmp_path, *RESTING[name])
-    for stride, size in ((24, 1), (7, 4), (5, 16)):
-        with Video(path, "decord") as video:
-            numbers = np.arange(0, video.num_frames, stride)
-            expected = np.concatenate([frames.pixels for frames in video.read(numbers, size)])
-        for often in (1, 3):
-            with Video(path, "decord") as video:
-                rested = []
-                for count, frames in enumerate(video.read(numbers, size)):
-                    rested.append(frames.pixels)
-                    if count % often == 0:
-                        video.rest()
-            np.testing.assert_array_equal(np.concatenate(rested), expected)
+    assert max(sizes) < 300e6, sizes  # all frames of the video: 600 MB

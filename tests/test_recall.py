@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from aks.benchmarks import load_labels
-from aks.outscores import read_number_lists
+from aks import UserError
+from aks.benchmarks import Question, load_labels
+from aks.outscores import candidate_strides, read_number_lists
 from aks.recall import evidence_recall, format_table, recall_table, stride_of, uniform_frames, uniform_times
 
 
@@ -134,6 +135,63 @@ def test_an_evenly_spaced_selection_is_measured_by_its_recorded_stride(tmp_path,
     assert "strides are guessed" in done.stdout
 
 
+def test_a_lost_candidate_does_not_change_the_stride(tmp_path):
+    frames = [np.array([0, 48, 72, 120]), np.array([0, 240]), np.array([5])]
+    path = tmp_path / "frames.json"
+    assert candidate_strides(path, frames) == [24, 240, 0]
+    (tmp_path / "strides.json").write_text("[24, 24, 24]")  # the run knows more
+    assert candidate_strides(path, frames) == [24, 24, 24]
+    for content, words in [
+        ("[24, 25, 24]", "entry 1 does not fit"),
+        ("[24, 24.5, 24]", "not 3 whole"),
+        ("[24]", "not 3 whole"),
+    ]:
+        (tmp_path / "strides.json").write_text(content)
+        with pytest.raises(UserError, match=words):
+            candidate_strides(path, frames)
+
+
+def test_strides_that_are_no_whole_numbers_are_one_line(files, tmp_path, run_script):
+    for strides in ([24.5, 24, 24], ["x", 24, 24], 24):
+        (tmp_path / "selection.json").write_text(json.dumps({"strides": strides}))
+        done = run_script(*files)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert "selection.json: its strides are not 3 whole numbers" in done.stderr
+
+
+def test_evidence_in_frames_and_in_times_both_count():
+    question = Question(0, "q", "a", "b", evidence_frames=((240, 240),), evidence_times_s=((3, 3), (30, 30)))
+    rows, _ = recall_table(
+        [question], [np.array([240, 720])], 2, strides=[24], times_s=[np.array([10.0, 30.0])]
+    )
+    assert rows[0].selected[1.0] == pytest.approx(2 / 3)  # the frame and the second of the times
+
+
+def test_a_group_cannot_be_named_as_the_row_of_all(files, tmp_path, run_script):
+    (tmp_path / "labels.json").write_text(json.dumps([{**ENTRIES[0], "group": "all"}, *ENTRIES[1:]]))
+    done = run_script(*files)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "labels.json: a group is named 'all'" in done.stderr
+    (tmp_path / "labels.json").write_text(json.dumps([{**entry, "group": "all"} for entry in ENTRIES]))
+    done = run_script(*files)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 4
+
+
+@pytest.mark.parametrize("tolerance", ["nan", "inf", "-1"])
+def test_a_tolerance_is_a_number_of_seconds(files, run_script, tolerance):
+    done = run_script(*files, f"--tolerances={tolerance}")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert f"--tolerances {tolerance}: must be a number, 0 or more" in done.stderr
+
+
+def test_groups_that_float_would_take_for_numbers_are_names(files, tmp_path, run_script):
+    groups = ["nan", "10", "9"]
+    entries = [{**entry, "group": group} for entry, group in zip(ENTRIES, groups, strict=True)]
+    (tmp_path / "labels.json").write_text(json.dumps(entries))
+    lines = run_script(*files).stdout.splitlines()
+    assert [line.split()[0] for line in lines[2:6]] == ["9", "10", "nan", "all"]
+
+
 def test_times_of_another_selection_are_not_used(tmp_path, run_script):
     entry = {"video": "a.mp4", "question": "What?", "evidence_times": [100]}
     (tmp_path / "labels.json").write_text(json.dumps([entry]))
@@ -170,8 +228,6 @@ def test_the_table_aligns():
 
 
 def load_questions():
-    from aks.benchmarks import Question
-
     return [
         Question(
             e["id"],

@@ -141,6 +141,8 @@ def create_scorer(
     if name not in scorers:
         raise UserError(f"--backend lavis has no {name}; it has {', '.join(scorers)}")
     resolved = resolve_device(device)
+    # cuDNN's convolutions would round float32 to TF32's 10 bits, and scores differ from a CPU's by 2e-4.
+    torch.backends.cudnn.allow_tf32 = False
     module, cls = scorers[name]
     scorer_class = getattr(importlib.import_module(module), cls)
     accepted = inspect.signature(scorer_class.__init__).parameters

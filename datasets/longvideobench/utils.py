@@ -87,7 +87,7 @@ def _times(path: str, numbers: tuple[int, ...], question: str) -> list[float]:
 def _subtitles(doc: Mapping[str, Any]) -> list[dict[str, Any]]:
     path = task.subtitle_folder("longvideobench") / doc["subtitle_path"]
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise EvaluationError(
             f"{path}: subtitle file not found; put it there or name the folder: "

@@ -5,17 +5,18 @@ set -uo pipefail
 cd "$(dirname "$0")/../.."
 results=${RESULTS:-./results}
 status=0 ran=0
-unset OUTPUT CHECKPOINT SELECTION MAX_FRAMES  # they differ from row to row
+unset OUTPUT CHECKPOINT SELECTION MAX_FRAMES LABELS VIDEOS  # they differ from row to row
 for model in qwen2_vl llava_onevision llava_vid; do
     for dataset in longvideobench videomme; do
         for frames in uni aks; do
-            row=(--model "$model" --dataset "$dataset" --frames "$frames")
+            # Where the script of this row alone also writes, so that neither asks again what the other has asked.
+            row=(--model "$model" --dataset "$dataset" --frames "$frames" --results "$results")
             echo "== $model, $dataset, $frames"
             if ! python evaluation/run.py "${row[@]}" --check_only; then
                 status=1
                 continue
             fi
-            if python evaluation/run.py "${row[@]}" --output "$results/$model/${dataset}_$frames"; then
+            if python evaluation/run.py "${row[@]}"; then
                 ran=$((ran + 1))
             else
                 status=1

@@ -1,0 +1,124 @@
+"""environment.sh and its lock: what is installed, and what a user is told of it."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from check_environment import find_deviations, read_pins
+
+ROOT = Path(__file__).parent.parent
+LOCKED = sorted(
+    path
+    for path in ROOT.glob("requirements*.txt")
+    if not any(word in path.name for word in ("nodeps", "conse", "torchvision"))
+)
+
+
+def requirements(path: Path) -> list[Requirement]:
+    lines = [line.split("#")[0].strip() for line in path.read_text().splitlines()]
+    return [Requirement(line) for line in lines if line]
+
+
+def test_the_lock_holds_what_the_requirement_files_ask_for():
+    locked = {canonicalize_name(entry.name): entry for entry in requirements(ROOT / "constraints.txt")}
+    for path in LOCKED:
+        for wanted in requirements(path):
+            (pin,) = locked[canonicalize_name(wanted.name)].specifier
+            assert pin.operator == "==" and wanted.specifier.contains(pin.version), f"{path.name}: {wanted}"
+
+
+def test_the_lock_names_no_index():
+    text = (ROOT / "constraints.txt").read_text()
+    assert "://" not in text and "--" not in text
+
+
+def test_a_changed_version_is_named_with_its_remedy():
+    pins = read_pins()
+    frozen = [f"{name}{pin[0]}" for name, pin in pins.items()]
+    assert find_deviations(frozen, pins) == []
+    frozen[frozen.index(f"filelock{pins['filelock'][0]}")] = "filelock==4.3.1"
+    (line,) = find_deviations(frozen, pins)
+    wanted = pins["filelock"][0]
+    assert line == f"filelock==4.3.1: wanted {wanted}; run: pip install --no-deps 'filelock{wanted}'"
+
+
+@pytest.mark.parametrize(
+    ("line", "accepted"),
+    [
+        ("torch==2.13.0+cpu", True),
+        ("torchvision==0.16.2", True),
+        ("torchvision==0.28.0+cu130", True),
+        ("torchvision==0.17.0", False),
+        ("Typing_Extensions==4.16.0", True),
+        ("llava @ git+https://github.com/LLaVA-VL/LLaVA-NeXT.git@0000", False),
+        ("ipython==9.1", False),
+        ("-e /somewhere/else", False),
+    ],
+)
+def test_builds_of_a_version_are_alike_and_what_nothing_pins_is_named(line, accepted):
+    assert (find_deviations([line], read_pins()) == []) == accepted
+
+
+PIP = """#!/usr/bin/env bash
+case "$*" in *"-m pip install"*)
+    echo "$PIP_CONSTRAINT $PIP_BUILD_CONSTRAINT ${*:3}" >>pip-calls
+    for line in {1..50}; do echo "chatter $line"; done
+    echo "a warning" >&2
+    [ ! -e fail ]
+esac
+"""
+
+
+@pytest.fixture
+def environment_for(tmp_path):
+    """Runs environment.sh's function in a project of two requirement files, with a stand-in for Python."""
+    for name in ("environment.sh", "constraints.txt"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    (tmp_path / "requirements.txt").write_text("one==1\n")
+    (tmp_path / "requirements-two.txt").write_text("two==2\n")
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(PIP)
+    python.chmod(0o755)
+
+    def run() -> tuple[subprocess.CompletedProcess[str], list[str]]:
+        (tmp_path / "pip-calls").write_text("")
+        command = "set -euo pipefail; source ./environment.sh; "
+        command += "environment_for requirements.txt nodeps:requirements-two.txt"
+        done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+        return done, (tmp_path / "pip-calls").read_text().splitlines()
+
+    return run
+
+
+def test_installing_keeps_to_the_lock_and_says_how_far_it_is(environment_for):
+    done, calls = environment_for()
+    assert done.returncode == 0 and done.stdout == ""
+    assert done.stderr == "installing 1 of 2: requirements.txt\ninstalling 2 of 2: requirements-two.txt\n"
+    assert len(calls) == 2 and all(call.startswith("constraints.txt constraints.txt ") for call in calls)
+    assert ["--no-deps" in call for call in calls] == [False, True]
+
+
+def test_what_is_there_is_installed_again_where_a_file_or_the_lock_changed(environment_for, tmp_path):
+    environment_for()
+    assert environment_for()[1] == []
+    (tmp_path / "requirements-two.txt").write_text("two==3\n")
+    done, calls = environment_for()
+    assert done.stderr == "installing 1 of 1: requirements-two.txt\n" and len(calls) == 1
+    (tmp_path / "constraints.txt").write_text("three==3\n")
+    assert len(environment_for()[1]) == 2
+    assert environment_for()[1] == []
+
+
+def test_where_pip_fails_the_end_of_its_output_is_shown_and_the_log_named(environment_for, tmp_path):
+    (tmp_path / "fail").touch()
+    for _ in range(2):  # what failed counts as not installed
+        done, calls = environment_for()
+        assert done.returncode == 1 and len(calls) == 1
+        assert "chatter 50\na warning\nerror: requirements.txt could not be installed" in done.stderr
+        assert "chatter 9\n" not in done.stderr and str(tmp_path / ".venv/pip.log") in done.stderr
