@@ -28,7 +28,7 @@ import threading
 import traceback
 from pathlib import Path
 
-TORCH = ("numpy", "torch", "av", "decord", "PIL.Image", "transformers.models.bert.modeling_bert")
+TORCH = ("numpy", "torch", "av", "decord", "PIL.Image")
 KINDS = {
     "torch": (*TORCH, "matplotlib.pyplot", "pyarrow.parquet"),
     "lavis": (*TORCH, "lavis.models"),

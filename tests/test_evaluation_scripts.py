@@ -204,7 +204,7 @@ def test_a_mistake_is_named(world, flags, complaint):
 
 def test_variables_that_change_a_run_are_told_in_one_line(world):
     command = [sys.executable, ROOT / "evaluation/run.py", "--model", "gpt", "--limit", 3]
-    env = environment(world, MODEL="conse_qa", LIMIT=7, OUTPUT="my results", GPUS="")
+    env = environment(world, sys.executable, MODEL="conse_qa", LIMIT=7, OUTPUT="my results", GPUS="")
     first, second = run(command, env).stderr.splitlines()
     assert first == "taken from the environment: OUTPUT='my results'"  # flags come first, "" is nothing
     assert second.startswith("error: --model gpt")
@@ -239,7 +239,7 @@ def test_labels_that_pass_the_check_are_evaluated(world, tmp_path):
     entry = own_questions(tmp_path, 1).read_text().strip("[]\n").replace("\n", " ")
     labels = tmp_path / "mine.jsonl"
     labels.write_text("\ufeff\n" + entry.replace("{", '{"note": NaN, ', 1) + "\n")
-    command = conse_qa(labels, tmp_path / "out")
+    command = conse_qa(forkserver.python("lmms_eval"), labels, tmp_path / "out")
     for flags in (["--check_only"], []):
         done = run([*command, *flags], environment(world))
         assert done.returncode == 0, done.stderr[-3000:]
@@ -249,7 +249,8 @@ def test_labels_that_pass_the_check_are_evaluated(world, tmp_path):
 def test_questions_that_cannot_be_evaluated_are_told_by_the_check(world, tmp_path):
     labels = own_questions(tmp_path, 2)
     change_entry(labels, 1, answer=None)
-    done = run([*conse_qa(labels, tmp_path / "out"), "--check_only"], environment(world))
+    command = conse_qa(sys.executable, labels, tmp_path / "out", "--check_only")
+    done = run(command, environment(world))
     assert done.returncode == 2
     assert "entry 1 (id 1): evaluation needs 'options' and an 'answer'" in done.stderr
 
