@@ -96,15 +96,10 @@ def run(command: list[object], env: dict[str, str], cwd: Path = ROOT) -> subproc
     )
 
 
-SLOW = {("longvideobench", "uni"), ("videomme", "aks")}
-
-
 @pytest.mark.parametrize("frames", ["aks", "uni"])
 @pytest.mark.parametrize("dataset", ["longvideobench", "videomme"])
 @pytest.mark.parametrize("model", list(DOCUMENTED))
 def test_a_documented_script_ends_in_a_results_file(world, tmp_path, model, dataset, frames):
-    if (dataset, frames) in SLOW and not os.environ.get("AKS_SLOW_TESTS"):
-        pytest.skip("each takes half a minute, and the other half of them differs little (AKS_SLOW_TESTS)")
     labels = world / {"longvideobench": "lvb_val.json", "videomme": "videomme.json"}[dataset]
     output = tmp_path / "results"
     # Once as a user starts it, with lmms-eval's own tasks beside ours.
