@@ -13,4 +13,4 @@ export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 ruff check .
 ruff format --check .
 workers=$(nproc)
-python -m pytest -n $((workers < 4 ? workers : 4)) --dist worksteal "$@"
+python -m pytest -n $((workers < 4 ? workers : 4)) "$@"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forkserver
 import pytest
 import torch
 from media import write_video
@@ -21,6 +22,32 @@ ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = Path(os.environ.get("AKS_REFERENCE_DATA", ROOT.parent / "shared/reference/data"))
 
 
+# Files whose tests share what is expensive: checkpoints, a Ray cluster, evaluations, a fork server.
+TOGETHER = {
+    "test_blip_lavis",
+    "test_evaluation_llava",
+    "test_evaluation_qwen",
+    "test_evaluation_scripts",
+    "test_features",
+    "test_lavis_cli",
+    "test_ray",
+    "test_sevila",
+}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With several pytest processes, one runs such a file as a whole; these come first, then test by test."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            return file if Path(file).stem in TOGETHER else nodeid
+
+    return Scheduling(config, log)
+
+
 @pytest.fixture(scope="session")
 def reference() -> Path:
     """Folder with the real label files and the released selections; not part of the project."""
@@ -31,14 +58,19 @@ def reference() -> Path:
 
 @pytest.fixture
 def run_script():
-    """Run a script of the project as a user would; returns the finished process, text decoded."""
+    """Run a script of the project as a user would; returns the finished process, text decoded.
 
-    def run(*arguments, cwd: Path = ROOT, **options) -> subprocess.CompletedProcess:
+    A fork server runs it, or with ``fresh=True`` an interpreter that starts anew; ``kind`` is the server's.
+    """
+
+    def run(
+        *arguments, cwd: Path = ROOT, fresh: bool = False, kind: str = "torch", **options
+    ) -> subprocess.CompletedProcess:
         first, *rest = map(str, arguments)
         command = [first, *rest] if first == "-m" else [str(ROOT / first), *rest]
         env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
         return subprocess.run(
-            [sys.executable, *command],
+            [sys.executable if fresh else forkserver.python(kind), *command],
             cwd=cwd,
             env=env,
             text=True,

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import forkserver
 import numpy as np
 import pytest
 from media import write_video
@@ -203,6 +204,7 @@ def run_lmms_eval(
     *flags: str,
     labels: Path | None = None,
     videos: Path | None = None,
+    python: str | None = None,
     python_path: Sequence[Path] = (),
     environment: dict[str, str] | None = None,
     timeout: int = 300,
@@ -217,6 +219,7 @@ def run_lmms_eval(
         flags: more flags.
         labels: label file of the task's data set, merged or not.
         videos: folder of its videos.
+        python: the command that runs it; a fork server's, where none is given.
         python_path: more folders to import from, before the project.
         environment: more environment variables.
         timeout: seconds.
@@ -238,7 +241,8 @@ def run_lmms_eval(
     }
     there = env.get("PYTHONPATH")
     env["PYTHONPATH"] = os.pathsep.join(map(str, [*python_path, STARTUP, ROOT, *([there] if there else [])]))
-    command = [sys.executable, "-m", "lmms_eval", "--model", model, "--model_args", model_args]
+    command = [python or forkserver.python("lmms_eval"), "-m", "lmms_eval"]
+    command += ["--model", model, "--model_args", model_args]
     command += ["--tasks", task, "--include_path", str(ROOT / "datasets"), "--batch_size", "1"]
     command += ["--device", "cpu", "--log_samples", "--output_path", str(output), *flags]
     return subprocess.run(

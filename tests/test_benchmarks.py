@@ -171,7 +171,7 @@ def test_a_bad_line_of_a_jsonl_file_is_named(tmp_path):
     [
         ("x.json", b"", "empty"),
         ("x.jsonl", b"\n\n", "empty"),
-        ("x.json.gz", gzip.compress(json.dumps([CUSTOM]).encode()), r"compressed .gzip.; unpack it"),
+        ("x.json.gz", gzip.compress(json.dumps([CUSTOM]).encode(), mtime=0), r"compressed .gzip.; unpack it"),
         ("x.json", zlib.compress(b"[]"), "not UTF-8"),
         ("x.json", b"{}\n{}\n", r"one entry a line; give it the ending \.jsonl"),
         ("x.txt", b'{"id": 1}', r"one a line: name it \.jsonl"),
@@ -221,7 +221,11 @@ def test_the_official_parquet_becomes_the_published_label_file(tmp_path, referen
     table = pyarrow.Table.from_pylist(json.loads(published.read_text()))
     pyarrow.parquet.write_table(table, tmp_path / "test.parquet")
     done = run_script(
-        "datasets/videomme/make_labels.py", tmp_path / "test.parquet", "--output", tmp_path / "videomme.json"
+        "datasets/videomme/make_labels.py",
+        tmp_path / "test.parquet",
+        "--output",
+        tmp_path / "videomme.json",
+        fresh=True,
     )
     assert done.returncode == 0, done.stderr
     assert "2700 questions on 900 videos" in done.stdout

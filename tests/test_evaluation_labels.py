@@ -28,10 +28,11 @@ from evaluation.frames import EvaluationError, Showing
 def change_score(run_script, tmp_path):
     """Run change_score.py on a folder with lvb_val.json and chosen.json."""
 
-    def run(*flags: object, score_type: str = "chosen"):
+    def run(*flags: object, score_type: str = "chosen", fresh: bool = False):
         return run_script(
             *("evaluation/change_score.py", "--label_file", tmp_path / "lvb_val.json"),
             *("--base_score_path", tmp_path, "--score_type", score_type, *flags),
+            fresh=fresh,
         )
 
     write_longvideobench_labels(tmp_path, ["a.mp4", "b.mp4", "b.mp4"])
@@ -42,7 +43,7 @@ def change_score(run_script, tmp_path):
 def test_entries_get_their_frames_and_where_they_come_from(change_score, tmp_path):
     labels = tmp_path / "lvb_val.json"
     before = labels.read_bytes()
-    done = change_score()
+    done = change_score(fresh=True)
     assert done.returncode == 0, done.stderr
     merged = json.loads((tmp_path / "include_frame_idx.json").read_text())
     assert [entry["frame_idx"] for entry in merged] == [[0, 5, 9], [3, 4], []]
@@ -136,7 +137,7 @@ def test_insert_frame_num_sets_both_fields_in_every_entry(run_script, tmp_path):
     labels = write_videomme_labels(tmp_path, ["a", "b"])
     merged = merge_selection(labels, [[0, 2], [1, 3]], dataset="videomme")
     script = ("evaluation/insert_frame_num.py", "--path", merged)
-    done = run_script(*script, "--frame_num", 2, "--use_topk", "true")
+    done = run_script(*script, "--frame_num", 2, "--use_topk", "true", fresh=True)
     assert done.returncode == 0, done.stderr
     entries = json.loads(merged.read_text())
     assert [(entry["frame_num"], entry["use_topk"]) for entry in entries] == [(2, True)] * 2

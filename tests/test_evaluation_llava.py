@@ -583,6 +583,7 @@ def run_command(
         *flags,
         labels=labels,
         videos=videos,
+        python=sys.executable if LLAVA_NEXT else None,  # forks have another cache of the hub than its tower's
         python_path=PYTHON_PATH,
         environment={
             "LMMS_EVAL_PLUGINS": "evaluation,llava_recorder",

@@ -8,9 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import forkserver
 import numpy as np
 import pytest
 from evaluation_setup import (
@@ -24,7 +24,7 @@ from evaluation_setup import (
     write_numbered_video,
     write_videomme_labels,
 )
-from llava_setup import PYTHON_PATH, write_checkpoint
+from llava_setup import LLAVA_NEXT, PYTHON_PATH, write_checkpoint
 from qwen_setup import QWEN2, QWEN2_5
 from qwen_setup import write_checkpoint as write_qwen_checkpoint
 from safetensors.numpy import save_file
@@ -61,11 +61,20 @@ def world(tmp_path_factory) -> Path:
     return folder
 
 
-def environment(world: Path, **overrides: object) -> dict[str, str]:
-    """As a user's shell would have it, offline and without GPUs."""
+def environment(world: Path, python: str | None = None, **overrides: object) -> dict[str, str]:
+    """As a user's shell would have it, offline and without GPUs.
+
+    Args:
+        world: with the caches.
+        python: the Python that scripts start, and what they start; where none is given, a fork server's, but
+            that has another cache of the hub than LLaVA-NeXT's vision tower is in.
+        overrides: further variables.
+    """
+    python = python or (sys.executable if LLAVA_NEXT else forkserver.python("lmms_eval"))
     return {
         **os.environ,
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PATH": os.pathsep.join([str(Path(python).parent), os.environ["PATH"]]),
+        "FORKSERVER_PYTHON": python,
         "PYTHONPATH": os.pathsep.join(map(str, [*PYTHON_PATH, STARTUP])),
         "HF_HUB_CACHE": str(world / "hub"),
         "HF_DATASETS_CACHE": str(world / "datasets_cache"),
@@ -87,19 +96,18 @@ def run(command: list[object], env: dict[str, str], cwd: Path = ROOT) -> subproc
     )
 
 
-SLOW = {("longvideobench", "uni"), ("videomme", "aks")}
-
-
 @pytest.mark.parametrize("frames", ["aks", "uni"])
 @pytest.mark.parametrize("dataset", ["longvideobench", "videomme"])
 @pytest.mark.parametrize("model", list(DOCUMENTED))
 def test_a_documented_script_ends_in_a_results_file(world, tmp_path, model, dataset, frames):
-    if (dataset, frames) in SLOW and not os.environ.get("AKS_SLOW_TESTS"):
-        pytest.skip("each takes half a minute, and the other half of them differs little (AKS_SLOW_TESTS)")
     labels = world / {"longvideobench": "lvb_val.json", "videomme": "videomme.json"}[dataset]
     output = tmp_path / "results"
+    # Once as a user starts it, with lmms-eval's own tasks beside ours.
+    plainly = (model, dataset, frames) == ("llava_vid", "longvideobench", "aks")
     env = environment(
         world,
+        sys.executable if plainly else None,
+        **({"AKS_TESTS_ALL_TASKS": 1} if plainly else {}),
         CHECKPOINT=world / "checkpoints" / model,
         LABELS=labels,
         VIDEOS=world / "videos",
@@ -130,13 +138,13 @@ def test_all_that_is_wrong_is_told_at_once_before_anything_loads(world, tmp_path
     write_json(tmp_path / "chosen.json", SELECTION)
     env = environment(
         world,
+        sys.executable,
         CHECKPOINT=checkpoint,
         LABELS=tmp_path / "lvb_val.json",
         SELECTION=tmp_path / "chosen.json",
         VIDEOS=tmp_path / "nowhere",
         OUTPUT=tmp_path / "out",
     )
-    began = time.monotonic()
     done = run(["bash", SCRIPTS / "llava_video_7b/longvideobench_aks_llava_video_7b.sh"], env)
     assert done.returncode == 2
     taken, *lines = done.stderr.strip().split("\n")
@@ -153,7 +161,6 @@ def test_all_that_is_wrong_is_told_at_once_before_anything_loads(world, tmp_path
     for line, text in zip(lines, told, strict=True):
         assert line.startswith("error: ") and text in line
     assert not (tmp_path / "out").exists()
-    assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize(
@@ -180,10 +187,11 @@ def test_a_mistake_is_named(world, flags, complaint):
         "--selection": world / "chosen.json",
         "--max_frames": "4",
         "--checkpoint": world / "checkpoints/qwen2_vl",
+        "--gpus": "0",
         flags[0]: flags[1],
     }
     command = [sys.executable, ROOT / "evaluation/run.py", *(part for pair in given.items() for part in pair)]
-    done = run([*command, "--check_only"], environment(world))
+    done = run([*command, "--check_only"], environment(world, sys.executable))
     assert done.returncode == 2
     assert complaint in done.stderr
     assert "Traceback" not in done.stderr
@@ -191,7 +199,7 @@ def test_a_mistake_is_named(world, flags, complaint):
 
 def test_variables_that_change_a_run_are_told_in_one_line(world):
     command = [sys.executable, ROOT / "evaluation/run.py", "--model", "gpt", "--limit", 3]
-    env = environment(world, MODEL="conse_qa", LIMIT=7, OUTPUT="my results", GPUS="")
+    env = environment(world, sys.executable, MODEL="conse_qa", LIMIT=7, OUTPUT="my results", GPUS="")
     first, second = run(command, env).stderr.splitlines()
     assert first == "taken from the environment: OUTPUT='my results'"  # flags come first, "" is nothing
     assert second.startswith("error: --model gpt")
@@ -206,15 +214,16 @@ def own_questions(folder: Path, count: int) -> Path:
     )
 
 
-def conse_qa(labels: Path, output: Path, *flags: object) -> list[object]:
-    command = [sys.executable, ROOT / "evaluation/run.py", "--model", "conse_qa", "--dataset", "custom"]
+def conse_qa(python: str, labels: Path, output: Path, *flags: object) -> list[object]:
+    command = [python, ROOT / "evaluation/run.py", "--model", "conse_qa", "--dataset", "custom"]
     command += ["--frames", "uni", "--max_frames", 2, "--labels", labels, "--output", output, "--gpus", 0]
     return [*command, *flags]
 
 
 def test_a_run_without_results_fails_although_lmms_eval_ends_well(world, tmp_path):
     labels = own_questions(tmp_path, 1)
-    done = run(conse_qa(labels, tmp_path / "out", "--model_args", "colour=red"), environment(world))
+    python = forkserver.python("lmms_eval")
+    done = run(conse_qa(python, labels, tmp_path / "out", "--model_args", "colour=red"), environment(world))
     assert done.returncode == 1
     assert "conse_qa has no argument colour" in done.stdout + done.stderr
     assert done.stderr.strip().split("\n")[-1].startswith("error: ")
@@ -225,7 +234,7 @@ def test_labels_that_pass_the_check_are_evaluated(world, tmp_path):
     entry = own_questions(tmp_path, 1).read_text().strip("[]\n").replace("\n", " ")
     labels = tmp_path / "mine.jsonl"
     labels.write_text("\ufeff\n" + entry.replace("{", '{"note": NaN, ', 1) + "\n")
-    command = conse_qa(labels, tmp_path / "out")
+    command = conse_qa(forkserver.python("lmms_eval"), labels, tmp_path / "out")
     for flags in (["--check_only"], []):
         done = run([*command, *flags], environment(world))
         assert done.returncode == 0, done.stderr[-3000:]
@@ -235,18 +244,18 @@ def test_labels_that_pass_the_check_are_evaluated(world, tmp_path):
 def test_questions_that_cannot_be_evaluated_are_told_by_the_check(world, tmp_path):
     labels = own_questions(tmp_path, 2)
     change_entry(labels, 1, answer=None)
-    done = run([*conse_qa(labels, tmp_path / "out"), "--check_only"], environment(world))
+    command = conse_qa(sys.executable, labels, tmp_path / "out", "--check_only")
+    done = run(command, environment(world))
     assert done.returncode == 2
     assert "entry 1 (id 1): evaluation needs 'options' and an 'answer'" in done.stderr
 
 
 def test_a_killed_evaluation_goes_on_where_it_stopped(world, tmp_path):
     labels = own_questions(tmp_path, 70)
-    command = list(map(str, conse_qa(labels, tmp_path / "out")))
     process = subprocess.Popen(
-        command,
+        list(map(str, conse_qa(sys.executable, labels, tmp_path / "out"))),
         cwd=ROOT,
-        env=environment(world),
+        env=environment(world, sys.executable),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -262,6 +271,7 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(world, tmp_path):
     [kept] = (tmp_path / "out/answers").glob("rank*.jsonl")
     kept.write_bytes(kept.read_bytes() + b'\n{"key": "cut sho')
 
+    command = conse_qa(forkserver.python("lmms_eval"), labels, tmp_path / "out")
     done = run(command, environment(world))
     assert done.returncode == 0, done.stderr[-3000:]
     assert "32 of 70 questions were answered before" in done.stderr

@@ -132,9 +132,9 @@ def read_csv(path: Path, table: str) -> list[dict[str, str]]:
 def run_tables(run_script, tmp_path):
     """Run tables.py; returns its tables, its text, and the output folder."""
 
-    def run(*places, output: bool = False):
+    def run(*places, output: bool = False, fresh: bool = False):
         options = ["--output", tmp_path / "tables"] if output else []
-        done = run_script("evaluation/tables.py", *places, *options)
+        done = run_script("evaluation/tables.py", *places, *options, fresh=fresh)
         assert done.returncode == 0, done.stderr
         return tables(done.stdout), done.stdout, tmp_path / "tables"
 
@@ -324,7 +324,7 @@ def write_paper_runs(folder: Path) -> None:
 
 def test_the_papers_table_with_our_numbers(tmp_path, run_tables):
     write_paper_runs(tmp_path / "results")
-    found, text, output = run_tables(tmp_path / "results", output=True)
+    found, text, output = run_tables(tmp_path / "results", output=True, fresh=True)
     assert "Not in the paper" not in text
     qwen, onevision, video = found[0]
     assert qwen["ours"] == qwen["difference"] == qwen["ours1"] == "-"
@@ -615,7 +615,7 @@ def test_the_report_of_one_run(tmp_path, run_script):
     ]
     write_run(tmp_path / "x/y", [True, True, False], task=VIDEOMME, questions=questions)
     command = ["evaluation/evaluator.py", "--results", tmp_path]
-    done = run_script(*command, "--questions", 3)
+    done = run_script(*command, "--questions", 3, fresh=True)
     assert done.returncode == 0, done.stderr
     (rows,) = tables(done.stdout)
     found = [(row["grouping"], row["group"], row["questions"], row["accuracy"]) for row in rows]

@@ -122,7 +122,7 @@ def test_the_command_itself_killed_and_started_again(data, tmp_path, run_script)
     assert again.returncode == 0, again.stderr
     assert f"{3 - len(kept)} scored now, {len(kept)} finished before, 0 failed" in again.stdout
     assert {name: (parts / name).read_bytes() for name in kept} == kept
-    assert run_script(*command(tmp_path / "whole")).returncode == 0
+    assert run_script(*command(tmp_path / "whole"), fresh=True).returncode == 0
     for name in ("scores.json", "frames.json", "times.json", "run.json"):
         paths = [tmp_path / out / "custom/conse" / name for out in ("killed", "whole")]
         assert paths[0].read_bytes() == paths[1].read_bytes()
@@ -289,6 +289,7 @@ def test_cuda_asked_for_where_there_is_none(data, run_script):
     done = run_script(
         *("feature_extract.py", "--dataset_name", "custom", "--label_file", data / "labels.json"),
         *("--extract_feature_model", "conse"),
+        fresh=True,
     )
     assert done.returncode == 2
     assert "no usable CUDA device; use --device cpu" in done.stderr and done.stderr.count("\n") == 1

@@ -242,7 +242,8 @@ def test_the_commands(data, tmp_path, run_script):
         *("--extract_feature_model", "conse", "--device", "cpu"),
     ]
     done = run_script(
-        "feature_extract_store.py", *common, "--output_file", tmp_path / "f", "--feature_dtype", "float16"
+        *("feature_extract_store.py", *common, "--output_file", tmp_path / "f", "--feature_dtype", "float16"),
+        fresh=True,
     )
     assert done.returncode == 0, done.stderr
     assert "2 videos: 2 stored now" in done.stdout

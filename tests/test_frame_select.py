@@ -30,7 +30,7 @@ def write(folder: Path, scores=None, frames=None) -> list:
 
 
 def test_the_documented_files_from_precomputed_scores(tmp_path, run_script):
-    done = run_script("frame_select.py", *write(tmp_path), "--output_file", tmp_path / "sel")
+    done = run_script("frame_select.py", *write(tmp_path), "--output_file", tmp_path / "sel", fresh=True)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "sel/longvideobench/blip"
     selected = json.loads((folder / "selected_frames.json").read_text())

@@ -7,6 +7,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import forkserver
 import numpy as np
 from PIL import Image
 
@@ -19,6 +20,7 @@ def test_numbers_times_scores_and_pictures(clips, tmp_path, run_script):
     done = run_script(
         *("keyframes.py", clips / "one.mp4", "Where is the cat?"),
         *("--budget", "3", "--images", tmp_path / "new/pictures", "--device", "cpu"),
+        fresh=True,
     )
     assert done.returncode == 0, done.stderr
     head, *rows = [line.split("\t") for line in done.stdout.splitlines()]
@@ -81,6 +83,10 @@ def test_pip_install_gives_the_library(tmp_path):
     assert {name.split("/")[0] for name in names if not name.split("/")[0].endswith(".dist-info")} == {"aks"}
     code = "import aks, aks.extraction; print(aks.__file__, aks.select_keyframes([0, 1], [0, 9], 1))"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path / "site", capture_output=True, text=True, check=True
+        [forkserver.python("torch"), "-c", code],
+        cwd=tmp_path / "site",
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.split()[0].startswith(str(tmp_path / "site")) and done.stdout.strip().endswith("[9]")

@@ -37,9 +37,7 @@ def cluster():
     ray.shutdown()
 
 
-@pytest.fixture
-def layout():
-    return ray_engine.Layout(actors=2, cpus=1, gpus=0)
+ONE, TWO = (ray_engine.Layout(actors, cpus=1, gpus=0) for actors in (1, 2))  # each actor imports PyTorch
 
 
 def on_ray(labels, run, layout, make_scorer=ToyScorer, **reading):
@@ -53,9 +51,7 @@ def on_ray(labels, run, layout, make_scorer=ToyScorer, **reading):
     return summary
 
 
-def test_fifty_videos_and_a_killed_actor_make_what_one_process_makes(
-    cluster, layout, many, names, whole, tmp_path
-):
+def test_fifty_videos_and_a_killed_actor_make_what_one_process_makes(cluster, many, names, whole, tmp_path):
     labels, run = write_labels(many, names), RunFolder(tmp_path / "out")
 
     def kill():
@@ -65,14 +61,14 @@ def test_fifty_videos_and_a_killed_actor_make_what_one_process_makes(
 
     killer = threading.Thread(target=kill)
     killer.start()
-    summary = on_ray(labels, run, layout, partial(ToyScorer, 0.05))
+    summary = on_ray(labels, run, TWO, partial(ToyScorer, 0.05))
     killer.join()
     assert (summary.videos, summary.scored, summary.failures, summary.complete) == (50, 50, [], True)
     assert results(run) == whole
     assert not list(run.parts.glob("*.claim"))
 
 
-def test_videos_finished_before_are_left_alone_and_failures_are_listed(cluster, layout, tmp_path, capsys):
+def test_videos_finished_before_are_left_alone_and_failures_are_listed(cluster, tmp_path, capsys):
     for name in ("one.mp4", "two.mp4", "three.mp4"):
         write_video(tmp_path / name, frames=30, fps=10)
     (tmp_path / "bad.mp4").write_text("no video")
@@ -82,7 +78,7 @@ def test_videos_finished_before_are_left_alone_and_failures_are_listed(cluster, 
     extract(first, ToyScorer(), run, shard=(1, 2))
     kept = {path: path.stat().st_mtime_ns for path in run.parts.glob("[!.]*.json")}
     assert kept
-    summary = on_ray(labels, run, layout)
+    summary = on_ray(labels, run, ONE)
     assert summary.scored + len(kept) == 3 and [f["video"] for f in summary.failures] == ["bad.mp4"]
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in kept.items())
     assert "failed:" in capsys.readouterr().err or "bad.mp4" in str(list(run.parts.iterdir()))
@@ -95,13 +91,13 @@ class Deadly(ToyScorer):
         super().__init__(preparer=Trouble("SIGKILL"))
 
 
-def test_a_video_at_which_actors_die_is_listed_and_the_others_are_scored(cluster, layout, tmp_path):
+def test_a_video_at_which_actors_die_is_listed_and_the_others_are_scored(cluster, tmp_path):
     write_video(tmp_path / "bad.mp4", frames=30, fps=10, size=(48, 48))
     for name in ("one.mp4", "two.mp4"):
         write_video(tmp_path / name, frames=30, fps=10)
     labels, run = write_labels(tmp_path, ["one.mp4", "bad.mp4", "two.mp4"]), RunFolder(tmp_path / "out")
     # Decoded in the actor's own process, so that the actor dies.
-    summary = on_ray(labels, run, ray_engine.Layout(1, 1, 0), Deadly, workers=0)
+    summary = on_ray(labels, run, ONE, Deadly, workers=0)
     assert summary.scored == 2
     (failure,) = summary.failures
     assert failure["video"] == "bad.mp4"
@@ -120,7 +116,7 @@ class DeadlyBlack(ToyScorer):
         return super().encode_frames(inputs)
 
 
-def test_what_was_in_work_with_a_deadly_video_does_not_share_its_fate(cluster, layout, tmp_path):
+def test_what_was_in_work_with_a_deadly_video_does_not_share_its_fate(cluster, tmp_path):
     def black(number, width, height):
         return np.zeros((height, width, 3), np.uint8)
 
@@ -129,16 +125,16 @@ def test_what_was_in_work_with_a_deadly_video_does_not_share_its_fate(cluster, l
     for name in names:
         write_video(tmp_path / name, frames=100, fps=10)
     labels, run = write_labels(tmp_path, [*names, "bad.mp4"]), RunFolder(tmp_path / "out")
-    summary = on_ray(labels, run, ray_engine.Layout(1, 1, 0), DeadlyBlack, workers=4, batch_frames=2)
+    summary = on_ray(labels, run, ONE, DeadlyBlack, workers=4, batch_frames=2)
     assert (summary.scored, [failure["video"] for failure in summary.failures]) == (3, ["bad.mp4"])
 
 
-def test_a_users_mistake_found_by_an_actor_is_the_users(cluster, layout, tmp_path):
+def test_a_users_mistake_found_by_an_actor_is_the_users(cluster, tmp_path):
     write_video(tmp_path / "one.mp4", frames=30, fps=10)
     labels, run = write_labels(tmp_path, ["one.mp4"]), RunFolder(tmp_path / "out")
     run.begin({"scorer": "another"})
     with pytest.raises(UserError, match=re.escape(str(run.folder))):
-        on_ray(labels, run, layout)
+        on_ray(labels, run, ONE)
 
 
 class Other(ToyScorer):
@@ -147,14 +143,14 @@ class Other(ToyScorer):
     checkpoint = "other"
 
 
-def test_a_finished_folder_of_other_weights_is_refused(cluster, layout, tmp_path):
+def test_a_finished_folder_of_other_weights_is_refused(cluster, tmp_path):
     write_video(tmp_path / "one.mp4", frames=30, fps=10)
     labels, run = write_labels(tmp_path, ["one.mp4"]), RunFolder(tmp_path / "out")
-    assert on_ray(labels, run, layout).complete
-    summary = on_ray(labels, run, layout)
+    assert on_ray(labels, run, ONE).complete
+    summary = on_ray(labels, run, ONE)
     assert (summary.reused, summary.scored, summary.complete) == (1, 0, True)
     with pytest.raises(UserError, match=re.escape(str(run.folder))):
-        on_ray(labels, run, layout, Other)
+        on_ray(labels, run, ONE, Other)
 
 
 class Faulty(ToyScorer):
@@ -170,11 +166,11 @@ def wrong_at_48(pixels):
     return prepare_small(pixels)
 
 
-def test_a_video_at_which_the_model_has_a_fault_is_listed_with_it(cluster, layout, tmp_path):
+def test_a_video_at_which_the_model_has_a_fault_is_listed_with_it(cluster, tmp_path):
     write_video(tmp_path / "bad.mp4", frames=30, fps=10, size=(48, 48))
     write_video(tmp_path / "one.mp4", frames=30, fps=10)
     labels, run = write_labels(tmp_path, ["one.mp4", "bad.mp4"]), RunFolder(tmp_path / "out")
-    summary = on_ray(labels, run, ray_engine.Layout(1, 1, 0), Faulty, workers=0)
+    summary = on_ray(labels, run, ONE, Faulty, workers=0)
     (failure,) = summary.failures
     assert summary.scored == 1 and failure["video"] == "bad.mp4" and "out of something" in failure["reason"]
 
@@ -183,11 +179,11 @@ def die():
     os._exit(1)
 
 
-def test_a_model_that_kills_its_actors_ends_the_run(cluster, layout, tmp_path):
+def test_a_model_that_kills_its_actors_ends_the_run(cluster, tmp_path):
     write_video(tmp_path / "one.mp4", frames=30, fps=10)
     labels = write_labels(tmp_path, ["one.mp4"])
     with pytest.raises(UserError, match="3 actors in a row died before their first video"):
-        on_ray(labels, RunFolder(tmp_path / "out"), layout, die)
+        on_ray(labels, RunFolder(tmp_path / "out"), ONE, die)
 
 
 def test_the_cluster_is_divided_by_gpus_or_cores(cluster):

@@ -74,7 +74,7 @@ def files(tmp_path):
 
 
 def test_the_command_prints_groups_in_order_beside_uniform(files, tmp_path, run_script):
-    done = run_script(*files, "--output_file", tmp_path / "table.json")
+    done = run_script(*files, "--output_file", tmp_path / "table.json", fresh=True)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line.split()[:2] for line in lines[2:5]] == [["9", "2"], ["10", "1"], ["all", "3"]]

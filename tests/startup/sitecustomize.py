@@ -1,4 +1,9 @@
-"""PyYAML's parser in C, for lmms-eval that tests start: each time it reads two thousand files of tasks."""
+"""What commands do first that tests start: lmms-eval does not read the two thousand files of its own tasks.
+
+Where AKS_TESTS_ALL_TASKS is set it does, by PyYAML's parser in C.
+"""
+
+import os
 
 import yaml
 
@@ -10,3 +15,15 @@ class _Loader(yaml.CFullLoader):
 
 
 yaml.FullLoader = yaml.loader.FullLoader = _Loader
+
+_walk = os.walk
+
+
+def _walk_elsewhere(top, *arguments, **options):
+    if os.fspath(top).rstrip("/").endswith("lmms_eval/tasks"):
+        return iter(())
+    return _walk(top, *arguments, **options)
+
+
+if "AKS_TESTS_ALL_TASKS" not in os.environ:
+    os.walk = _walk_elsewhere
