@@ -17,7 +17,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # no products of matrices he
 import numpy as np
 
 from aks import errors
-from aks.outscores import candidate_strides, read_json, read_number_lists, read_scores, write_json
+from aks.outscores import read_json, read_number_lists, read_scores, stride_of, write_json
 from aks.selection import QUOTAS, STRATEGIES, select_positions
 
 
@@ -76,7 +76,7 @@ def main() -> None:
         "questions": len(chosen),
         "scores_sha256": _digest(score_path),
         "scored_by": _origin(score_path),
-        "strides": candidate_strides(frame_path, frames),
+        "strides": [stride_of(row) for row in frames],
     }
     folder = Path(args.output_file) / args.dataset_name / args.extract_feature_model
     try:

@@ -9,7 +9,6 @@ A run's folder, ``outscores/<dataset>/<model>/``::
     scores.json      assembled in label order: a list of floats per question
     frames.json      likewise: frame numbers
     times.json       likewise: seconds
-    strides.json     frames from one candidate to the next, one number a question
 
 Every file is written whole or not at all, so a killed run leaves only finished parts.
 """
@@ -249,7 +248,7 @@ class RunFolder:
         return failures
 
     def assemble(self, labels: LabelSet, allow_missing: bool = False) -> int:
-        """Write ``scores.json``, ``frames.json``, ``times.json`` and ``strides.json`` in label order.
+        """Write ``scores.json``, ``frames.json`` and ``times.json`` in label order.
 
         Args:
             labels: the label set the run was made for.
@@ -261,30 +260,29 @@ class RunFolder:
         Raises:
             UserError: a part is damaged, or is missing and ``allow_missing`` is off.
         """
-        lists: dict[str, list[Any]] = {"scores": [], "frames": [], "times": [], "strides": []}
-        rows: dict[int, tuple[list[float], list[int], list[float], int]] = {}
+        lists: dict[str, list[Any]] = {"scores": [], "frames": [], "times": []}
+        rows: dict[int, tuple[list[float], list[int], list[float]]] = {}
         missing = 0
         for video, questions in labels.by_video().items():
             if not self.has_part(video):
                 if not allow_missing:
                     raise UserError(f"{self.folder}: {video} is not scored yet; run feature_extract.py again")
                 missing += len(questions)
-                rows.update((question.index, ([], [], [], 0)) for question in questions)
+                rows.update((question.index, ([], [], [])) for question in questions)
                 continue
             part = self.read_part(video)
             check_same_video(self.part_path(video), part.video_bytes, labels.video_path(video))
-            stride = min(np.diff(sorted(part.frames + part.lost_frames)).tolist(), default=0)
             for question in questions:
                 if question.id not in part.scores:
                     raise UserError(
                         f"{self.part_path(video)}: has no scores for question {question.id}; "
                         "delete it and run again to score this video anew"
                     )
-                rows[question.index] = (part.scores[question.id], part.frames, part.times_s, stride)
+                rows[question.index] = (part.scores[question.id], part.frames, part.times_s)
         for index in range(len(labels.questions)):
             for name, row in zip(lists, rows[index], strict=True):
                 lists[name].append(row)
-        for name in ("strides", "times", "frames", "scores"):  # who finds scores.json finds the others, too
+        for name in ("times", "frames", "scores"):  # who finds scores.json finds the others, too
             write_json(self.folder / f"{name}.json", lists[name])
         return missing
 
@@ -355,41 +353,13 @@ def read_scores(score_path: Path, frame_path: Path) -> tuple[list[np.ndarray], l
     return scores, check_frame_numbers(frame_path, frames)
 
 
-def candidate_strides(frame_path: Path, frames: list[np.ndarray]) -> list[int]:
-    """Frames from one candidate to the next, one number a question.
+def stride_of(frames: np.ndarray) -> int:
+    """Frames from one candidate to the next, by frame numbers (n,) of some of them; 0 for fewer than two.
 
-    The run's own record beside the frame numbers; without it the least distance of two candidates, which
-    stays the same when some of them were lost. 0 where neither tells.
-
-    Args:
-        frame_path: ``frames.json``.
-        frames: its frame numbers, (n,) int64 each.
-
-    Raises:
-        UserError: the record belongs to other frame numbers.
+    Their greatest common divisor: candidates are its multiples. Right also where some are lost, or only a few
+    dozen scattered ones are selected; wrong where all positions share a factor.
     """
-    record = frame_path.with_name("strides.json")
-    if not record.exists():
-        return [int(np.diff(row).min()) if len(row) > 1 else 0 for row in frames]
-    strides = check_strides(record, read_json(record), len(frames))
-    for index, (stride, row) in enumerate(zip(strides, frames, strict=True)):
-        if (np.diff(row) % max(stride, 1)).any() or (len(row) > 1 and not stride):
-            raise UserError(
-                f"{record}: entry {index} does not fit {frame_path}; remove it, or run step 1 again"
-            )
-    return strides
-
-
-def check_strides(path: Path, strides: Any, questions: int) -> list[int]:
-    """Candidate strides as they were recorded, for so many questions.
-
-    Raises:
-        UserError: they are no whole numbers, or of other questions.
-    """
-    whole = isinstance(strides, list) and all(type(stride) is int and stride >= 0 for stride in strides)
-    if not whole or len(strides) != questions:
-        raise UserError(f"{path}: its strides are not {questions} whole numbers; remove it, or make it again")
-    return strides
+    return int(np.gcd.reduce(frames.astype(np.int64))) if len(frames) > 1 else 0
 
 
 def check_frame_numbers(path: Path, rows: list[np.ndarray]) -> list[np.ndarray]:

@@ -20,11 +20,10 @@ import numpy as np
 from aks import errors
 from aks.benchmarks import LabelSet, Question, load_labels
 from aks.outscores import (
-    candidate_strides,
     check_frame_numbers,
-    check_strides,
     read_json,
     read_number_lists,
+    stride_of,
     write_json,
 )
 
@@ -76,15 +75,6 @@ def uniform_times(duration_s: float, budget: int) -> np.ndarray:
     """Uniform sampling in seconds, (min(budget, whole seconds),) float64, at least one."""
     count = max(1, min(budget, int(duration_s)))
     return duration_s / count * np.arange(count)
-
-
-def stride_of(frames: np.ndarray) -> int:
-    """The greatest common divisor of frame numbers, a guess at the candidate stride; 0 for fewer than two.
-
-    Right where the selected candidates' positions share no factor, as a few dozen scattered ones
-    never do; wrong for evenly spaced ones.
-    """
-    return int(np.gcd.reduce(frames.astype(np.int64))) if len(frames) > 1 else 0
 
 
 @dataclass(frozen=True)
@@ -288,13 +278,18 @@ def _strides(frame_path: str | None, selection: Path, labels: LabelSet) -> list[
     """Each question's stride, by frames.json or the record beside a selection; None if neither tells."""
     if frame_path:
         path = Path(frame_path)
-        return candidate_strides(path, check_frame_numbers(path, _for_labels(path, labels)))
+        return [stride_of(row) for row in check_frame_numbers(path, _for_labels(path, labels))]
     record = selection.with_name("selection.json")
     if selection.name != "selected_frames.json" or not record.exists():
         return None
     made = read_json(record)
     strides = made.get("strides") if isinstance(made, dict) else None
-    return check_strides(record, strides, len(labels.questions))
+    whole = isinstance(strides, list) and all(type(stride) is int and stride >= 0 for stride in strides)
+    if not whole or len(strides) != len(labels.questions):
+        raise errors.UserError(
+            f"{record}: its strides are not {len(labels.questions)} whole numbers; run frame_select.py again"
+        )
+    return strides
 
 
 def _for_labels(path: Path, labels: LabelSet) -> list[np.ndarray]:

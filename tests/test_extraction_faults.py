@@ -119,7 +119,6 @@ def test_of_a_damaged_video_what_can_be_read_is_scored_where_asked_for(tmp_path,
 
     again = extract(labels, ToyScorer(), run, workers=workers)  # nothing to do; the loss is still told
     assert (again.reused, again.partial) == (2, summary.partial)
-    assert json.loads((run.folder / "strides.json").read_text()) == [10, 10, 10]
     told_from_features_as_from_the_video(labels, tmp_path, part)
 
 
