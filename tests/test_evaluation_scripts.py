@@ -190,8 +190,9 @@ def test_a_mistake_is_named(world, flags, complaint):
         "--gpus": "0",
         flags[0]: flags[1],
     }
-    command = [sys.executable, ROOT / "evaluation/run.py", *(part for pair in given.items() for part in pair)]
-    done = run([*command, "--check_only"], environment(world, sys.executable))
+    flags = [part for pair in given.items() for part in pair]
+    command = [forkserver.python("lmms_eval"), ROOT / "evaluation/run.py", *flags, "--check_only"]
+    done = run(command, environment(world))
     assert done.returncode == 2
     assert complaint in done.stderr
     assert "Traceback" not in done.stderr
