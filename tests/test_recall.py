@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from aks.benchmarks import Question, load_labels
-from aks.outscores import read_number_lists, stride_of
+from aks.outscores import read_number_lists
 from aks.recall import evidence_recall, format_table, recall_table, stride_of, uniform_frames, uniform_times
 
 
