@@ -136,8 +136,8 @@ def run(
     try:
         # Also with nothing to do: an actor checks that what is there was made with the same settings.
         crew.do(pending, estimate([Job(name, labels.video_path(name)) for name in pending]))
-        # Again: of what other runs were at, something may be left by dead ones.
-        pending = [n for n in pending if not folder.has_part(n) and folder.failure_stamp(n) is None]
+        # Again: what dead runs left, and what the actors found to be misread by an earlier version.
+        pending = [n for n in videos if not folder.has_part(n) and folder.failure_stamp(n) is None]
         if pending:
             Claims(folder).settle(pending, say)
             crew.do(pending, estimate([Job(name, labels.video_path(name)) for name in pending]))

@@ -55,6 +55,11 @@ def results(run: RunFolder) -> dict[str, bytes]:
     }
 
 
+def of_version_1(path: Path, **changes) -> None:
+    """Let a part, or a run's record, be one of an earlier version."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 1, **changes}))
+
+
 def start(folder: Path, out: Path, batch_s: float = 0.0, **reading):
     """Score ``folder/labels.json`` to ``out`` in another process; see :func:`main`."""
     here = Path(__file__).resolve().parent

@@ -180,6 +180,26 @@ def test_short_selections_are_shown_as_selected_and_counted(llava, checkpoint, l
 
 
 @both
+@pytest.mark.parametrize(
+    ("use_topk", "told"),
+    [(True, "keyframes selected elsewhere by its numbers may be others"), (False, "are what it shows")],
+)
+def test_questions_are_counted_in_whose_videos_decord_shows_other_frames(
+    llava, place, checkpoint, labels, tmp_path, monkeypatch, capsys, use_topk, told
+):
+    shutil.copytree(place / "videos", tmp_path / "videos")
+    write_numbered_video(
+        tmp_path / "videos/few.mp4", FRAMES["few.mp4"], codec="mpeg2video", options={"qmax": "2", "bf": "2"}
+    )
+    use_labels(monkeypatch, "longvideobench", labels, tmp_path / "videos")
+    evaluation = evaluate(llava, checkpoint, f"use_topk={use_topk}")
+    if use_topk:
+        assert evaluation.shown() == dict(enumerate(KEYFRAMES))
+    said = capsys.readouterr().err
+    assert "in the videos of 1 questions decord shows other frames than players: " in said and told in said
+
+
+@both
 def test_the_papers_way_refills_short_selections_and_counts_them(llava, checkpoint, labels, capsys):
     shown = evaluate(llava, checkpoint, "use_topk=True", "short_selection=paper").shown()
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from extraction_setup import ToyScorer, results, write_labels
+from extraction_setup import ToyScorer, of_version_1, results, write_labels
 from media import copy_streams, number_of, numbered, write_audio, write_video
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -110,11 +110,6 @@ def test_kinds_are_known_in_which_decord_differs(tmp_path):
         assert not decord_differs(same), same
 
 
-def of_version_1(path, **changes):
-    """Let a part be one of an earlier version."""
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 1, **changes}))
-
-
 def test_what_an_earlier_version_may_have_misread_is_named_and_read_again(tmp_path, capsys):
     names = ["good.mp4", "cut.mp4", "bursts.mkv", "old.avi", "away.mp4"]
     for name in names:
@@ -127,8 +122,7 @@ def test_what_an_earlier_version_may_have_misread_is_named_and_read_again(tmp_pa
     of_version_1(run.part_path("bursts.mkv"), fps=50.0)
     for name in ("cut.mp4", "away.mp4"):
         of_version_1(run.part_path(name), decoder="decord", frames=[0, 3], times_s=[0.0, 0.12])
-    record = run.folder / "run.json"
-    record.write_text(record.read_text().replace('"format": 2', '"format": 1'))
+    of_version_1(run.folder / "run.json")
     (tmp_path / "away.mp4").rename(tmp_path / "hidden.mp4")
 
     summary = extract(labels, ToyScorer(), run)
@@ -156,13 +150,13 @@ def test_features_of_an_earlier_version_are_not_scored_but_stored_again(tmp_path
     film(tmp_path, "cut.mp4", frames=50)
     labels, store = write_labels(tmp_path, ["cut.mp4"]), FeatureStore(tmp_path / "features", "float32")
     store_features(labels, ToyScorer(), store)
-    path, record = store.run.part_path("cut.mp4"), store.folder / "run.json"
+    path = store.run.part_path("cut.mp4")
     whole = path.read_bytes()
     with safe_open(path, framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
         facts = {key: value for key, value in file.metadata().items() if key != "format"}
     save_file(tensors, path, {**facts, "decoder": "decord"})
-    record.write_text(record.read_text().replace('"format": 2', '"format": 1'))
+    of_version_1(store.folder / "run.json")
     with pytest.raises(UserError, match=r"1 videos \(cut.mp4\).*feature_extract_store.py reads these again"):
         extract(labels, ToyScorer(), RunFolder(tmp_path / "out"), features=store)
     assert store_features(labels, ToyScorer(), store).scored == 1

@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 import pytest
 from conftest import ROOT
-from extraction_setup import ToyScorer, results, wait_until, write_labels
+from extraction_setup import ToyScorer, of_version_1, results, wait_until, write_labels
 from media import write_video
 from preparers import Trouble, prepare_small
 
@@ -144,11 +144,14 @@ class Other(ToyScorer):
 
 
 def test_a_finished_folder_of_other_weights_is_refused(cluster, tmp_path):
-    write_video(tmp_path / "one.mp4", frames=30, fps=10)
-    labels, run = write_labels(tmp_path, ["one.mp4"]), RunFolder(tmp_path / "out")
+    for name in ("one.mp4", "two.mp4"):
+        write_video(tmp_path / name, frames=30, fps=10)
+    labels, run = write_labels(tmp_path, ["one.mp4", "two.mp4"]), RunFolder(tmp_path / "out")
     assert on_ray(labels, run, ONE).complete
+    of_version_1(run.folder / "run.json")
+    of_version_1(run.part_path("two.mp4"), decoder="decord")  # which is read again
     summary = on_ray(labels, run, ONE)
-    assert (summary.reused, summary.scored, summary.complete) == (1, 0, True)
+    assert (summary.reused, summary.scored, summary.complete) == (1, 1, True)
     with pytest.raises(UserError, match=re.escape(str(run.folder))):
         on_ray(labels, run, ONE, Other)
 
