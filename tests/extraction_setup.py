@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def start(folder: Path, out: Path, batch_s: float = 0.0, **reading):
 
 
 def children(pid: int) -> list[int]:
-    """The processes that a process has started and that have not ended."""
+    """The processes that a process has started and that have not ended; not the tests' own servers."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -87,7 +88,9 @@ def children(pid: int) -> list[int]:
         except OSError:
             continue
         if int(parent) == pid and state not in "ZX":
-            found.append(int(path.parent.name))
+            with suppress(OSError):
+                if b"forkserver.py" not in path.with_name("cmdline").read_bytes():
+                    found.append(int(path.parent.name))
     return found
 
 

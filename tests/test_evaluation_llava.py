@@ -484,7 +484,7 @@ def spoil(folder: Path, how: str) -> Path:
     [
         ("missing", "video file not found"),
         ("text", "cannot be opened"),
-        ("empty", "cannot be opened"),
+        ("empty", "file is empty"),
         ("cut", "cannot be opened"),
     ],
 )
