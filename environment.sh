@@ -47,9 +47,9 @@ environment_create() {
     fi
 }
 
-# Installs one file; Python compiles what is imported, a tenth of it, by itself. By these variables, unlike by --constraint, constraints.txt also holds where pip builds a
+# Installs one file. By these variables, unlike by --constraint, constraints.txt also holds where pip builds a
 # source package: older versions of pip read the first there, newer ones the second. They split it at spaces,
-# hence the relative path.
+# hence the relative path. Not compiled in advance: Python itself compiles what is imported, a tenth of it.
 environment_install() {
     (cd "$environment_root" && PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
         .venv/bin/python -m pip install --disable-pip-version-check --no-input --no-compile "$@") >>"$environment_log" 2>&1
