@@ -12,5 +12,5 @@ python check_environment.py
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 ruff check .
 ruff format --check .
-# More processes than cores: tests wait half of their time, for processes that start and end.
-python -m pytest -n 4 "$@"
+workers=$(nproc)
+python -m pytest -n $((workers < 4 ? workers : 4)) "$@"
