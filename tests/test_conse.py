@@ -165,28 +165,22 @@ def test_without_a_folder_for_the_cache_nothing_is_kept(embed_once, tmp_path):
     assert made and torch.equal(again, first)
 
 
+def run_code(code):
+    """Run a line of Python in a process of its own."""
+    root = Path(__file__).parent.parent
+    return subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+
+
 def test_conse_starts_without_torchvision_and_warnings():
     code = (
         "import sys; from aks.scorers import create_scorer; create_scorer('conse'); "
         "print([name for name in ('torchvision', 'transformers', 'timm') if name in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = run_code(code)
     assert done.stdout.strip() == "[]" and done.stderr == ""
 
 
 def test_importing_the_library_is_light():
     code = "import sys, aks; print('torch' in sys.modules, 'decord' in sys.modules, 'av' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = run_code(code)
     assert done.stdout.split() == ["False", "False", "False"]
