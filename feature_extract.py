@@ -6,16 +6,12 @@ was stopped goes on where it stopped when the same command is given again.
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from aks import cli, errors
 from aks.outscores import RunFolder
-
-if TYPE_CHECKING:
-    from aks.extraction import Feed, Summary
-    from aks.scorers import Scorer
 
 
 def main() -> int:
@@ -36,22 +32,12 @@ def main() -> int:
 
     store = FeatureStore.open(Path(args.features)) if args.features else None
     run = RunFolder(Path(args.output_file).absolute() / args.dataset_name / args.extract_feature_model)
+    work = functools.partial(extract, labels, run=run, features=store)
     if args.engine == "ray":
-
-        def work(scorer: Scorer, feed: Feed, **reading: Any) -> Summary:
-            return extract(labels, scorer, run, features=store, feed=feed, **reading)
-
-        summary = cli.run_on_ray(args, labels, run, work, store)
+        summary = cli.run_on_ray(args, labels, run, work)
         assemble(summary, labels, run, args.allow_missing)
     else:
-        summary = extract(
-            labels,
-            cli.load_scorer(args),
-            run,
-            allow_missing=args.allow_missing,
-            features=store,
-            **cli.reading(args),
-        )
+        summary = work(cli.load_scorer(args), allow_missing=args.allow_missing, **cli.reading(args))
     status = cli.report(summary, "scored")
     if summary.complete:
         print(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from aks import cli, errors
 
 if TYPE_CHECKING:
-    from aks.extraction import Feed, Summary
+    from aks.extraction import Summary
     from aks.scorers import Scorer
 
 BLIP_FEATURES = ("patch", "itc", "itm-e")
@@ -49,12 +49,12 @@ def main() -> int:
     )
     folder = Path(args.output_file).absolute() / args.dataset_name / name
 
-    def store(scorer: Scorer, feed: Feed | None = None, **reading: Any) -> Summary:
+    def store(scorer: Scorer, **reading: Any) -> Summary:
         if bound and not hasattr(scorer, "bind"):
             raise errors.UserError("--blip_features itm-e goes with --backend transformers")
         stored_type = args.feature_dtype or str(scorer.dtype).removeprefix("torch.")
         features = FeatureStore(folder, stored_type, QUESTION_BOUND if bound else FRAME_FEATURES)
-        return store_features(labels, scorer, features, feed=feed, **reading)
+        return store_features(labels, scorer, features, **reading)
 
     run = FeatureStore.files(folder)
     if args.engine == "ray":

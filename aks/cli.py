@@ -16,7 +16,6 @@ from aks.errors import UserError
 
 if TYPE_CHECKING:  # torch takes seconds to load; a label mistake should not wait for it
     from aks.extraction import Summary
-    from aks.features import FeatureStore
     from aks.outscores import RunFolder
     from aks.scorers import Scorer
 
@@ -205,11 +204,7 @@ def _check_engine(args: argparse.Namespace) -> None:
 
 
 def run_on_ray(
-    args: argparse.Namespace,
-    labels: LabelSet,
-    run: RunFolder,
-    work: Callable[..., Summary],
-    features: FeatureStore | None = None,
+    args: argparse.Namespace, labels: LabelSet, run: RunFolder, work: Callable[..., Summary]
 ) -> Summary:
     """Process the videos on a Ray cluster.
 
@@ -217,25 +212,17 @@ def run_on_ray(
         args: the script's flags.
         labels: the questions.
         run: where the parts go.
-        work: called on the actors with the scorer, a feed, and the settings of reading.
-        features: what is scored, if not videos.
+        work: called on the actors with the scorer, ``videos``, and the settings of reading.
     """
     from aks import ray_engine
-    from aks.extraction import estimator
 
     ray_engine.connect(args.ray_address)
     layout = ray_engine.divide(args.device.split(":")[0], args.ray_actors)
     how = reading(args)
     if args.workers is None:
         how["workers"] = default_workers(layout.cpus)
-    return ray_engine.run(
-        labels,
-        run,
-        functools.partial(load_scorer, args),
-        functools.partial(work, **how),
-        estimator(features, how["workers"]),
-        layout,
-    )
+    make_scorer, work = functools.partial(load_scorer, args), functools.partial(work, **how)
+    return ray_engine.run(labels, run, make_scorer, work, layout)
 
 
 def torchrun() -> tuple[int, int, int] | None:

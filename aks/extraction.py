@@ -5,23 +5,22 @@ loop stores frame features instead of scores, and scores stored features instead
 
 Decoding may run in processes of its own, several videos at once (:mod:`aks.pool`); the model always
 sees one video's batches, divided at the same frames, so that the numbers do not depend on it. Any
-number of runs may share a folder (:mod:`aks.claims`).
+number of runs may share a folder (:mod:`aks.locks`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from aks.benchmarks import LabelSet, Question
-from aks.claims import Claims
 from aks.decoding import Batch, Done, Header, Manner, describe
 from aks.errors import UserError, VideoError
 from aks.features import (
@@ -32,10 +31,10 @@ from aks.features import (
     bytes_per_frame,
     check_free_space,
 )
+from aks.locks import VideoLocks
 from aks.outscores import Part, RunFolder, read_json, write_json
 from aks.passes import Mixer, frames_that_fit
 from aks.pool import Again, Event, Events, InProcess, Job, Pool
-from aks.preparing import PrepareSquare
 from aks.progress import progress, say
 from aks.scorers import Scorer
 from aks.selection import select_positions
@@ -131,25 +130,6 @@ class Summary:
 MakeSink = Callable[[str, list[Question], Header], Sink]
 
 
-@dataclass
-class Feed:
-    """The videos that another process hands to this one, and how that one is told; see :mod:`aks.ray_engine`.
-
-    Attributes:
-        names: names of videos, as long as there are any.
-        bar: counts frames; what is used of tqdm's.
-        say: shows the user a line.
-        token: marks the claims of this process.
-        expected: candidates of each video, as far as is known; 0 where not.
-    """
-
-    names: Iterator[str]
-    bar: Any
-    say: Callable[[str], None]
-    token: str
-    expected: dict[str, int]
-
-
 def extract(
     labels: LabelSet,
     scorer: Scorer,
@@ -157,7 +137,7 @@ def extract(
     *,
     allow_missing: bool = False,
     features: FeatureStore | None = None,
-    feed: Feed | None = None,
+    videos: Sequence[str] | None = None,
     **reading: Any,
 ) -> Summary:
     """Score all questions of a label set, going on where an earlier run stopped.
@@ -168,7 +148,7 @@ def extract(
         run: folder for parts and results.
         allow_missing: assemble although videos failed, with empty lists for their questions.
         features: score these instead of the videos, which then need not be there.
-        feed: score the videos that it names, and leave the rest, the end included, to the other process.
+        videos: score only these, and leave the assembled files to the caller.
         reading: how the videos are read, see :class:`Reading`. With ``workers`` the scorer's preparer
             must be importable from a module (not from a script's own ``__main__``).
 
@@ -207,8 +187,8 @@ def extract(
         )
 
     source = how.open(scorer) if features is None else _Stored(features, how.batch_frames or BATCH_FRAMES)
-    summary = _each_video(labels, run, scorer, source, how, scorer.name, sink, feed=feed)
-    if feed is None:
+    summary = _each_video(labels, run, scorer, source, how, scorer.name, sink, videos)
+    if videos is None:
         assemble(summary, labels, run, allow_missing)
     return summary
 
@@ -223,7 +203,12 @@ def assemble(summary: Summary, labels: LabelSet, run: RunFolder, allow_missing: 
 
 
 def store_features(
-    labels: LabelSet, scorer: Scorer, store: FeatureStore, *, feed: Feed | None = None, **reading: Any
+    labels: LabelSet,
+    scorer: Scorer,
+    store: FeatureStore,
+    *,
+    videos: Sequence[str] | None = None,
+    **reading: Any,
 ) -> Summary:
     """Store the frame features of a label set's videos, going on where an earlier run stopped.
 
@@ -231,7 +216,7 @@ def store_features(
         labels: the questions; only their videos matter, unless the features are bound to questions.
         scorer: who encodes.
         store: where to.
-        feed: store the videos that it names, and leave the rest to the other process.
+        videos: store only these.
         reading: how the videos are read, see :class:`Reading`.
 
     Raises:
@@ -259,19 +244,7 @@ def store_features(
             check_free_space(store.folder, frames * bytes_per_frame(scorer, store.dtype))
 
     source, name = how.open(scorer), f"{scorer.name} features"
-    return _each_video(labels, store.run, scorer, source, how, name, sink, check_space, feed)
-
-
-def estimator(features: FeatureStore | None, workers: int) -> Callable[[list[Job]], dict[str, int]]:
-    """Tells the candidates of videos by their headers, or by their features, without a scorer."""
-    if features is not None:
-        return _Stored(features, 1).estimates
-
-    def estimate(jobs: list[Job]) -> dict[str, int]:
-        with Pool(Manner(PrepareSquare(1), "auto", 1, "skip"), max(1, workers)) as pool:
-            return pool.estimates(jobs)
-
-    return estimate
+    return _each_video(labels, store.run, scorer, source, how, name, sink, videos, check_space)
 
 
 class Scores:
@@ -362,35 +335,31 @@ def _each_video(
     how: Reading,
     description: str,
     make_sink: MakeSink,
+    only: Sequence[str] | None,
     check_space: Callable[[int], None] = lambda frames: None,
-    feed: Feed | None = None,
 ) -> Summary:
     """Process the videos that have no part yet; a failing one is noted and the others go on."""
-    videos = list(labels.by_video())
     mixer = None if isinstance(source, _Stored) else how.mixer(scorer)
-    if feed is not None:
-        left = [name for name in feed.expected if not run.has_part(name)]
-        _check_videos(labels, source, left)
-        check_space(sum(feed.expected[name] for name in left))
-        with source:
-            work = _Work(labels, run, scorer, make_sink, feed, mixer)
-            work.do(source, feed.names)
-        return Summary(videos=0, scored=work.scored)
     with source:
-        if how.shard:
-            videos = _share(how.shard, run, source, labels)
+        if only is not None:
+            videos = list(only)
+        else:
+            videos = _share(how.shard, run, source, labels) if how.shard else list(labels.by_video())
         pending = [name for name in videos if not run.has_part(name)]
         _check_videos(labels, source, pending)
         expected = source.estimates([Job(name, labels.video_path(name)) for name in pending])
         check_space(sum(expected.values()))
         total = sum(expected.values())
-        with progress(total=total, unit="frame", desc=description, disable=not pending) as bar:
-            here = Feed(iter(pending), bar, say, uuid.uuid4().hex, expected)
-            work = _Work(labels, run, scorer, make_sink, here, mixer)
-            work.do(source, iter(pending))
-            # Again: of what others were at, something may be left by dead ones.
-            Claims(run).settle([name for name in pending if not run.has_part(name)], say)
-            work.do(source, iter(pending))
+        with (
+            progress(total=total, unit="frame", desc=description, disable=not pending) as bar,
+            VideoLocks(run) as locks,
+        ):
+            work = _Work(labels, run, scorer, make_sink, expected, bar, locks, mixer)
+            work.do(source)
+            if only is None:
+                # Again: of what others had in work, something may be left by dead ones.
+                locks.wait(work.open_videos())
+                work.do(source)
     return summarise(labels, run, videos, work.scored)
 
 
@@ -425,42 +394,45 @@ class _Work:
         run: RunFolder,
         scorer: Scorer,
         make_sink: MakeSink,
-        feed: Feed,
+        expected: dict[str, int],
+        bar: tqdm,
+        locks: VideoLocks,
         mixer: Mixer | None,
     ) -> None:
         self._labels, self._run, self._scorer, self._make_sink = labels, run, scorer, make_sink
-        self._feed, self._mixer = feed, mixer
+        self._expected, self._bar, self._locks, self._mixer = expected, bar, locks, mixer
         self._questions = labels.by_video()
-        self._expected = dict(feed.expected)
         self._seen: dict[str, int] = {}  # of the videos in flight, frames so far
         self._sinks: dict[str, Sink] = {}
         self._failed: set[str] = set()
         self._failures = {name: run.failure_stamp(name) for name in self._expected}
         self.scored = 0
 
-    def do(self, source: Pool | InProcess | _Stored, names: Iterator[str]) -> None:
+    def do(self, source: Pool | InProcess | _Stored) -> None:
         """Process the videos, but those that another process is at."""
-        with Claims(self._run, self._feed.token) as self._claims:
-            events = source.run(self._jobs(names))
-            try:
-                reply = None
-                while (happened := _next(events, reply)) is not None:
-                    reply = self._take(*happened)
-                if self._mixer is not None:
-                    for ready in self._mixer.rest():
-                        self._deliver(*ready)
-            finally:
-                for sink in self._sinks.values():
-                    sink.close()
-            self._claims.sweep([name for name in self._questions if self._run.has_part(name)])
+        events = source.run(self._jobs())
+        try:
+            reply = None
+            while (happened := _next(events, reply)) is not None:
+                reply = self._take(*happened)
+            if self._mixer is not None:
+                for ready in self._mixer.rest():
+                    self._deliver(*ready)
+        finally:
+            for sink in self._sinks.values():
+                sink.close()
 
-    def _jobs(self, names: Iterator[str]) -> Iterator[Job]:
-        for name in names:
+    def open_videos(self) -> list[str]:
+        """The videos that are neither finished nor have failed, because other processes are at them."""
+        return [name for name in self._expected if not self._is_over(name)]
+
+    def _jobs(self) -> Iterator[Job]:
+        for name in self._expected:
             # Finished or failed meanwhile, by another process or in the first round.
-            if self._is_over(name) or not self._claims.take(name):
+            if self._is_over(name) or not self._locks.acquire(name):
                 continue
             if self._is_over(name):
-                self._claims.give_up(name)
+                self._locks.release(name)
                 continue
             yield Job(name, self._labels.video_path(name), float(self._expected[name]))
 
@@ -509,11 +481,11 @@ class _Work:
                 finish(self._sinks.pop(name), event)
                 self._correct(name, self._seen[name])
                 self.scored += 1
-                self._claims.give_up(name)
+                self._locks.release(name)
             else:
                 self._sinks[name].send(event)
                 self._seen[name] += len(event.numbers)
-                self._feed.bar.update(len(event.numbers))
+                self._bar.update(len(event.numbers))
         except VideoError as error:
             self._fail(name, error)
             return True
@@ -526,8 +498,8 @@ class _Work:
         self._seen[name] = 0
         self._correct(name, 0)
         self._run.write_failure(name, str(error), [question.id for question in self._questions[name]])
-        self._claims.give_up(name)
-        self._feed.say(f"failed: {self._labels.video_path(name)}: {error}")
+        self._locks.release(name)
+        say(f"failed: {self._labels.video_path(name)}: {error}")
 
     def _drop(self, name: str) -> None:
         """Forget what came of a video so far."""
@@ -535,12 +507,12 @@ class _Work:
             self._sinks.pop(name).close()
         if self._mixer is not None:
             self._mixer.drop(name)
-        self._feed.bar.n -= self._seen.pop(name, 0)
-        self._feed.bar.refresh()
+        self._bar.n -= self._seen.pop(name, 0)
+        self._bar.refresh()
 
     def _correct(self, name: str, frames: int) -> None:
         """Put the number of frames that is now known in the place of the estimate."""
-        self._feed.bar.total += frames - self._expected[name]
+        self._bar.total += frames - self._expected[name]
         self._expected[name] = frames
 
 

@@ -3,8 +3,8 @@
 A run's folder, ``outscores/<dataset>/<model>/``::
 
     run.json         what produced the scores; a run with other settings refuses to mix
-    parts/           one file a finished video: frames, times, scores by question id; claims of those
-                     in work (aks.claims)
+    parts/           one file a finished video: frames, times, scores by question id; locks of those
+                     in work (aks.locks)
     failures.json    videos that could not be scored, or not wholly, with the reason
     scores.json      assembled in label order: a list of floats per question
     frames.json      likewise: frame numbers
@@ -538,34 +538,25 @@ def _link(temporary: Path, path: Path) -> None:
 
 
 @functools.cache
-def host_identity() -> str:
+def _host() -> str:
     """This host, its start, and which of its process tables: within one, process ids tell processes."""
     facts = [socket.gethostname()]
     with contextlib.suppress(OSError):
         facts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
         facts.append(os.readlink("/proc/self/ns/pid"))
-    return " ".join(facts)
-
-
-@functools.cache
-def _host() -> str:
-    name = re.sub(r"\W", "_", socket.gethostname())[:40]
-    return f"{name}-{hashlib.sha256(host_identity().encode()).hexdigest()[:8]}"
-
-
-def server_time(folder: Path) -> float:
-    """Seconds since 1970 by the clock that stamps the files of a folder, which may be another machine's."""
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".clock-") as file:
-        return os.stat(file.name).st_mtime
+    return hashlib.sha256(" ".join(facts).encode()).hexdigest()[:16]
 
 
 def _remove_orphans(folder: Path) -> None:
     """Delete temporary files of killed processes: of those of this machine, and of whoever's if very old."""
-    if not Path("/proc/self").exists():  # no way to tell which processes live
+    orphans = [*folder.glob(".*.tmp.*"), *folder.parent.glob(".*.tmp.*")]
+    if not orphans or not Path("/proc/self").exists():  # no way to tell which processes live
         return
-    for path in [*folder.glob(".*.tmp.*"), *folder.parent.glob(".*.tmp.*")]:
-        match = re.search(rf"\.{re.escape(_host())}-(\d+)-[0-9a-f]{{8}}\.tmp", path.name)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".clock-") as file:
+        now = os.stat(file.name).st_mtime  # by the file server's clock, which stamps the others, too
+    for path in orphans:
+        match = re.search(rf"\.{_host()}-(\d+)-[0-9a-f]{{8}}\.tmp", path.name)
         is_dead = match and not Path(f"/proc/{match[1]}").exists()
         with contextlib.suppress(OSError):
-            if is_dead or path.stat().st_mtime < server_time(folder) - ORPHANED_AFTER_S:
+            if is_dead or path.stat().st_mtime < now - ORPHANED_AFTER_S:
                 path.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
-"""Extraction on a Ray cluster: one actor a GPU (or a share of the cores), fed video by video.
+"""Extraction on a Ray cluster: one actor a GPU (or a share of the cores), given some videos at a call.
 
-The actors do what a process alone does, with decoding processes of their own, and write the same part
-files to the same folder, which every node must see. This process hands out the videos, longest first,
-shows all progress in one bar, and starts an actor anew when one dies, with what it had in work.
+An actor does what a process alone does, with decoding processes of its own, and writes the same part files
+to the same folder, which every node must see. This process hands out the videos, shows one progress bar, and
+replaces an actor that dies.
 """
 
 from __future__ import annotations
@@ -11,34 +11,29 @@ import logging
 import os
 import socket
 import sys
-import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from aks.benchmarks import LabelSet
-from aks.claims import Claims
 from aks.cli import count_cores
-from aks.errors import OUT_OF_MEMORY, UserError, is_out_of_memory
-from aks.extraction import Feed, Summary, summarise
-from aks.outscores import RunFolder
-from aks.pool import Job
+from aks.errors import UserError, is_out_of_memory
+from aks.extraction import Summary, summarise
+from aks.locks import VideoLocks
+from aks.outscores import RunFolder, file_bytes
 from aks.progress import progress, say
-from aks.ray_desk import Desk
 from aks.scorers import Scorer
 
-TRIES = 3  # actors that may die with a video in work before the video is listed
-IDLE_DEATHS = 3  # actors that may die in a row before they have a video in work
-FRUITLESS_DEATHS = 9  # and with one, but without one finished in between
+MAX_ATTEMPTS = 3  # actors that may die at a video before the video is listed
+MAX_STARTUP_CRASHES = 3  # actors that may die in a row with the first call, which loads the model
+MAX_CRASHES_WITHOUT_PROGRESS = 9  # and later, without finishing a video
 CPU_ACTOR_CORES = 8  # a larger machine takes several actors: models do not scale to more cores
-TICK_S = 0.2
+SHARE_OF_CALL = 0.25  # of an actor's share of what is left: calls get shorter, so that actors end together
 
 MakeScorer = Callable[[], Scorer]
-# Processes the videos of a feed, e.g. extract() with all but scorer and feed given.
-Work = Callable[[Scorer, Feed], Summary]
-# Candidates of videos by their headers.
-Estimate = Callable[[list[Job]], dict[str, int]]
+# Processes some videos: extract() or store_features(), with the scorer and ``videos=`` to be given.
+Work = Callable[..., Summary]
 
 
 @dataclass(frozen=True)
@@ -74,7 +69,7 @@ def connect(address: str | None) -> None:
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        text = str(error).strip().split("\n")[0]
+        text = _first_line(error)
         raise UserError(f"--ray_address {address}: cannot join a Ray cluster there: {text}") from None
 
 
@@ -109,182 +104,127 @@ def divide(device: str, actors: int | None) -> Layout:
     return Layout(actors or most, cpus, int(device != "cpu"))
 
 
-def run(
-    labels: LabelSet,
-    folder: RunFolder,
-    make_scorer: MakeScorer,
-    work: Work,
-    estimate: Estimate,
-    layout: Layout,
-) -> Summary:
+def run(labels: LabelSet, folder: RunFolder, make_scorer: MakeScorer, work: Work, layout: Layout) -> Summary:
     """Process the videos that have no part yet, on all actors.
 
     Args:
         labels: the questions.
         folder: where the parts go; every node sees it under this path.
         make_scorer: loads the scorer, on the actor.
-        work: processes a feed's videos with it, on the actor.
-        estimate: tells how long the videos are.
+        work: processes some videos with it, on the actor.
         layout: see :func:`divide`.
 
     Raises:
-        UserError: an actor found a mistake of the user's, or actors die before they finish anything.
+        UserError: an actor found a mistake of the user's, or actors die without finishing anything.
     """
+    import ray
+
     videos = list(labels.by_video())
-    crew = _Crew(labels, folder, make_scorer, work, layout)
-    pending = [name for name in videos if not folder.has_part(name)]
+    dispatcher = _Dispatcher(labels, folder, (os.getcwd(), make_scorer, work), layout)
     try:
-        # Also with nothing to do: an actor checks that what is there was made with the same settings.
-        crew.do(pending, estimate([Job(name, labels.video_path(name)) for name in pending]))
-        # Again: what dead runs left, and what the actors found to be misread by an earlier version.
-        pending = [n for n in videos if not folder.has_part(n) and folder.failure_stamp(n) is None]
-        if pending:
-            Claims(folder).settle(pending, say)
-            crew.do(pending, estimate([Job(name, labels.video_path(name)) for name in pending]))
+        # A call without videos checks that what is there was made with the same settings.
+        dispatcher.run([[]])
+        pending = [name for name in videos if not folder.has_part(name)]
+        dispatcher.run(dispatcher.divide(pending))
+        # Again: of what other runs had in work, something may be left by dead ones.
+        left = [name for name in pending if not folder.has_part(name) and name not in dispatcher.failed]
+        VideoLocks(folder).wait(left)
+        dispatcher.run(dispatcher.divide(left))
     finally:
-        crew.end()
-    return summarise(labels, folder, videos, crew.scored)
+        for actor in dispatcher.actors:
+            ray.kill(actor)
+    return summarise(labels, folder, videos, dispatcher.scored)
 
 
 def _first_line(error: BaseException) -> str:
-    """What happened to an actor, without the traceback."""
-    error = getattr(error, "cause", None) or error
     return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
-
-
-class _Bar:
-    """What extraction uses of a tqdm bar, told to the desk now and then."""
-
-    def __init__(self, tell: Callable[[int, int], object]) -> None:
-        self.n = self.total = 0
-        self._tell, self._told_s = tell, 0.0
-
-    def update(self, frames: int) -> None:
-        self.n += frames
-        self.refresh()
-
-    def refresh(self) -> None:
-        if time.monotonic() - self._told_s > TICK_S:
-            self._told_s = time.monotonic()
-            self._tell(self.n, self.total)
 
 
 class _Actor:
     """A model and its decoding processes."""
 
-    def work(
-        self,
-        cwd: str,
-        desk: Any,
-        token: str,
-        expected: dict[str, int],
-        make_scorer: MakeScorer,
-        work: Work,
-    ) -> int | str:
-        """Process videos until none is left; how many were scored, or a mistake of the user's in words."""
-        import ray
+    _scorer = None
 
-        bar = _Bar(lambda frames, more: desk.count.remote(token, frames, more))
-
-        def names() -> Iterator[str]:
-            while (name := ray.get(desk.take.remote(token))) is not None:
-                yield name
-
+    def extract(
+        self, cwd: str, make_scorer: MakeScorer, work: Work, videos: list[str]
+    ) -> tuple[int, dict[str, str]]:
+        """Process videos; how many were scored, and why the others have failed."""
         try:
             os.chdir(cwd)  # relative names mean the same as in the main process
         except OSError as error:
-            return f"--engine ray: {socket.gethostname()} does not see the folder {cwd}: {error.strerror}"
-        try:
-            scorer = make_scorer()
-            summary = work(scorer, Feed(names(), bar, desk.say.remote, token, expected))
-        except UserError as error:
-            return str(error)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            return f"{OUT_OF_MEMORY} (on {socket.gethostname()}: {error})".split("\n")[0]
-        ray.get(desk.count.remote(token, bar.n, bar.total))
-        return summary.scored
+            where = f"{socket.gethostname()} does not see the folder {cwd}"
+            raise UserError(f"--engine ray: {where}: {error.strerror}") from None
+        self._scorer = self._scorer or make_scorer()
+        summary = work(self._scorer, videos=videos)
+        return summary.scored, {failure["video"]: failure["reason"] for failure in summary.failures}
 
 
-class _Crew:
-    """The actors, and what they have done.
+class _Dispatcher:
+    """Hands videos out to actors.
 
     Attributes:
+        actors: those that live.
         scored: videos scored.
+        failed: videos that failed.
     """
 
     def __init__(
-        self,
-        labels: LabelSet,
-        folder: RunFolder,
-        make_scorer: MakeScorer,
-        work: Work,
-        layout: Layout,
+        self, labels: LabelSet, folder: RunFolder, arguments: tuple[Any, ...], layout: Layout
     ) -> None:
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self._desk = ray.remote(num_cpus=0, scheduling_strategy=here)(Desk).remote()
-        self._labels, self._folder, self._layout = labels, folder, layout
-        self._duty = make_scorer, work
-        self._deaths: dict[str, int] = {}  # of each video, how many actors died with it in work
-        self._idle_deaths = self._fruitless_deaths = 0  # in a row
-        self._running: dict[Any, tuple[Any, str]] = {}  # of each result to come, its actor and token
+        self._labels, self._folder, self._arguments, self._layout = labels, folder, arguments, layout
+        self._questions = labels.by_video()
+        self._attempts: Counter[str] = Counter()  # actors that died at a video
+        self._crashes_in_a_row = 0
+        self.actors: list[Any] = []
         self.scored = 0
+        self.failed: set[str] = set()
 
-    def do(self, names: list[str], lengths: dict[str, int]) -> None:
-        """Process videos; those in work at all but one of the deaths allowed, one by one at the end."""
+    def divide(self, videos: list[str]) -> list[list[str]]:
+        """Videos in calls, the largest files first, in calls of ever fewer bytes."""
+        sizes = {name: file_bytes(self._labels.video_path(name)) or 1 for name in videos}
+        left, wanted = sum(sizes.values()), 0.0
+        calls: list[list[str]] = []
+        for name in sorted(videos, key=sizes.get, reverse=True):
+            if wanted <= 0:
+                wanted = SHARE_OF_CALL * left / self._layout.actors
+                calls.append([])
+            calls[-1].append(name)
+            left, wanted = left - sizes[name], wanted - sizes[name]
+        return calls
+
+    def run(self, calls: list[list[str]]) -> None:
+        """Process the videos of each call."""
         import ray
 
-        failures = {name: self._folder.failure_stamp(name) for name in names}
-        suspects = []
-        order = sorted(names, key=lambda name: lengths[name])  # taken from the end
-        desk = self._desk
-        ray.get(desk.open.remote(order))
-        for _ in range(max(1, min(self._layout.actors, len(names)))):
-            self._start(lengths)
-        total = sum(lengths.values())
-        with progress(total=total, unit="frame", desc=f"ray, {len(self._running)} actors") as bar:
-            while self._running:
-                done, _ = ray.wait(list(self._running), timeout=TICK_S)
-                for future in done:
-                    actor, token = self._running.pop(future)
+        calls, idle, running = list(calls), list(self.actors), {}
+        total = sum(map(len, calls))
+        with progress(total=total, unit="video", desc="ray", disable=not total) as bar:
+            while calls or running:
+                while calls and len(running) < self._layout.actors:
+                    actor, names = idle.pop() if idle else self._new_actor(), calls.pop(0)
+                    running[actor.extract.remote(*self._arguments, names)] = actor, names
+                for call in ray.wait(list(running))[0]:
+                    actor, names = running.pop(call)
                     try:
-                        outcome = ray.get(future)
-                    except ray.exceptions.RayError as error:  # it died, ran out of memory, or has a fault
-                        given = ray.get(desk.given.remote(token))
-                        left = [name for name in given if self._is_open(name, failures)]
-                        finished = set(given) - set(left)
+                        scored, failed = ray.get(call)
+                        idle.append(actor)
+                        self._crashes_in_a_row = 0
+                    except ray.exceptions.RayError as error:  # it died, or has a fault
                         ray.kill(actor)
-                        self._bury(token, left, bool(finished), _first_line(error))
-                        again = [name for name in left if self._is_open(name, failures)]
-                        if len(names) > 1:  # what was in work with a deadly one shall not share its fate
-                            suspects += [name for name in again if self._deaths[name] == TRIES - 1]
-                            again = [name for name in again if name not in suspects]
-                        ray.get(desk.back.remote(token, again, sum(lengths[name] for name in finished)))
-                        self.scored += sum(map(self._folder.has_part, finished))
-                        self._start(lengths)
-                        continue
-                    if isinstance(outcome, str):
-                        raise UserError(outcome)
-                    self.scored += outcome
-                frames, more, lines = ray.get(desk.look.remote())
-                for line in lines:
-                    say(line)
-                bar.total = total + more
-                bar.update(frames - bar.n)
-        for name in suspects:
-            self.do([name], {name: lengths[name]})
+                        self.actors.remove(actor)
+                        left = [name for name in names if not self._folder.has_part(name)]
+                        scored, failed = len(names) - len(left), self._after_crash(names, left, error)
+                        # Each alone, so that the others do not share the fate of a deadly one.
+                        calls += [[name] for name in left if name not in failed] if names else [[]]
+                    self.scored += scored
+                    self.failed |= failed.keys()
+                    bar.update(scored + len(failed))
+                    for name, reason in failed.items():
+                        say(f"failed: {self._labels.video_path(name)}: {reason}")
 
-    def _is_open(self, name: str, failures: dict[str, int | None]) -> bool:
-        return not self._folder.has_part(name) and self._folder.failure_stamp(name) == failures[name]
-
-    def _start(self, lengths: dict[str, int]) -> None:
+    def _new_actor(self) -> Any:
         import ray
 
-        token = uuid.uuid4().hex
         modules = os.pathsep.join(dict.fromkeys(os.path.abspath(entry) for entry in sys.path))
         actor = ray.remote(
             num_cpus=self._layout.cpus,
@@ -292,41 +232,35 @@ class _Crew:
             scheduling_strategy="SPREAD",
             runtime_env={"env_vars": {"PYTHONPATH": modules}},
         )(_Actor).remote()
-        future = actor.work.remote(os.getcwd(), self._desk, token, lengths, *self._duty)
-        self._running[future] = actor, token
+        self.actors.append(actor)
+        return actor
 
-    def _bury(self, token: str, left: list[str], worked: bool, cause: str) -> None:
-        """Note the death of an actor with videos in work.
+    def _after_crash(self, names: list[str], left: list[str], error: Exception) -> dict[str, str]:
+        """Count the crash of an actor; the videos that are given up, and why.
+
+        Args:
+            names: the videos of its call.
+            left: those of them that are not finished.
+            error: Ray's.
 
         Raises:
-            UserError: they do nothing but die.
+            UserError: a mistake of the user's was the cause, or actors do nothing but die.
         """
-        Claims.drop(self._folder, token)
-        self._idle_deaths = 0 if worked or left else self._idle_deaths + 1
-        self._fruitless_deaths = 0 if worked else self._fruitless_deaths + 1
-        if self._fruitless_deaths == FRUITLESS_DEATHS:
+        cause = getattr(error, "cause", None)  # of an exception in the actor
+        if cause and (isinstance(cause, UserError) or is_out_of_memory(cause)):
+            raise cause from None
+        text = _first_line(cause or error)
+        self._crashes_in_a_row = 1 if len(left) < len(names) else self._crashes_in_a_row + 1
+        limit = MAX_CRASHES_WITHOUT_PROGRESS if names else MAX_STARTUP_CRASHES
+        if self._crashes_in_a_row == limit:
+            what = "without finishing a video" if names else "before their first video"
             raise UserError(
-                f"--engine ray: {FRUITLESS_DEATHS} actors in a row died without finishing a video ({cause}); "
-                "Ray's logs tell more"
+                f"--engine ray: {limit} actors in a row died {what} ({text}); too little memory for the "
+                "model? Ray's logs tell more"
             )
-        if self._idle_deaths == IDLE_DEATHS:
-            raise UserError(
-                f"--engine ray: {IDLE_DEATHS} actors in a row died before their first video ({cause}); too "
-                "little memory for the model? Ray's logs tell more"
-            )
-        questions = self._labels.by_video()
-        for name in left:
-            self._deaths[name] = self._deaths.get(name, 0) + 1
-            if self._deaths[name] == TRIES:
-                reason = f"{TRIES} Ray actors died with it in work ({cause})"
-                self._folder.write_failure(name, reason, [question.id for question in questions[name]])
-                say(f"failed: {self._labels.video_path(name)}: {reason}")
-
-    def end(self) -> None:
-        """End what still runs, and give its claims up."""
-        import ray
-
-        for actor, token in self._running.values():
-            ray.kill(actor)
-            Claims.drop(self._folder, token)
-        self._running = {}
+        self._attempts.update(left)
+        reason = f"{MAX_ATTEMPTS} Ray actors died with it in work ({text})"
+        failed = {name: reason for name in left if self._attempts[name] == MAX_ATTEMPTS}
+        for name in failed:
+            self._folder.write_failure(name, reason, [question.id for question in self._questions[name]])
+        return failed

@@ -102,6 +102,17 @@ def alive(pid: int) -> bool:
         return False
 
 
+def lock_holders(run: RunFolder) -> list[int]:
+    """The processes that have a lock file of a run open."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):  # ended or closed meanwhile
+            file = path.readlink()
+            if file.parent == run.parts and file.suffix == ".lock":
+                found.append(int(path.parts[2]))
+    return found
+
+
 def wait_until(condition, seconds: float = 60.0) -> None:
     """Wait for a condition; fails after a while."""
     deadline = time.monotonic() + seconds

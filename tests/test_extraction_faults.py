@@ -52,7 +52,7 @@ def test_a_decoder_that_hangs_costs_its_video_alone(labels, tmp_path, workers):
     assert "time limit: given up before the first frame" in reason and "(here 1 s)" in reason
     assert json.loads((run.folder / "failures.json").read_text()) == summary.failures
     assert not children(os.getpid())
-    assert not list(run.parts.glob("*.claim"))
+    assert not list(run.parts.glob("*.lock"))
 
 
 def test_waiting_for_the_model_does_not_count_as_decoding(labels, tmp_path):
@@ -252,7 +252,7 @@ def test_a_full_disk_is_told_and_finished_parts_are_kept(labels, tmp_path, monke
         patched.setattr(os, "fsync", full)
         with pytest.raises(UserError, match=r"cannot be written: No space left on device; finished work"):
             extract(labels, ToyScorer(), run, workers=2)
-    assert len(list(run.parts.iterdir())) == 1  # a part; no claim, no temporary file
+    assert len(list(run.parts.iterdir())) == 1  # a part; no lock, no temporary file
     assert not children(os.getpid())
     assert extract(labels, ToyScorer(), run, workers=2).scored == 3
 
@@ -262,7 +262,7 @@ def test_interrupted_once_it_stops_in_good_order_and_twice_at_once(labels, folde
     out = tmp_path / "out"
     process = start(folder, out, batch_s=1 if times == 1 else 20, workers=2, batch_frames=1)
     parts = out / "parts"
-    wait_until(lambda: list(parts.glob("*.claim" if times == 2 else "[!.]*.json")))
+    wait_until(lambda: list(parts.glob("*.lock" if times == 2 else "[!.]*.json")))
     wait_until(lambda: children(process.pid))
     workers = children(process.pid)
     os.kill(process.pid, signal.SIGINT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import random
@@ -11,7 +12,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -20,9 +20,9 @@ from extraction_setup import ToyScorer, children, results, start, wait_until, wr
 from media import rotate, write_audio, write_video
 from test_extraction_faults import damage
 
-from aks import UserError, claims
-from aks.claims import Claims
+from aks import UserError, locks
 from aks.extraction import extract
+from aks.locks import VideoLocks
 from aks.outscores import RunFolder, write_json
 from aks.scorers import create_scorer
 
@@ -52,17 +52,19 @@ def test_the_models_numbers_do_not_depend_on_who_decodes(clips, tmp_path):
 def test_twenty_kills_at_random_moments_lose_only_what_was_in_flight(many, names, whole, tmp_path):
     labels, run = write_labels(many, names), RunFolder(tmp_path / "out")
     rng = random.Random(3)
-    for _ in range(20):
+    for number in range(20):
         before = {path: path.stat().st_mtime_ns for path in run.parts.glob("[!.]*.json")}
-        child = forked(lambda: extract(labels, ToyScorer(batch_s=0.02), run, workers=1))
-        time.sleep(rng.uniform(0.05, 1.5))
+        child = forked(lambda number=number: extract(labels, ToyScorer(0.02), run, workers=number % 2))
+        wanted = len(before) + rng.randrange(min(4, 1 + len(names) - len(before)))
+        wait_until(lambda wanted=wanted: len(list(run.parts.glob("[!.]*.json"))) >= wanted)
+        time.sleep(rng.uniform(0, 0.2))
         workers = children(child)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         wait_until(lambda workers=workers: not any(Path(f"/proc/{pid}").exists() for pid in workers), 10)
         after = {path: path.stat().st_mtime_ns for path in run.parts.glob("[!.]*.json")}
         assert before.items() <= after.items()  # nothing that was finished is done again
-        in_flight = [p for p in run.parts.glob("*.claim") if not p.with_suffix(".json").exists()]
+        in_flight = [p for p in run.parts.glob("*.lock") if not p.with_suffix(".json").exists()]
         assert len(in_flight) <= 1  # one a decoding process
         if len(after) == len(names):
             for path in list(after)[::2]:  # make work again
@@ -76,7 +78,7 @@ def test_shards_with_a_killed_decoder_make_what_one_process_makes(many, names, w
     write_labels(many, names)
     out = tmp_path / "out"
     shards = [start(many, out, 0.01, workers=2, shard=(number, 2)) for number in (1, 2)]
-    wait_until(lambda: list((out / "parts").glob("[!.]*.json")))
+    wait_until(lambda: list((out / "parts").glob("[!.]*.json")) and children(shards[0].pid))
     os.kill(children(shards[0].pid)[0], signal.SIGKILL)
     summaries = [json.loads(shard.communicate(timeout=120)[0]) for shard in shards]
     assert [s["videos"] for s in summaries] == [25, 25]
@@ -113,53 +115,70 @@ def test_processes_on_one_folder_score_no_video_twice_and_take_over_from_the_dea
     assert results(run) == whole
 
 
-def test_a_claim_holds_while_its_process_lives_and_its_file_is_renewed(tmp_path):
+def test_a_lock_holds_until_its_process_lets_go_or_dies(tmp_path, monkeypatch):
     run = RunFolder(tmp_path)
     run.begin({})
-    with Claims(run) as ours, Claims(run) as theirs:
-        assert ours.take("v.mp4") and not theirs.take("v.mp4")
-        ours.give_up("v.mp4")
-        assert theirs.take("v.mp4")
-        claim = run.parts / "v.mp4.claim"
-        here = json.loads(claim.read_text())
-        write_json(claim, {**here, "started": "1"})  # the number of an ended process, given out again
-        assert ours.take("v.mp4")
-        write_json(claim, {**here, "host": "elsewhere", "token": "x"})
-        assert not ours.take("v.mp4")
-        os.utime(claim, (time.time() - 700, time.time() - 700))
-        assert ours.take("v.mp4")
-        claim.write_text("{")
-        assert theirs.take("v.mp4")
+    with VideoLocks(run) as ours, VideoLocks(run) as theirs:
+        assert ours.acquire("v.mp4") and not theirs.acquire("v.mp4") and theirs.acquire("w.mp4")
+        ours.release("v.mp4")
+        assert theirs.acquire("v.mp4")
+
+        def lock(*arguments, flock=fcntl.flock):
+            theirs.release("v.mp4")  # between the opening of the file and its lock
+            flock(*arguments)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(fcntl, "flock", lock)
+            assert not ours.acquire("v.mp4")  # else two processes could each hold a file of that name
+        assert ours.acquire("v.mp4") and not theirs.acquire("v.mp4")
     assert not list(run.parts.iterdir())
 
+    def work():
+        mine = VideoLocks(run)
+        mine.acquire("v.mp4")
+        os.kill(os.getpid(), signal.SIGKILL)
 
-@pytest.mark.parametrize("is_alive", [False, True])
-def test_a_video_claimed_on_another_machine_is_waited_for_until_its_fate_is_known(
-    many, names, whole, tmp_path, monkeypatch, capsys, is_alive
+    os.waitpid(forked(work), 0)
+    assert list(run.parts.iterdir())
+    with VideoLocks(run) as ours:
+        assert ours.acquire("v.mp4")
+
+
+@pytest.mark.parametrize("seconds", [1, 60])
+def test_a_video_in_work_elsewhere_is_waited_for_but_not_forever(
+    many, names, whole, tmp_path, monkeypatch, capsys, seconds
 ):
+    monkeypatch.setattr(locks, "MAX_WAIT_S", 2.0 if seconds == 60 else 50.0)
     labels, run = write_labels(many, names), RunFolder(tmp_path / "out")
-    monkeypatch.setattr(claims, "VOID_AFTER_S", 3.0)
-    monkeypatch.setattr(claims, "WATCHED_S", 0.1)
     run.begin({"dataset": labels.dataset, "label_sha256": labels.sha256, **ToyScorer().identity()})
-    claim = run.part_path(names[7]).with_suffix(".claim")
-    write_json(claim, {"host": "elsewhere", "pid": 1, "started": "1", "token": "x"})
-    end = threading.Event()
 
-    def renew():
-        while is_alive and not end.wait(0.5):
-            os.utime(claim)
+    def hold():
+        theirs = VideoLocks(run)
+        theirs.acquire(names[7])
+        time.sleep(seconds)
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    thread = threading.Thread(target=renew)
-    thread.start()
+    holder = forked(hold)
+    wait_until(lambda: list(run.parts.glob("*.lock")))
     summary = extract(labels, ToyScorer(), run)
-    end.set()
-    thread.join()
-    assert "1 videos are claimed by processes on other machines" in capsys.readouterr().err
-    if is_alive:
+    assert "1 videos are in work in other runs" in capsys.readouterr().err
+    if seconds == 60:
+        os.kill(holder, signal.SIGKILL)
         assert (summary.scored, summary.elsewhere, summary.complete) == (49, 1, False)
     else:
         assert (summary.scored, summary.elsewhere, summary.complete) == (50, 0, True)
         assert results(run) == whole
+    os.waitpid(holder, 0)
+
+
+def test_on_a_file_system_without_locks_a_run_works_all_the_same(many, names, whole, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    run = RunFolder(tmp_path / "out")
+    assert extract(write_labels(many, names), ToyScorer(), run).complete
+    assert results(run) == whole and not list(run.parts.glob("*.lock"))
 
 
 def test_on_a_file_system_without_links_a_run_begins_all_the_same(many, names, whole, tmp_path, monkeypatch):

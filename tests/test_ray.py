@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -14,13 +13,12 @@ from functools import partial
 import numpy as np
 import pytest
 from conftest import ROOT
-from extraction_setup import ToyScorer, of_version_1, results, wait_until, write_labels
+from extraction_setup import ToyScorer, lock_holders, of_version_1, results, wait_until, write_labels
 from media import write_video
-from preparers import Trouble, prepare_small
 
 from aks import UserError
 from aks.benchmarks import load_labels
-from aks.extraction import assemble, estimator, extract
+from aks.extraction import assemble, extract
 from aks.outscores import RunFolder
 from aks.scorers import create_scorer
 
@@ -42,11 +40,8 @@ ONE, TWO = (ray_engine.Layout(actors, cpus=1, gpus=0) for actors in (1, 2))  # e
 
 def on_ray(labels, run, layout, make_scorer=ToyScorer, **reading):
     """What the command does with ``--engine ray``."""
-
-    def work(scorer, feed):
-        return extract(labels, scorer, run, feed=feed, **{"workers": 1, **reading})
-
-    summary = ray_engine.run(labels, run, make_scorer, work, estimator(None, 1), layout)
+    work = partial(extract, labels, run=run, **{"workers": 1, **reading})
+    summary = ray_engine.run(labels, run, make_scorer, work, layout)
     assemble(summary, labels, run, allow_missing=False)
     return summary
 
@@ -56,8 +51,7 @@ def test_fifty_videos_and_a_killed_actor_make_what_one_process_makes(cluster, ma
 
     def kill():
         wait_until(lambda: len(list(run.parts.glob("[!.]*.json"))) >= 4)
-        claim = next(run.parts.glob("*.claim"))
-        os.kill(json.loads(claim.read_text())["pid"], signal.SIGKILL)
+        os.kill(lock_holders(run)[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -65,7 +59,7 @@ def test_fifty_videos_and_a_killed_actor_make_what_one_process_makes(cluster, ma
     killer.join()
     assert (summary.videos, summary.scored, summary.failures, summary.complete) == (50, 50, [], True)
     assert results(run) == whole
-    assert not list(run.parts.glob("*.claim"))
+    assert not list(run.parts.glob("*.lock"))
 
 
 def test_videos_finished_before_are_left_alone_and_failures_are_listed(cluster, tmp_path, capsys):
@@ -84,57 +78,34 @@ def test_videos_finished_before_are_left_alone_and_failures_are_listed(cluster, 
     assert "failed:" in capsys.readouterr().err or "bad.mp4" in str(list(run.parts.iterdir()))
 
 
-class Deadly(ToyScorer):
-    """Ends its process at frames of a video that is 48 pixels wide."""
-
-    def __init__(self):
-        super().__init__(preparer=Trouble("SIGKILL"))
-
-
-def test_a_video_at_which_actors_die_is_listed_and_the_others_are_scored(cluster, tmp_path):
-    write_video(tmp_path / "bad.mp4", frames=30, fps=10, size=(48, 48))
-    for name in ("one.mp4", "two.mp4"):
-        write_video(tmp_path / name, frames=30, fps=10)
-    labels, run = write_labels(tmp_path, ["one.mp4", "bad.mp4", "two.mp4"]), RunFolder(tmp_path / "out")
-    # Decoded in the actor's own process, so that the actor dies.
-    summary = on_ray(labels, run, ONE, Deadly, workers=0)
-    assert summary.scored == 2
-    (failure,) = summary.failures
-    assert failure["video"] == "bad.mp4"
-    assert failure["reason"].startswith("3 Ray actors died with it in work (")
-
-
-class DeadlyBlack(ToyScorer):
-    """Ends its process, model and all, at black frames."""
-
-    def __init__(self):
-        super().__init__(batch_s=0.2)
+class Trouble(ToyScorer):
+    """Ends its process, model and all, at black frames; has a fault at white ones."""
 
     def encode_frames(self, inputs):
         if not inputs.any():
             os.kill(os.getpid(), signal.SIGKILL)
+        if (inputs > 250).all():
+            raise MemoryError("out of something")
         return super().encode_frames(inputs)
 
 
-def test_what_was_in_work_with_a_deadly_video_does_not_share_its_fate(cluster, tmp_path):
-    def black(number, width, height):
-        return np.zeros((height, width, 3), np.uint8)
-
-    write_video(tmp_path / "bad.mp4", frames=100, fps=10, draw=black)
+def test_videos_at_which_actors_die_are_listed_and_the_others_scored(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_engine, "MAX_ATTEMPTS", 2)  # each costs seconds
     names = ["one.mp4", "two.mp4", "three.mp4"]
     for name in names:
         write_video(tmp_path / name, frames=100, fps=10)
-    labels, run = write_labels(tmp_path, [*names, "bad.mp4"]), RunFolder(tmp_path / "out")
-    summary = on_ray(labels, run, ONE, DeadlyBlack, workers=4, batch_frames=2)
-    assert (summary.scored, [failure["video"] for failure in summary.failures]) == (3, ["bad.mp4"])
+    for name, level in (("black.mp4", 0), ("white.mp4", 255)):
 
+        def plain(number, width, height, level=level):
+            return np.full((height, width, 3), level, np.uint8)
 
-def test_a_users_mistake_found_by_an_actor_is_the_users(cluster, tmp_path):
-    write_video(tmp_path / "one.mp4", frames=30, fps=10)
-    labels, run = write_labels(tmp_path, ["one.mp4"]), RunFolder(tmp_path / "out")
-    run.begin({"scorer": "another"})
-    with pytest.raises(UserError, match=re.escape(str(run.folder))):
-        on_ray(labels, run, ONE)
+        write_video(tmp_path / name, frames=100, fps=10, draw=plain)
+    labels, run = write_labels(tmp_path, [*names, "black.mp4", "white.mp4"]), RunFolder(tmp_path / "out")
+    summary = on_ray(labels, run, ONE, Trouble, workers=4, batch_frames=2)
+    reasons = {failure["video"]: failure["reason"] for failure in summary.failures}
+    assert (summary.scored, sorted(reasons)) == (3, ["black.mp4", "white.mp4"])
+    assert reasons["black.mp4"].startswith("2 Ray actors died with it in work (")
+    assert reasons["white.mp4"] == "2 Ray actors died with it in work (out of something)"
 
 
 class Other(ToyScorer):
@@ -156,36 +127,15 @@ def test_a_finished_folder_of_other_weights_is_refused(cluster, tmp_path):
         on_ray(labels, run, ONE, Other)
 
 
-class Faulty(ToyScorer):
-    """Has a fault at frames of a video that is 48 pixels wide, as a model may that runs out of memory."""
-
-    def __init__(self):
-        super().__init__(preparer=wrong_at_48)
-
-
-def wrong_at_48(pixels):
-    if pixels.shape[1] == 48:
-        raise MemoryError("out of something")
-    return prepare_small(pixels)
-
-
-def test_a_video_at_which_the_model_has_a_fault_is_listed_with_it(cluster, tmp_path):
-    write_video(tmp_path / "bad.mp4", frames=30, fps=10, size=(48, 48))
-    write_video(tmp_path / "one.mp4", frames=30, fps=10)
-    labels, run = write_labels(tmp_path, ["one.mp4", "bad.mp4"]), RunFolder(tmp_path / "out")
-    summary = on_ray(labels, run, ONE, Faulty, workers=0)
-    (failure,) = summary.failures
-    assert summary.scored == 1 and failure["video"] == "bad.mp4" and "out of something" in failure["reason"]
-
-
 def die():
     os._exit(1)
 
 
-def test_a_model_that_kills_its_actors_ends_the_run(cluster, tmp_path):
+def test_a_model_that_kills_its_actors_ends_the_run(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_engine, "MAX_STARTUP_CRASHES", 2)
     write_video(tmp_path / "one.mp4", frames=30, fps=10)
     labels = write_labels(tmp_path, ["one.mp4"])
-    with pytest.raises(UserError, match="3 actors in a row died before their first video"):
+    with pytest.raises(UserError, match="2 actors in a row died before their first video"):
         on_ray(labels, RunFolder(tmp_path / "out"), ONE, die)
 
 
@@ -198,26 +148,27 @@ def test_the_cluster_is_divided_by_gpus_or_cores(cluster):
         ray_engine.divide("cuda", None)
 
 
-def test_the_commands_on_a_cluster_of_their_own(tmp_path):
+def test_the_commands_join_a_cluster_or_start_one(cluster, tmp_path):
     for name in ("one.mp4", "two.mp4"):
         write_video(tmp_path / name, frames=30, fps=10)
     write_labels(tmp_path, ["one.mp4", "two.mp4"])
 
     def command(script, out, *more):
         arguments = ["--dataset_name", "custom", "--label_file", "labels.json", "--output_file", out]
-        arguments += ["--extract_feature_model", "conse", "--device", "cpu", *more]
+        arguments += ["--extract_feature_model", "conse", "--device", "cpu", "--engine", "ray", *more]
         done = subprocess.run(
             [sys.executable, ROOT / script, *arguments], cwd=tmp_path, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    ray_flags = ("--engine", "ray", "--ray_actors", "1")
-    assert "2 videos: 2 scored now" in command("feature_extract.py", "on ray", *ray_flags)
+    assert "2 videos: 2 scored now" in command("feature_extract.py", "on ray")
     alone = RunFolder(tmp_path / "alone")
     extract(load_labels("custom", label_file=tmp_path / "labels.json"), create_scorer("conse"), alone)
     assert results(RunFolder(tmp_path / "on ray/custom/conse")) == results(alone)
-    assert "2 videos: 2 stored now" in command("feature_extract_store.py", "features", *ray_flags)
+    here = ray.get_runtime_context().gcs_address
+    stored = command("feature_extract_store.py", "features", "--ray_address", here, "--ray_actors", "1")
+    assert "2 videos: 2 stored now" in stored
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,96 @@
+"""Locks: the runs on one folder tell one another which videos are in work, so that each is scored once.
+
+A video in work has a file beside its part, ``<video>.lock``, locked (``flock``) by the run that works on it.
+The kernel, or the file server, releases the lock when that process ends, however it ends. Locks only save
+work: two runs at the same video would write the same part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from pathlib import Path
+from typing import IO
+
+from aks.errors import UserError
+from aks.outscores import RunFolder
+from aks.progress import say
+
+# A file server keeps the locks of a machine that died for a while: NFS 4 for 90 s by default.
+MAX_WAIT_S = 120.0
+POLL_INTERVAL_S = 0.5
+
+
+class VideoLocks:
+    """The locks of this process on a run's videos; a context manager that releases them all at its end."""
+
+    def __init__(self, run: RunFolder) -> None:
+        """Nothing is locked yet."""
+        self._run = run
+        self._held: dict[str, IO[bytes]] = {}
+
+    def __enter__(self) -> VideoLocks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for video in list(self._held):
+            self.release(video)
+        for path in self._run.parts.glob("*.lock"):  # killed runs may leave files beside finished videos
+            if path.with_suffix(self._run.suffix).exists():
+                path.unlink(missing_ok=True)
+
+    def acquire(self, video: str) -> bool:
+        """Lock a video; False where another process works on it. True where the file system has no locks.
+
+        Raises:
+            UserError: the lock file cannot be written.
+        """
+        path = self._path(video)
+        try:
+            file = open(path, "ab")  # noqa: SIM115 - open as long as the lock is held
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+        is_locked = True
+        # Without locks on this file system, runs at the same time may score a video twice, to the same part.
+        with contextlib.suppress(OSError):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                is_locked = os.fstat(file.fileno()).st_nlink > 0  # else its owner has just removed it
+            except BlockingIOError:
+                is_locked = False
+        if is_locked:
+            self._held[video] = file
+        else:
+            file.close()
+        return is_locked
+
+    def release(self, video: str) -> None:
+        """Let go of a video that is finished or has failed."""
+        if file := self._held.pop(video, None):
+            # Removed before it is released: who opens it in between sees that it is gone. In the other order
+            # two processes could each hold a lock, on the removed file and on a new one.
+            with contextlib.suppress(OSError):
+                self._path(video).unlink(missing_ok=True)
+            file.close()
+
+    def wait(self, videos: list[str]) -> None:
+        """Wait until other processes have let go of these videos, for at most :data:`MAX_WAIT_S`."""
+        deadline = time.monotonic() + MAX_WAIT_S
+        locked = [video for video in videos if not self._is_free(video)]
+        if locked:
+            say(f"{len(locked)} videos are in work in other runs; waiting for at most {MAX_WAIT_S:g} s")
+        while locked and time.monotonic() < deadline:
+            time.sleep(POLL_INTERVAL_S)
+            locked = [video for video in locked if not self._is_free(video)]
+
+    def _is_free(self, video: str) -> bool:
+        if self._run.has_part(video) or not self._path(video).exists():
+            return True
+        is_free = self.acquire(video)
+        self.release(video)
+        return is_free
+
+    def _path(self, video: str) -> Path:
+        return self._run.part_path(video).with_suffix(".lock")
