@@ -6,9 +6,7 @@ Pure functions of one video's scores. They return *positions* among the candidat
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -50,16 +48,12 @@ def best_first(scores: np.ndarray) -> np.ndarray:
 
 
 def judge_and_split(scores: np.ndarray, budget: int, t1: float, t2: float, max_depth: int) -> Segments:
-    """The final segments of ADA that hold candidates.
+    """The final segments of ADA that hold candidates (paper, Algorithm 1).
 
-    A segment is final when the mean of its ``budget`` best scores exceeds its mean by more than
-    ``t1`` and its standard deviation exceeds ``t2``, or at ``max_depth``; otherwise it is halved
-    (paper, Algorithm 1; the best scores are counted by the whole budget, as the released code does,
-    so a segment of at most ``budget`` candidates has a difference of 0 up to rounding, and the sums
-    run in the released code's order, so that even ``t1 = 0`` decides as it does).
-
-    Few segments need sorting or sums: as many of a half are no better than the best of the whole, no mean
-    is below the least of those at ``max_depth``, and where both lie within ``t1``, nothing stays whole.
+    A segment stays whole when the mean of its ``budget`` best scores exceeds its mean by more than ``t1``
+    and its standard deviation exceeds ``t2``, or at ``max_depth``; otherwise it is halved. The best scores
+    are counted by the whole budget, as the released code does, and are summed in its order, best first, so
+    that even ``t1 = 0`` decides as it does.
 
     Args:
         scores: normalised relevance, (n,), 0 to 1, n at least 1.
@@ -68,52 +62,25 @@ def judge_and_split(scores: np.ndarray, budget: int, t1: float, t2: float, max_d
         t2: least standard deviation for which a segment stays whole.
         max_depth: most halvings.
     """
-    rounding = len(scores) * 2**-50  # more than the order of a sum can change a mean of 0 to 1
-    bins = _halved(len(scores), max_depth)
-    means = (np.add.reduceat(scores, bins[:-1]) / np.diff(bins)).tolist()
-    highest = np.maximum.reduceat(scores, bins[:-1]).tolist()
     edges, depths = [0], []
 
-    def split(first: int, last: int, depth: int, ceiling: float) -> None:
-        """``first`` to ``last``: edges among ``bins``; ``ceiling``: the best's mean is no more."""
-        if first == last:
-            return
-        start, stop = bins[first], bins[last]
-        few = stop - start <= budget  # all its scores are its best: a difference of 0, up to rounding
-        if few:
-            most = rounding
-        else:
-            ceiling = min(ceiling, max(highest[first:last]) + rounding)
-            most = ceiling - min(means[first:last]) + rounding
-        if depth == max_depth or most <= t1:  # no part of it stays whole
-            edges.extend(bins[first + 1 : last + 1])
-            depths.extend([max_depth] * (last - first))
-            return
-        part = scores[start:stop]
-        mean = _mean(part)
-        if few or ceiling - mean > t1:
-            best = _mean(np.sort(part)[::-1][:budget])
-            if best - mean > t1 and (t2 < 0 or part.std() > t2):
-                edges.append(stop)
-                depths.append(depth)
-                return
-            ceiling = best + rounding
-        middle = bisect_left(bins, start + (stop - start) // 2, first, last)
-        split(first, middle, depth + 1, ceiling)
-        split(middle, last, depth + 1, ceiling)
+    def stays_whole(segment: np.ndarray) -> bool:
+        best = np.sort(segment)[::-1][:budget]
+        return _mean(best) - _mean(segment) > t1 and (t2 < 0 or segment.std() > t2)
 
-    split(0, len(bins) - 1, 0, np.inf)
+    def split(start: int, stop: int, depth: int) -> None:
+        if start == stop:
+            return
+        if depth == max_depth or stays_whole(scores[start:stop]):
+            edges.append(stop)
+            depths.append(depth)
+            return
+        middle = start + (stop - start) // 2
+        split(start, middle, depth + 1)
+        split(middle, stop, depth + 1)
+
+    split(0, len(scores), 0)
     return Segments(edges, depths)
-
-
-def _halved(count: int, times: int) -> list[int]:
-    """Edges of the segments after ``times`` halvings, ascending; what holds no candidate is left out."""
-    edges = [0, count]
-    for _ in range(times):
-        if len(edges) > count:
-            break
-        edges = sorted({*edges, *((left + right) // 2 for left, right in pairwise(edges))})
-    return edges
 
 
 def _mean(values: np.ndarray) -> float:
