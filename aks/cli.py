@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import os
 import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from aks.benchmarks import DATASETS, LabelSet, load_labels
 from aks.errors import UserError
@@ -22,10 +20,37 @@ if TYPE_CHECKING:  # torch takes seconds to load; a label mistake should not wai
 MODELS = ("blip", "clip", "sevila", "conse")
 # Flags that only some scorers take; passed on where given.
 SCORER_OPTIONS = ("blip_head", "truncation", "sevila_base")
-ON_CORRUPT = ("skip", "partial")
-ENGINES = ("local", "ray")
-OWN_CGROUPS, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 MOST_WORKERS = 16  # some 200 MB each; a GPU of today wants the frames of twice as many
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Tells a wrong flag in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a UserError instead of printing the usage."""
+        raise UserError(f"{message.removeprefix('argument ')} (see --help)")
+
+
+def whole_number(minimum: int) -> Callable[[str], int]:
+    """A type of flags: whole numbers from a least one on."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[+-]?\d{1,18}", text) or int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"{text}: must be a whole number, {minimum} or more")
+        return int(text)
+
+    return parse
+
+
+def seconds(text: str) -> float:
+    """A type of flags: a time limit."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: must be a number of seconds above 0")
+    return value
 
 
 def parser(description: str | None, output: str) -> argparse.ArgumentParser:
@@ -35,18 +60,20 @@ def parser(description: str | None, output: str) -> argparse.ArgumentParser:
         description: the script's.
         output: default of ``--output_file``.
     """
-    made = argparse.ArgumentParser(
+    made = ArgumentParser(
         description=description,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    made.add_argument("--dataset_name", default="longvideobench", help=f"one of {', '.join(DATASETS)}")
+    made.add_argument(
+        "--dataset_name", default="longvideobench", choices=DATASETS, help="whose questions and videos"
+    )
     made.add_argument(
         "--dataset_path",
         help="folder of the data set (default: ./datasets/<dataset_name>; custom: the labels')",
     )
     made.add_argument("--label_file", help="a label file in place of the data set's own (needed for custom)")
-    made.add_argument("--extract_feature_model", default="blip", help=f"one of {', '.join(MODELS)}")
+    made.add_argument("--extract_feature_model", default="blip", choices=MODELS, help="who scores")
     made.add_argument(
         "--checkpoint", help="weights: a hub name, a folder, or SeViLA's file (default: the model's own)"
     )
@@ -56,33 +83,44 @@ def parser(description: str | None, output: str) -> argparse.ArgumentParser:
     made.add_argument(
         "--backend",
         default="transformers",
-        help="transformers, or lavis: the original code of blip and sevila",
+        choices=("transformers", "lavis"),
+        help="lavis: the original code of blip and sevila",
     )
     made.add_argument("--truncation", help="sevila: paper (default), or keep_prompt for long questions")
     made.add_argument(
         "--sevila_base", help="sevila: folder or hub name of its ViT and T5 (BLIP-2 Flan-T5-XL)"
     )
     made.add_argument(
-        "--batch_size", type=int, help="frames encoded at a time (default: 16; on a GPU what fits, up to 128)"
+        "--batch_size",
+        type=whole_number(1),
+        help="frames encoded at a time (default: 16; on a GPU what fits, up to 128)",
     )
-    made.add_argument("--decoder", default="auto", help="auto, decord or pyav")
+    made.add_argument(
+        "--decoder", default="auto", choices=("auto", "pyav", "decord"), help="who reads the videos"
+    )
     add_worker_flags(made)
     made.add_argument(
         "--on_corrupt",
         default="skip",
+        choices=("skip", "partial"),
         help="a video with frames that cannot be decoded: skip it, or partial: score the others",
     )
     made.add_argument(
         "--shard", metavar="I/N", help="do only share I of N, for job arrays (torchrun sets it by itself)"
     )
     made.add_argument(
-        "--engine", default="local", help="local, or ray: on all GPUs or cores of a Ray cluster"
+        "--engine",
+        default="local",
+        choices=("local", "ray"),
+        help="ray: on all GPUs or cores of a Ray cluster",
     )
     made.add_argument(
         "--ray_address", help="cluster to join (default: RAY_ADDRESS, else one on this machine)"
     )
     made.add_argument(
-        "--ray_actors", type=int, help="models at work at a time (default: one a GPU, or one 8 cores)"
+        "--ray_actors",
+        type=whole_number(1),
+        help="models at work at a time (default: one a GPU, or one 8 cores)",
     )
     return made
 
@@ -91,12 +129,12 @@ def add_worker_flags(made: argparse.ArgumentParser) -> None:
     """How many processes decode, and how long they may."""
     made.add_argument(
         "--workers",
-        type=int,
+        type=whole_number(0),
         help="decoding processes; 0 decodes in the main process (default: cores - 1, from 1 to 16)",
     )
     made.add_argument(
         "--video_timeout",
-        type=float,
+        type=seconds,
         metavar="SECONDS",
         help="of decoding a video, then it is given up; needs workers (default: 60 + 4 x its length)",
     )
@@ -114,11 +152,7 @@ def reading(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UserError: a value that cannot be.
     """
-    if args.batch_size is not None and args.batch_size < 1:
-        raise UserError(f"--batch_size {args.batch_size}: must be 1 or more")
     workers = count_workers(args)
-    if args.on_corrupt not in ON_CORRUPT:
-        raise UserError(f"--on_corrupt {args.on_corrupt}: use one of {', '.join(ON_CORRUPT)}")
     _check_engine(args)
     return {
         "decoder": args.decoder,
@@ -134,12 +168,8 @@ def count_workers(args: argparse.Namespace) -> int:
     """How many processes decode, by :func:`add_worker_flags` or this machine's cores.
 
     Raises:
-        UserError: a number, or a time limit, that cannot be.
+        UserError: a time limit without workers.
     """
-    if args.workers is not None and args.workers < 0:
-        raise UserError(f"--workers {args.workers}: must be 0 or more")
-    if args.video_timeout is not None and not 0 < args.video_timeout < float("inf"):
-        raise UserError(f"--video_timeout {args.video_timeout:g}: must be a number of seconds above 0")
     if args.video_timeout is not None and args.workers == 0:
         raise UserError("--video_timeout needs --workers 1 or more: only a process of its own can be ended")
     cores = count_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -148,34 +178,9 @@ def count_workers(args: argparse.Namespace) -> int:
 
 def count_cores() -> int:
     """CPU cores for this process: as many as it may run on, and no more than a container's quota."""
-    quotas = [int(quota) for quota in _cpu_quotas()]
-    return max(1, min([len(os.sched_getaffinity(0)), *quotas]))
+    from loky import cpu_count
 
-
-def _cpu_quotas() -> Iterator[float]:
-    """The CPU quotas, in cores, of this process's control groups and those above them, of version 1 or 2."""
-    try:
-        groups = OWN_CGROUPS.read_text().splitlines()
-    except OSError:
-        return
-    for group in groups:
-        _, controllers, path = group.split(":", 2)  # no controllers: version 2
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        top = CGROUPS / "cpu" if controllers else CGROUPS
-        own = top / path.strip("/")
-        for folder in (own, *own.parents):  # in a container often only the top one is there
-            # A file that is not there, or "max" for no quota.
-            with contextlib.suppress(OSError, ValueError):
-                if controllers:
-                    names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
-                    quota, period = (int((folder / name).read_text()) for name in names)
-                else:
-                    quota, period = map(int, (folder / "cpu.max").read_text().split())
-                if quota > 0:
-                    yield quota / period
-            if folder == top:
-                break
+    return cpu_count()
 
 
 def limit_threads() -> None:
@@ -191,16 +196,12 @@ def default_workers(cores: int) -> int:
 
 
 def _check_engine(args: argparse.Namespace) -> None:
-    if args.engine not in ENGINES:
-        raise UserError(f"--engine {args.engine}: use one of {', '.join(ENGINES)}")
     if args.engine != "ray" and (args.ray_address is not None or args.ray_actors is not None):
         raise UserError("--ray_address and --ray_actors go with --engine ray")
     if args.engine == "ray" and (args.shard is not None or torchrun()):
         raise UserError("--engine ray shares the videos out by itself: leave --shard and torchrun away")
     if args.engine == "ray" and ":" in args.device:
         raise UserError(f"--device {args.device}: Ray gives every actor a GPU of its own; say cuda")
-    if args.ray_actors is not None and args.ray_actors < 1:
-        raise UserError(f"--ray_actors {args.ray_actors}: must be 1 or more")
 
 
 def run_on_ray(
