@@ -15,33 +15,26 @@ if TYPE_CHECKING:
     from aks.extraction import Summary
     from aks.scorers import Scorer
 
-BLIP_FEATURES = ("patch", "itc", "itm-e")
-
 
 def main() -> int:
     """Encode and store, then say what was done; 1 if a video failed."""
     parser = cli.parser(__doc__, output="./features")
     parser.add_argument(
         "--blip_features",
+        choices=("patch", "itc", "itm-e"),
         help="blip: patch (default; the vision tokens that scoring needs), itc (256 values), or itm-e (the "
         "reference's vectors, bound to the label file's questions)",
     )
-    parser.add_argument(
-        "--feature_dtype", help="type on disk: float32, float16 or bfloat16 (default: --dtype's)"
-    )
+    parser.add_argument("--feature_dtype", choices=cli.DTYPES, help="type on disk (default: --dtype's)")
     args = parser.parse_args()
-    if args.blip_features not in (None, *BLIP_FEATURES):
-        raise errors.UserError(f"--blip_features {args.blip_features}: use one of {', '.join(BLIP_FEATURES)}")
     if args.blip_features and args.extract_feature_model != "blip":
         raise errors.UserError("--blip_features goes with --extract_feature_model blip")
     args.blip_head = "itc" if args.blip_features == "itc" else None
     labels = cli.load_question_set(args)
 
     from aks.extraction import store_features
-    from aks.features import FRAME_FEATURES, QUESTION_BOUND, FeatureStore, check_stored_type
+    from aks.features import FRAME_FEATURES, QUESTION_BOUND, FeatureFiles, FeatureStore
 
-    if args.feature_dtype:
-        check_stored_type(args.feature_dtype)
     bound = args.blip_features == "itm-e"
     # Kinds of features do not mix, so each has a folder of its own name.
     name = args.extract_feature_model + {"itc": "-itc", "itm-e": "-itm-e-question-bound"}.get(
@@ -56,7 +49,7 @@ def main() -> int:
         features = FeatureStore(folder, stored_type, QUESTION_BOUND if bound else FRAME_FEATURES)
         return store_features(labels, scorer, features, **reading)
 
-    run = FeatureStore.files(folder)
+    run = FeatureFiles(folder)
     if args.engine == "ray":
         summary = cli.run_on_ray(args, labels, run, store)
     else:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from aks import errors
-from aks.cli import add_worker_flags, count_workers, limit_threads
+from aks.cli import ArgumentParser, add_worker_flags, at_least, count_workers, limit_threads
 from aks.selection import STRATEGIES
 
 COMMENT = b"keyframe by aks"  # in the pictures, by which they are known again
@@ -20,18 +20,18 @@ COMMENT = b"keyframe by aks"  # in the pictures, by which they are known again
 
 def parse_arguments() -> argparse.Namespace:
     """The command's flags."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("video", help="a video file")
     parser.add_argument("question", help="what to look for")
-    parser.add_argument("--budget", type=int, default=8, help="number of keyframes (default: 8)")
+    parser.add_argument("--budget", type=at_least(1), default=8, help="number of keyframes (default: 8)")
     parser.add_argument(
         "--images",
         metavar="DIR",
         help="write the keyframes there as JPEG pictures, in place of an earlier question's",
     )
-    parser.add_argument("--strategy", default="ada", help=f"one of {', '.join(STRATEGIES)} (default: ada)")
+    parser.add_argument("--strategy", default="ada", choices=STRATEGIES, help="(default: ada)")
     parser.add_argument(
         "--extract_feature_model",
         default="conse",
@@ -67,10 +67,6 @@ def earlier_pictures(folder: Path) -> list[Path]:
 def main() -> None:
     """Score the video, print the keyframes, write the pictures."""
     args = parse_arguments()
-    if args.budget < 1:
-        raise errors.UserError(f"--budget {args.budget}: must be 1 or more")
-    if args.strategy not in STRATEGIES:
-        raise errors.UserError(f"--strategy {args.strategy}: use one of {', '.join(STRATEGIES)}")
     if any("\ud800" <= letter <= "\udfff" for letter in args.question):
         raise errors.UserError("the question holds bytes that are no UTF-8 text")
     if not args.question.strip():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import math
 import os
 import re
 from collections.abc import Callable
@@ -17,6 +18,7 @@ if TYPE_CHECKING:  # torch takes seconds to load; a label mistake should not wai
     from aks.outscores import RunFolder
     from aks.scorers import Scorer
 
+DTYPES = ("float32", "float16", "bfloat16")
 MODELS = ("blip", "clip", "sevila", "conse")
 # Flags that only some scorers take; passed on where given.
 SCORER_OPTIONS = ("blip_head", "truncation", "sevila_base")
@@ -31,26 +33,20 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(f"{message.removeprefix('argument ')} (see --help)")
 
 
-def whole_number(minimum: int) -> Callable[[str], int]:
-    """A type of flags: whole numbers from a least one on."""
+def at_least(minimum: float, kind: type = int) -> Callable[[str], float]:
+    """A type of flags: numbers from a least one on."""
 
-    def parse(text: str) -> int:
-        if not re.fullmatch(r"[+-]?\d{1,18}", text) or int(text) < minimum:
-            raise argparse.ArgumentTypeError(f"{text}: must be a whole number, {minimum} or more")
-        return int(text)
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not minimum <= value < math.inf:
+            what = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text}: must be {what}, {minimum:g} or more")
+        return value
 
     return parse
-
-
-def seconds(text: str) -> float:
-    """A type of flags: a time limit."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}: must be a number of seconds above 0")
-    return value
 
 
 def parser(description: str | None, output: str) -> argparse.ArgumentParser:
@@ -79,7 +75,7 @@ def parser(description: str | None, output: str) -> argparse.ArgumentParser:
     )
     made.add_argument("--output_file", default=output, help="folder for the results")
     made.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu")
-    made.add_argument("--dtype", help="float32, float16 or bfloat16 (default: the original's precision)")
+    made.add_argument("--dtype", choices=DTYPES, help="of the model (default: the original's)")
     made.add_argument(
         "--backend",
         default="transformers",
@@ -92,7 +88,7 @@ def parser(description: str | None, output: str) -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--batch_size",
-        type=whole_number(1),
+        type=at_least(1),
         help="frames encoded at a time (default: 16; on a GPU what fits, up to 128)",
     )
     made.add_argument(
@@ -119,7 +115,7 @@ def parser(description: str | None, output: str) -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--ray_actors",
-        type=whole_number(1),
+        type=at_least(1),
         help="models at work at a time (default: one a GPU, or one 8 cores)",
     )
     return made
@@ -129,12 +125,12 @@ def add_worker_flags(made: argparse.ArgumentParser) -> None:
     """How many processes decode, and how long they may."""
     made.add_argument(
         "--workers",
-        type=whole_number(0),
+        type=at_least(0),
         help="decoding processes; 0 decodes in the main process (default: cores - 1, from 1 to 16)",
     )
     made.add_argument(
         "--video_timeout",
-        type=seconds,
+        type=at_least(0.001, float),
         metavar="SECONDS",
         help="of decoding a video, then it is given up; needs workers (default: 60 + 4 x its length)",
     )
@@ -253,11 +249,9 @@ def shard(args: argparse.Namespace) -> tuple[int, int] | None:
 
 
 def load_scorer(args: argparse.Namespace) -> Scorer:
-    """Check the decoder, then load the scorer with the options that were given."""
+    """Load the scorer with the options that were given."""
     from aks.scorers import create_scorer
-    from aks.video import check_decoder
 
-    check_decoder(args.decoder)
     limit_threads()
     given = {name: getattr(args, name, None) for name in SCORER_OPTIONS}
     options = {name.removeprefix("sevila_"): value for name, value in given.items() if value is not None}

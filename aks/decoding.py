@@ -139,7 +139,7 @@ def decode(
         room: see :data:`Room`.
         part: which part, from 0. Where a part cannot be decoded alone, the first one is the whole video and
             the others are empty.
-        parts: how many there are; 1 with ``on_corrupt="partial"``, where all frames before one tell its place.
+        parts: how many there are; 1 with ``on_corrupt="partial"``.
 
     Raises:
         VideoError: it cannot be decoded.

@@ -51,6 +51,12 @@ def run(main: Callable[[], int | None]) -> None:
     sys.exit(status)
 
 
+def reason(error: BaseException) -> str:
+    """What an exception of a library or the operating system says, in one line."""
+    text = str(getattr(error, "strerror", None) or error).strip().split("\n")[0]
+    return text.rstrip(" .:") or type(error).__name__
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether a GPU is full; the error is torch's, which this file need not load."""
     return type(error).__name__ == "OutOfMemoryError"

@@ -164,12 +164,13 @@ def extract(
     else:
         settings.update(how.record())
     run.begin(settings)
-    run.upgrade(labels, run.reading)
+    run.upgrade(labels)
 
     def sink(name: str, questions: list[Question], header: Header) -> Sink:
         scores = Scores(scorer, questions, header.count)
         while isinstance(event := (yield), Encoded):
             scores.add(event)
+        numbers, times, table = scores.finished()
         run.write_part(
             Part(
                 video=name,
@@ -177,9 +178,9 @@ def extract(
                 num_frames=header.num_frames,
                 video_bytes=header.video_bytes,
                 decoder=header.decoder,
-                frames=scores.numbers.tolist(),
-                times_s=scores.times_s.tolist(),
-                scores={q.id: row.tolist() for q, row in zip(questions, scores.table, strict=True)},
+                frames=numbers.tolist(),
+                times_s=times.tolist(),
+                scores={q.id: row.tolist() for q, row in zip(questions, table, strict=True)},
                 is_edited=header.is_edited,
                 lost_frames=event.lost,
                 lost_reason=event.reason,
@@ -279,20 +280,9 @@ class Scores:
         self._numbers[place], self._times[place], self._table[:, place] = batch.numbers, batch.times_s, scores
         self._filled += len(batch.numbers)
 
-    @property
-    def numbers(self) -> np.ndarray:
-        """Frame numbers, (frames,) int64."""
-        return self._numbers[: self._filled]
-
-    @property
-    def times_s(self) -> np.ndarray:
-        """Their times in seconds, (frames,) float64."""
-        return self._times[: self._filled]
-
-    @property
-    def table(self) -> np.ndarray:
-        """All scores, (questions, frames) float64."""
-        return self._table[:, : self._filled]
+    def finished(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Frame numbers (frames,) int64, their times in seconds, and all scores (questions, frames)."""
+        return self._numbers[: self._filled], self._times[: self._filled], self._table[:, : self._filled]
 
 
 def encode(scorer: Scorer, batch: Batch) -> Encoded:
@@ -346,7 +336,8 @@ def _each_video(
         else:
             videos = _share(how.shard, run, source, labels) if how.shard else list(labels.by_video())
         pending = [name for name in videos if not run.has_part(name)]
-        _check_videos(labels, source, pending)
+        if pending and not isinstance(source, _Stored):
+            labels.check_videos()
         expected = source.estimates([Job(name, labels.video_path(name)) for name in pending])
         check_space(sum(expected.values()))
         total = sum(expected.values())
@@ -361,11 +352,6 @@ def _each_video(
                 locks.wait(work.open_videos())
                 work.do(source)
     return summarise(labels, run, videos, work.scored)
-
-
-def _check_videos(labels: LabelSet, source: Pool | InProcess | _Stored, needed: list[str]) -> None:
-    if needed and not isinstance(source, _Stored):
-        labels.check_videos()
 
 
 def summarise(labels: LabelSet, run: RunFolder, videos: list[str], scored: int) -> Summary:
@@ -543,7 +529,8 @@ def _share(
     videos = list(labels.by_video())
     record = run.folder / f"shards-{count}-{labels.sha256[:12]}.json"
     if not record.exists():
-        _check_videos(labels, source, videos)
+        if not isinstance(source, _Stored):
+            labels.check_videos()
         lengths = source.estimates([Job(name, labels.video_path(name)) for name in videos])
         loads = [0] * count
         shares: list[list[str]] = [[] for _ in loads]
@@ -611,7 +598,7 @@ def find_keyframes(
             elif isinstance(event, Again):
                 scores = Scores(scorer, [question], count)
                 bar.reset()
-    numbers, times, row = scores.numbers, scores.times_s, scores.table[0]
+    numbers, times, (row,) = scores.finished()
     return [
         Keyframe(int(numbers[at]), float(times[at]), float(row[at]))
         for at in select_positions(row, budget, strategy=strategy)

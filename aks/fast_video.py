@@ -35,13 +35,13 @@ from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import VideoReformatter
 
 from aks.bitstreams import Unclear, inspector
-from aks.errors import VideoError
+from aks.errors import VideoError, reason
+from aks.outscores import RATE_TOLERANCE
 
 # Containers that state every packet's time of presentation, and the coding parameters in their header.
 CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
 MAX_REORDER = 16  # pictures by which decoding and presentation order differ, the codecs' most
 MAX_STEP_S = 10.0  # ffmpeg takes a longer step of a broadcast's clock for a jump of it (dts_delta_threshold)
-RATE_TOLERANCE = 0.05  # of a header's frame rate against the frames over the seconds they last
 
 
 class Unsuited(VideoError):
@@ -553,11 +553,6 @@ def _has_single_descriptions(path: Path) -> bool:
                 break
             file.seek(body + size - (16 if head[:4] == b"\0\0\0\1" else 8))
     return False
-
-
-def reason(error: BaseException) -> str:
-    """What the operating system or FFmpeg says, in one line."""
-    return str(getattr(error, "strerror", None) or error).strip().split("\n")[0] or type(error).__name__
 
 
 def _seconds(pts: np.ndarray, start: int, time_base: Fraction) -> np.ndarray:

@@ -51,6 +51,41 @@ class Encoded:
 Sink = Generator[None, Encoded | Done, None]
 
 
+class FeatureFiles(RunFolder):
+    """The files of a store; a video with a part is finished."""
+
+    def __init__(self, folder: Path) -> None:
+        """Name the folder."""
+        super().__init__(folder, parts="videos", suffix=".safetensors")
+
+    def open(self, video: str) -> Any:
+        """A stored video's file, checked.
+
+        Raises:
+            UserError: it is damaged, or another video's.
+        """
+        path = self.part_path(video)
+        try:
+            file = safe_open(path, framework="pt")
+            facts = file.metadata() or {}
+            shapes = [file.get_slice(key).get_shape()[0] for key in ("frames", "times_s", "features")]
+            if facts.get("video") != video or len(set(shapes)) != 1:
+                raise ValueError("another file's content")
+        except (SafetensorError, OSError, ValueError) as error:
+            raise UserError(
+                f"{path}: damaged or incomplete ({str(error).splitlines()[0]}); delete it and store that "
+                "video again"
+            ) from None
+        return file
+
+    def facts(self, video: str) -> dict[str, Any]:
+        """As for scores; of what was stored by a first version, whose files do not name it."""
+        with self.open(video) as file:
+            known = {"format": 1, **file.metadata()}
+            columns = {key: file.get_tensor(key).tolist() for key in ("frames", "times_s")}
+        return {**known, **columns, "format": int(known["format"])}
+
+
 class FeatureStore:
     """A folder of stored features.
 
@@ -67,15 +102,11 @@ class FeatureStore:
         Raises:
             UserError: unknown type.
         """
-        check_stored_type(dtype)
+        if dtype not in STORED_TYPES:
+            raise UserError(f"{folder}: features of type {dtype}; use one of {', '.join(STORED_TYPES)}")
         self.folder, self.kind, self._dtype_name = folder, kind, dtype
         self.dtype = DTYPES[dtype]
-        self.run = self.files(folder)
-
-    @staticmethod
-    def files(folder: Path) -> RunFolder:
-        """The files of a store; a video with a part is finished."""
-        return RunFolder(folder, parts="videos", suffix=".safetensors")
+        self.run = FeatureFiles(folder)
 
     @classmethod
     def open(cls, folder: Path) -> FeatureStore:
@@ -102,7 +133,7 @@ class FeatureStore:
             settings["label_sha256"] = labels.sha256
         self.run.begin(settings)
         self.check_videos(labels)
-        self.run.upgrade(labels, self._reading)
+        self.run.upgrade(labels)
 
     def check(self, scorer: Scorer, labels: LabelSet) -> None:
         """Refuse to score features that another model made, or that are damaged.
@@ -126,18 +157,11 @@ class FeatureStore:
         if record.get("dataset") != labels.dataset:
             raise UserError(f"{self.folder}: features of {record.get('dataset')}, not of {labels.dataset}")
         self.check_videos(labels)
-        if misread := self.run.misread(labels, self._reading):
+        if misread := self.run.misread(labels):
             raise UserError(
                 f"{self.folder}: of {len(misread)} videos ({misread[0]}) an earlier version may have "
                 "stored other frames than a player shows; feature_extract_store.py reads these again"
             )
-
-    def _reading(self, name: str) -> tuple[Any, ...]:
-        """What :func:`aks.outscores.was_misread` asks of a stored video."""
-        with self._open(name) as file:
-            facts, frames, times = file.metadata(), file.get_tensor("frames"), file.get_tensor("times_s")
-        form = int(facts.get("format", 1))
-        return form, facts["decoder"], float(facts["fps"]), frames.tolist(), times.tolist()
 
     def check_videos(self, labels: LabelSet) -> None:
         """Refuse damaged files, and features of other videos of the same names.
@@ -147,7 +171,7 @@ class FeatureStore:
         """
         for name in labels.by_video():
             if self.run.has_part(name):
-                with self._open(name) as file:
+                with self.run.open(name) as file:
                     recorded = json.loads(file.metadata()["video_bytes"])
                 check_same_video(self.run.part_path(name), recorded, labels.video_path(name))
 
@@ -161,7 +185,7 @@ class FeatureStore:
         """Frames stored of a video; 0 where it is not stored."""
         if not self.run.has_part(name):
             return 0
-        with self._open(name) as file:
+        with self.run.open(name) as file:
             return int(file.get_slice("frames").get_shape()[0])
 
     def writing(
@@ -219,7 +243,7 @@ class FeatureStore:
         """
         if not self.run.has_part(name):
             raise VideoError(f"no stored features in {self.folder}")
-        with self._open(name) as file:
+        with self.run.open(name) as file:
             facts, frames, times = file.metadata(), file.get_tensor("frames"), file.get_tensor("times_s")
             frames, times = frames.numpy(), times.numpy()
             yield Header(
@@ -240,21 +264,6 @@ class FeatureStore:
                 noted = read_json(note) if note.exists() else {}
                 lost, reason = noted.get("lost_frames", []), noted.get("reason", "")
         yield Done(lost, reason)
-
-    def _open(self, name: str) -> Any:
-        path = self.run.part_path(name)
-        try:
-            file = safe_open(path, framework="pt")
-            facts = file.metadata() or {}
-            shapes = [file.get_slice(key).get_shape()[0] for key in ("frames", "times_s", "features")]
-            if facts.get("video") != name or len(set(shapes)) != 1:
-                raise ValueError("another file's content")
-        except (SafetensorError, OSError, ValueError) as error:
-            raise UserError(
-                f"{path}: damaged or incomplete ({str(error).splitlines()[0]}); delete it and store that "
-                "video again"
-            ) from None
-        return file
 
     def _header(
         self, count: int, shape: torch.Size, facts: dict[str, str], lost: int = 0, size: int = 0
@@ -287,16 +296,6 @@ class FeatureStore:
         text += b" " * (-len(text) % 8)  # aligned, as the format asks
         text += b" " * (size - 8 - len(text))
         return len(text).to_bytes(8, "little") + text
-
-
-def check_stored_type(dtype: str) -> None:
-    """Refuse a type that features cannot be stored in.
-
-    Raises:
-        UserError: it is none of ``STORED_TYPES``.
-    """
-    if dtype not in STORED_TYPES:
-        raise UserError(f"--feature_dtype {dtype}: use one of {', '.join(STORED_TYPES)}")
 
 
 def bytes_per_frame(scorer: Scorer, dtype: torch.dtype) -> int:

@@ -25,7 +25,7 @@ import re
 import socket
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from aks.benchmarks import LabelSet
 
 FORMAT = 2  # 1: PyAV for some videos, decord for the others
-AVERAGE_TOLERANCE = 0.05  # of a frame rate against the frames over the seconds they last
+RATE_TOLERANCE = 0.05  # of a frame rate against the frames over the seconds they last
 MAX_FRAME = 2**53  # the last whole number before floats skip some
 ORPHANED_AFTER_S = 2 * 86400.0  # no video takes so long
 
@@ -119,30 +119,39 @@ class RunFolder:
             )
         _remove_orphans(self.parts)
 
-    def reading(self, video: str) -> tuple[Any, ...]:
-        """What :func:`was_misread` asks of a finished video."""
-        part, form = self.read_part(video), read_json(self.part_path(video))["format"]
-        return form, part.decoder, part.fps, part.frames, part.times_s
+    def facts(self, video: str) -> dict[str, Any]:
+        """Of a finished video: ``format``, ``decoder``, ``fps``, ``frames`` and ``times_s``."""
+        return {**asdict(self.read_part(video)), "format": read_json(self.part_path(video)).get("format")}
 
-    def misread(self, labels: LabelSet, reading: Callable[[str], tuple[Any, ...]]) -> list[str]:
+    def misread(self, labels: LabelSet) -> list[str]:
         """Finished videos of which an earlier version may have read other frames than a player shows.
 
-        Args:
-            labels: the label set.
-            reading: of a finished video, what :func:`was_misread` takes besides its name.
+        decord read what is not certain now; AVI files lost their pictures' order; and the header's rate
+        served where it is not the average.
         """
         if read_json(self.folder / "run.json").get("format") == FORMAT:
             return []
-        return [
-            name for name in labels.by_video() if self.has_part(name) and was_misread(name, *reading(name))
-        ]
+        found = []
+        for name in filter(self.has_part, labels.by_video()):
+            facts = self.facts(name)
+            frames, times, fps = facts["frames"], facts["times_s"], float(facts["fps"])
+            span = times[-1] - times[0]
+            average = (frames[-1] - frames[0]) / span if span > 0 else fps
+            is_doubtful = (
+                facts["decoder"] == "decord"
+                or name.lower().endswith(".avi")
+                or abs(average / fps - 1) > RATE_TOLERANCE
+            )
+            if facts["format"] != FORMAT and is_doubtful:
+                found.append(name)
+        return found
 
-    def upgrade(self, labels: LabelSet, reading: Callable[[str], tuple[Any, ...]]) -> None:
+    def upgrade(self, labels: LabelSet) -> None:
         """Drop what an earlier version may have misread, where the video is at hand, and say so."""
         from aks.progress import say
 
         kept = False
-        for name in self.misread(labels, reading):
+        for name in self.misread(labels):
             if labels.video_path(name).exists():
                 self.part_path(name).unlink(missing_ok=True)
                 what = "it is read again"
@@ -287,21 +296,6 @@ class RunFolder:
         return missing
 
 
-def was_misread(
-    video: str, format: int, decoder: str, fps: float, frames: Sequence[int], times_s: Sequence[float]
-) -> bool:
-    """Whether the frames of a finished video may be others than a player shows, by what was noted of them.
-
-    decord read what is not certain now; AVI files lost their pictures' order; and the header's rate served
-    where it is not the average.
-    """
-    if format == FORMAT:
-        return False
-    span = times_s[-1] - times_s[0]
-    average = (frames[-1] - frames[0]) / span if span > 0 else fps
-    return decoder == "decord" or video.lower().endswith(".avi") or abs(average / fps - 1) > AVERAGE_TOLERANCE
-
-
 def file_bytes(path: Path) -> int | None:
     """Size of a file; None where it is not at hand."""
     try:
@@ -337,8 +331,7 @@ def read_scores(score_path: Path, frame_path: Path) -> tuple[list[np.ndarray], l
     Raises:
         UserError: a file is missing or malformed; names the file and the entry.
     """
-    parser = simdjson.Parser()  # its memory serves both files
-    scores, frames = read_number_lists(score_path, parser), read_number_lists(frame_path, parser)
+    scores, frames = read_number_lists(score_path), read_number_lists(frame_path)
     if len(scores) != len(frames):
         raise UserError(
             f"{score_path} holds {len(scores)} questions and {frame_path} {len(frames)}; "
@@ -372,54 +365,38 @@ def check_frame_numbers(path: Path, rows: list[np.ndarray]) -> list[np.ndarray]:
     Raises:
         UserError: they are not; names file, entry and position.
     """
-    numbers = np.concatenate([*rows, np.empty(0)])  # a thousand entries are checked as fast as one
-    ends = np.cumsum([len(row) for row in rows], dtype=np.int64)
-    rises = numbers[1:] > numbers[:-1]
-    rises[ends[(ends > 0) & (ends < len(numbers))] - 1] = True
-    whole = (numbers == np.floor(numbers)) & (numbers >= 0) & (numbers <= MAX_FRAME)
-    if not (rises.all() and whole.all()):
-        for index, row in enumerate(rows):
-            _complain_of_frame_numbers(path, index, row)
-    return np.split(numbers.astype(np.int64), ends)[:-1]
+    for index, row in enumerate(rows):
+        bad = np.flatnonzero((np.floor(row) != row) | (row < 0) | (row > MAX_FRAME))
+        if len(bad):
+            raise UserError(
+                f"{path}: entry {index}, position {bad[0]}: {row[bad[0]]:g} is no frame number (0, 1, 2, ...)"
+            )
+        falls = np.flatnonzero(row[1:] <= row[:-1])
+        if len(falls):
+            at = int(falls[0]) + 1
+            raise UserError(
+                f"{path}: entry {index}, position {at}: frame {row[at]:.0f} follows {row[at - 1]:.0f}; "
+                "frame numbers must ascend"
+            )
+    return [row.astype(np.int64) for row in rows]
 
 
-def _complain_of_frame_numbers(path: Path, index: int, row: np.ndarray) -> None:
-    whole = np.floor(row)
-    bad = np.flatnonzero((whole != row) | (row < 0) | (row > MAX_FRAME))
-    if len(bad):
-        raise UserError(
-            f"{path}: entry {index}, position {bad[0]}: {row[bad[0]]:g} is no frame number (0, 1, 2, ...)"
-        )
-    falls = np.flatnonzero(row[1:] <= row[:-1])
-    if len(falls):
-        at = int(falls[0]) + 1
-        raise UserError(
-            f"{path}: entry {index}, position {at}: frame {row[at]:.0f} follows {row[at - 1]:.0f}; "
-            "frame numbers must ascend"
-        )
-
-
-def read_number_lists(path: Path, parser: simdjson.Parser | None = None) -> list[np.ndarray]:
+def read_number_lists(path: Path) -> list[np.ndarray]:
     """A JSON list of lists of finite numbers, as float64 arrays.
-
-    Args:
-        path: the file.
-        parser: one to use again.
 
     Raises:
         UserError: the file is missing or something else; names the entry.
     """
     try:
-        return _read_fast(path, parser or simdjson.Parser())
+        return _read_fast(path)
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError):  # simdjson's many complaints
         return _read_carefully(path)
 
 
-def _read_fast(path: Path, parser: simdjson.Parser) -> list[np.ndarray]:
+def _read_fast(path: Path) -> list[np.ndarray]:
     """Number lists straight into arrays, in a seventh of json's time; raises on all that might differ."""
     text = path.read_bytes()
-    document = parser.parse(text)
-    rows = [np.frombuffer(row.as_buffer(of_type="d")) for row in document]
+    rows = [np.frombuffer(row.as_buffer(of_type="d")) for row in simdjson.Parser().parse(text)]
     if text.count(b"[") != 1 + len(rows):
         raise ValueError("as_buffer flattens lists in a list")
     return rows
@@ -427,14 +404,10 @@ def _read_fast(path: Path, parser: simdjson.Parser) -> list[np.ndarray]:
 
 def _read_carefully(path: Path) -> list[np.ndarray]:
     """The same, entry by entry, of all that json reads; names what is wrong."""
-    return [_numbers(path, index, row) for index, row in enumerate(_rows(path))]
-
-
-def _rows(path: Path) -> list[Any]:
     rows = read_json(path)
     if not isinstance(rows, list):
         raise UserError(f"{path}: holds {type(rows).__name__}, not a list of lists (one a question)")
-    return rows
+    return [_numbers(path, index, row) for index, row in enumerate(rows)]
 
 
 def _numbers(path: Path, index: int, row: Any) -> np.ndarray:

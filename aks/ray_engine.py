@@ -13,12 +13,11 @@ import socket
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from aks.benchmarks import LabelSet
 from aks.cli import count_cores
-from aks.errors import UserError, is_out_of_memory
+from aks.errors import UserError, is_out_of_memory, reason
 from aks.extraction import Summary, summarise
 from aks.locks import VideoLocks
 from aks.outscores import RunFolder, file_bytes
@@ -36,15 +35,8 @@ MakeScorer = Callable[[], Scorer]
 Work = Callable[..., Summary]
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How the cluster is divided.
-
-    Attributes:
-        actors: how many, each with a model.
-        cpus: cores for each: one for the model and the others for decoding.
-        gpus: GPUs for each, 0 or 1.
-    """
+class Layout(NamedTuple):
+    """How many actors the cluster takes, each with a model, and the cores and GPUs (0 or 1) of each."""
 
     actors: int
     cpus: int
@@ -69,8 +61,9 @@ def connect(address: str | None) -> None:
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        text = _first_line(error)
-        raise UserError(f"--ray_address {address}: cannot join a Ray cluster there: {text}") from None
+        raise UserError(
+            f"--ray_address {address}: cannot join a Ray cluster there: {reason(error)}"
+        ) from None
 
 
 def divide(device: str, actors: int | None) -> Layout:
@@ -87,21 +80,23 @@ def divide(device: str, actors: int | None) -> Layout:
 
     found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     nodes = [(int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in found]
-    if device == "cpu":
+    on_cpu = device == "cpu"
+    if on_cpu:
         nodes = [(cpus, max(1, cpus // CPU_ACTOR_CORES)) for cpus, _ in nodes]
-    fitting = [(cpus, count) for cpus, count in nodes if cpus and count]
-    most = sum(count for _, count in fitting)
+    nodes = [(cpus, count) for cpus, count in nodes if cpus and count]
+    most = sum(count for _, count in nodes)
     if not most:
-        remedy = "use --device cpu, or start Ray on machines with GPUs" if device != "cpu" else "start more"
-        raise UserError(f"--engine ray: the cluster has no {'core' if device == 'cpu' else 'GPU'}; {remedy}")
-    cpus = max(1, min(cpus // count for cpus, count in fitting))
-    if actors is not None and actors > most:
-        if device != "cpu":
-            raise UserError(f"--ray_actors {actors}: the cluster has {most} GPUs, one for each actor")
-        cpus = max(1, sum(cpus for cpus, _ in fitting) // actors)
-        if actors > sum(cpus for cpus, _ in fitting):
-            raise UserError(f"--ray_actors {actors}: the cluster has fewer cores")
-    return Layout(actors or most, cpus, int(device != "cpu"))
+        remedy = "start more" if on_cpu else "use --device cpu, or start Ray on machines with GPUs"
+        raise UserError(f"--engine ray: the cluster has no {'core' if on_cpu else 'GPU'}; {remedy}")
+    cores = sum(cpus for cpus, _ in nodes)
+    if (actors or 0) > (cores if on_cpu else most):
+        what = "fewer cores" if on_cpu else f"{most} GPUs, one for each actor"
+        raise UserError(f"--ray_actors {actors}: the cluster has {what}")
+    cpus = min(cpus // count for cpus, count in nodes)
+    if (actors or 0) > most:
+        cpus = cores // actors
+    cpus = max(1, cpus)
+    return Layout(actors or most, cpus, int(not on_cpu))
 
 
 def run(labels: LabelSet, folder: RunFolder, make_scorer: MakeScorer, work: Work, layout: Layout) -> Summary:
@@ -134,10 +129,6 @@ def run(labels: LabelSet, folder: RunFolder, make_scorer: MakeScorer, work: Work
         for actor in dispatcher.actors:
             ray.kill(actor)
     return summarise(labels, folder, videos, dispatcher.scored)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
 
 
 class _Actor:
@@ -219,8 +210,8 @@ class _Dispatcher:
                     self.scored += scored
                     self.failed |= failed.keys()
                     bar.update(scored + len(failed))
-                    for name, reason in failed.items():
-                        say(f"failed: {self._labels.video_path(name)}: {reason}")
+                    for name, why in failed.items():
+                        say(f"failed: {self._labels.video_path(name)}: {why}")
 
     def _new_actor(self) -> Any:
         import ray
@@ -249,7 +240,7 @@ class _Dispatcher:
         cause = getattr(error, "cause", None)  # of an exception in the actor
         if cause and (isinstance(cause, UserError) or is_out_of_memory(cause)):
             raise cause from None
-        text = _first_line(cause or error)
+        text = reason(cause or error)
         self._crashes_in_a_row = 1 if len(left) < len(names) else self._crashes_in_a_row + 1
         limit = MAX_CRASHES_WITHOUT_PROGRESS if names else MAX_STARTUP_CRASHES
         if self._crashes_in_a_row == limit:
@@ -259,8 +250,8 @@ class _Dispatcher:
                 "model? Ray's logs tell more"
             )
         self._attempts.update(left)
-        reason = f"{MAX_ATTEMPTS} Ray actors died with it in work ({text})"
-        failed = {name: reason for name in left if self._attempts[name] == MAX_ATTEMPTS}
+        why = f"{MAX_ATTEMPTS} Ray actors died with it in work ({text})"
+        failed = {name: why for name in left if self._attempts[name] == MAX_ATTEMPTS}
         for name in failed:
-            self._folder.write_failure(name, reason, [question.id for question in self._questions[name]])
+            self._folder.write_failure(name, why, [question.id for question in self._questions[name]])
         return failed

@@ -38,15 +38,6 @@ def normalise(scores: np.ndarray) -> np.ndarray:
     return (scores / 2 - low / 2) / span if span > 0 else np.zeros(len(scores))
 
 
-def best_first(scores: np.ndarray) -> np.ndarray:
-    """Positions by falling score; of equal scores the earlier comes first."""
-    order = np.argsort(-scores)  # twice as fast as the stable kind, and the same where no two are equal
-    ranked = scores[order]
-    if (ranked[1:] == ranked[:-1]).any():
-        order = np.argsort(-scores, kind="stable")
-    return order
-
-
 def judge_and_split(scores: np.ndarray, budget: int, t1: float, t2: float, max_depth: int) -> Segments:
     """The final segments of ADA that hold candidates (paper, Algorithm 1).
 
@@ -107,7 +98,7 @@ def spend(scores: np.ndarray, segments: Segments, budget: int, quota: str) -> np
     start, candidates = edges[:-1], np.diff(edges)
     whole, remainder = np.divmod(budget, shares)
     labels = np.repeat(np.arange(len(start), dtype=np.min_scalar_type(len(start))), candidates)
-    order = best_first(scores)
+    order = np.argsort(-scores, kind="stable")  # best first; of equal scores the earlier
     ranked = order[np.argsort(labels[order], kind="stable")]  # segment by segment; in each the best first
     counts = np.minimum(whole, candidates)
     ends = np.cumsum(counts)

@@ -15,20 +15,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol
 
 import av
 import numpy as np
 
-from aks.errors import UserError, VideoError
+from aks.errors import UserError, VideoError, reason
 from aks.fast_video import (
     CONTAINERS,
     FastReader,
     SequentialReader,
     film,
     open_container,
-    reason,
     silence_codecs,
 )
 
@@ -103,7 +101,8 @@ class Video:
             VideoError: the file is missing or cannot be read; the text is the reason.
             UserError: unknown decoder, or decord is not installed.
         """
-        check_decoder(decoder)
+        if decoder not in DECODERS:
+            raise UserError(f"--decoder {decoder}: use one of {', '.join(DECODERS)}")
         calm_decoders()
         # Absolute, because FFmpeg takes what stands before a colon for a protocol.
         self.path = Path(path).absolute()
@@ -229,21 +228,9 @@ class Video:
         """Return the open video."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Release the decoder."""
         self.close()
-
-
-def check_decoder(decoder: str) -> None:
-    """Refuse an unknown decoder.
-
-    Raises:
-        UserError: it is none of ``DECODERS``.
-    """
-    if decoder not in DECODERS:
-        raise UserError(f"--decoder {decoder}: use one of {', '.join(DECODERS)}")
 
 
 @dataclass(frozen=True)

@@ -77,8 +77,8 @@ def print_table(work: Path, labels: LabelSet, tolerance_s: float = 1.0) -> None:
 
 def draw(work: Path, labels: LabelSet) -> None:
     """A contact sheet of ADA's keyframes, and a score curve for every question."""
-    from aks.report import clock, contact_sheet, question_figure
     from aks.video import Video
+    from demo.figures import clock, contact_sheet, question_figure
 
     scores, frames = read_scores(work / "outscores/custom/conse/scores.json", frames_path(work))
     times = read_number_lists(frames_path(work).with_name("times.json"))

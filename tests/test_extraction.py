@@ -263,14 +263,14 @@ def test_a_full_disk_ends_in_one_line_and_keeps_what_was_there(tmp_path, monkeyp
     ("arguments", "words"),
     [
         (["--dataset_name", "custom", "--label_file", "absent.json"], "absent.json: label file not found"),
-        (["--dataset_name", "lvb"], "--dataset_name lvb: unknown data set"),
-        (["--extract_feature_model", "dino"], "--extract_feature_model dino: unknown model"),
-        (["--extract_feature_model", "conse", "--dtype", "int8"], "--dtype int8"),
+        (["--dataset_name", "lvb"], "--dataset_name: invalid choice: 'lvb'"),
+        (["--extract_feature_model", "dino"], "--extract_feature_model: invalid choice: 'dino'"),
+        (["--extract_feature_model", "conse", "--dtype", "int8"], "--dtype: invalid choice: 'int8'"),
         (["--extract_feature_model", "conse", "--device", "tpu"], "--device tpu"),
         (["--extract_feature_model", "conse", "--device", "meta"], "--device meta"),
-        (["--extract_feature_model", "conse", "--batch_size", "0"], "--batch_size 0"),
+        (["--extract_feature_model", "conse", "--batch_size", "0"], "--batch_size: 0: must be"),
         (["--extract_feature_model", "conse", "--checkpoint", "x"], "conse takes none"),
-        (["--extract_feature_model", "conse", "--decoder", "gpu"], "--decoder gpu"),
+        (["--extract_feature_model", "conse", "--decoder", "gpu"], "--decoder: invalid choice: 'gpu'"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_status_2(data, tmp_path, run_script, arguments, words):

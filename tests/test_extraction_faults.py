@@ -291,10 +291,10 @@ def test_no_process_is_left_when_the_main_one_is_killed(labels, folder, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--workers", "-1"], "--workers -1: must be 0 or more"),
+        (["--workers", "-1"], "--workers: -1: must be a whole number, 0 or more"),
         (["--workers", "0", "--video_timeout", "9"], "--video_timeout needs --workers 1 or more"),
-        (["--video_timeout", "nan"], "--video_timeout nan: must be a number of seconds above 0"),
-        (["--on_corrupt", "guess"], "--on_corrupt guess: use one of skip, partial"),
+        (["--video_timeout", "nan"], "--video_timeout: nan: must be a number, 0.001 or more"),
+        (["--on_corrupt", "guess"], "--on_corrupt: invalid choice: 'guess' (choose from"),
         (["--shard", "0/2"], "--shard 0/2: must be I/N"),
         (
             ["--engine", "ray", "--device", "cuda:1"],

@@ -62,8 +62,8 @@ def test_mistakes_are_one_line(clips, tmp_path, run_script):
         ([tmp_path / "absent.mp4", "cat"], "absent.mp4: file not found"),
         ([tmp_path / "text.mp4", "cat"], "Invalid data"),
         ([clips / "one.mp4", " "], "the question is empty"),
-        ([clips / "one.mp4", "cat", "--budget", "0"], "--budget 0"),
-        ([clips / "one.mp4", "cat", "--strategy", "best"], "--strategy best"),
+        ([clips / "one.mp4", "cat", "--budget", "0"], "--budget: 0: must be"),
+        ([clips / "one.mp4", "cat", "--strategy", "best"], "--strategy: invalid choice: 'best'"),
     ]:
         done = run_script("keyframes.py", *arguments)
         assert done.returncode == 2 and done.stdout == ""

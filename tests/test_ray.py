@@ -174,10 +174,10 @@ def test_the_commands_join_a_cluster_or_start_one(cluster, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--engine", "spark"], "--engine spark: use one of local, ray"),
+        (["--engine", "spark"], "--engine: invalid choice: 'spark' (choose from"),
         (["--ray_actors", "2"], "--ray_address and --ray_actors go with --engine ray"),
         (["--engine", "ray", "--shard", "1/2"], "--engine ray shares the videos out by itself"),
-        (["--engine", "ray", "--ray_actors", "0"], "--ray_actors 0: must be 1 or more"),
+        (["--engine", "ray", "--ray_actors", "0"], "--ray_actors: 0: must be a whole number, 1 or more"),
     ],
 )
 def test_a_wrong_flag_is_one_line(run_script, arguments, words):

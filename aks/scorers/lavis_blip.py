@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from aks.benchmarks import Question
-from aks.errors import UserError
+from aks.errors import UserError, reason
 from aks.preparing import PrepareByLavis
 from aks.scorers import Scorer
 from aks.scorers.blip import HEADS
@@ -41,9 +41,8 @@ def import_lavis() -> None:
             warnings.simplefilter("ignore")
             import lavis.models  # noqa: F401
     except Exception as error:  # a missing package, or torchvision's complaint about another torch
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"--backend lavis: LAVIS cannot be imported ({reason}); install it with requirements-lavis.txt"
+            f"--backend lavis: LAVIS cannot be imported ({reason(error)}); install requirements-lavis.txt"
         ) from None
     import decord
 

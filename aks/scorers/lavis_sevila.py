@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from aks.benchmarks import Question
-from aks.errors import UserError
+from aks.errors import UserError, reason
 from aks.preparing import PrepareByLavis
 from aks.scorers import Scorer
 from aks.scorers.lavis_blip import import_lavis
@@ -130,10 +130,9 @@ class LavisSevilaScorer(Scorer):
         try:
             model = sevila.SeViLA(t5_model=self.t5_model, vit_precision="fp16" if half else "fp32")
         except Exception as error:  # LAVIS's downloads and transformers raise many unrelated types
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
             raise UserError(
                 f"--backend lavis: LAVIS cannot load what SeViLA starts from: ViT-g, {self.t5_model}, "
-                f"bert-base-uncased ({reason})"
+                f"bert-base-uncased ({reason(error)[:200]})"
             ) from None
         own = model.state_dict()
         check_localizer(state, own, path)
