@@ -12,7 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from mmap import mmap
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -40,6 +40,7 @@ class Header:
         video_bytes: size of its file.
         decoder: which reader decodes it.
         count: number of candidate frames.
+        is_divisible: whether several processes may decode a part each.
         is_edited: whether frames are numbered as a player shows them, not as decord counts them.
     """
 
@@ -48,6 +49,7 @@ class Header:
     video_bytes: int | None
     decoder: str
     count: int
+    is_divisible: bool = False
     is_edited: bool = False
 
     @property
@@ -65,12 +67,25 @@ class Batch:
         numbers: frame numbers, (n,) int64.
         times_s: presentation times in seconds, (n,) float64.
         inputs: what the scorer's preparer made of them, (n, 3, side, side).
+        is_divisible: whether what is left of the video may still be divided, see :class:`Header`.
     """
 
     at: int
     numbers: np.ndarray
     times_s: np.ndarray
     inputs: np.ndarray
+    is_divisible: bool = False
+
+
+@dataclass
+class Span:
+    """Candidates of a video to decode, by their places: from ``first`` up to ``stop``, None for the end.
+
+    ``stop`` may be lowered while they are decoded. Both lie between batches.
+    """
+
+    first: int = 0
+    stop: int | None = None
 
 
 @dataclass(frozen=True)
@@ -121,7 +136,9 @@ def describe(video: Video) -> Header:
             f"{video.stride_frames}"
         )
     size = file_bytes(video.path)
-    return Header(video.fps, video.num_frames, size, video.decoder, count, video.is_edited)
+    return Header(
+        video.fps, video.num_frames, size, video.decoder, count, video.is_divisible, video.is_edited
+    )
 
 
 # Gives the array that the next batch's inputs are put into.
@@ -129,38 +146,31 @@ Room = Callable[[], np.ndarray]
 
 
 def decode(
-    path: Path, manner: Manner, room: Room, part: int = 0, parts: int = 1
+    path: Path, manner: Manner, room: Room, span: Span | None = None
 ) -> Iterator[Header | Batch | Done]:
-    """Decode a video, or one of several equal parts of it: a header, batches, the end.
+    """Decode a video: a header, batches, the end.
 
     Args:
         path: the video.
         manner: how.
         room: see :data:`Room`.
-        part: which part, from 0. Where a part cannot be decoded alone, the first one is the whole video and
-            the others are empty.
-        parts: how many there are; 1 with ``on_corrupt="partial"``.
+        span: only these candidates, of a divisible video; None for all.
 
     Raises:
         VideoError: it cannot be decoded.
     """
+    span = span or Span()
     partial = manner.on_corrupt == PARTIAL
     with Video(path, manner.decoder, partial=partial) as video:
         header = describe(video)
-        yield header
-        if not video.is_divisible:
-            part, parts = part and 1, 1
-        batches = -(-header.count // manner.batch_frames)
-        first, stop = (batches * index // parts * manner.batch_frames for index in (part, part + 1))
-        candidates, lost, reasons = video.candidates()[first:stop], [], []
-        if not len(candidates):
-            yield Done()
-            return
+        # Where frames may be lost, the places of the others follow from all before them.
+        yield replace(header, is_divisible=header.is_divisible and not partial)
+        candidates, lost, reasons = video.candidates(), [], []
         if partial:
             frames = _readable(video, candidates, lost, reasons)
         else:
-            frames = video.read(candidates, CHUNK_FRAMES)
-        yield from _batches(frames, manner, room, first)
+            frames = ((video, chunk) for chunk in video.read(candidates[span.first :], CHUNK_FRAMES))
+        yield from _batches(frames, manner, room, span)
         if len(lost) == len(candidates):
             raise VideoError(f"no frame can be decoded: {reasons[0]}")
         if video.announced_frames > video.num_frames:
@@ -170,11 +180,14 @@ def decode(
         yield Done(lost, reasons[0] if lost else "")
 
 
-def _batches(frames: Iterator[Frames], manner: Manner, room: Room, at: int) -> Iterator[Batch]:
+def _batches(
+    frames: Iterator[tuple[Video, Frames]], manner: Manner, room: Room, span: Span
+) -> Iterator[Batch]:
+    at = span.first
     numbers: list[int] = []
     times: list[float] = []
     inputs = None
-    for chunk in frames:
+    for video, chunk in frames:
         for number, time_s, pixels in zip(chunk.numbers, chunk.times_s, chunk.pixels, strict=True):
             if inputs is None:
                 inputs = room()
@@ -182,19 +195,23 @@ def _batches(frames: Iterator[Frames], manner: Manner, room: Room, at: int) -> I
             numbers.append(number)
             times.append(time_s)
             if len(numbers) == manner.batch_frames:
-                yield Batch(at, np.array(numbers), np.array(times), inputs)
+                yield Batch(at, np.array(numbers), np.array(times), inputs, video.is_divisible)
                 at += len(numbers)
                 numbers, times, inputs = [], [], None
+                if at == span.stop:
+                    return
     if inputs is not None:
         yield Batch(at, np.array(numbers), np.array(times), inputs[: len(numbers)])
 
 
-def _readable(video: Video, candidates: np.ndarray, lost: list[int], reasons: list[str]) -> Iterator[Frames]:
+def _readable(
+    video: Video, candidates: np.ndarray, lost: list[int], reasons: list[str]
+) -> Iterator[tuple[Video, Frames]]:
     """The candidates that can be decoded; the others' numbers go to ``lost``, the reason to ``reasons``."""
     done = 0
     try:
         for frames in video.read(candidates, CHUNK_FRAMES):
-            yield frames
+            yield video, frames
             done += len(frames)
         return
     except VideoError as error:
@@ -202,7 +219,7 @@ def _readable(video: Video, candidates: np.ndarray, lost: list[int], reasons: li
     found = set()
     with contextlib.suppress(VideoError):
         for frames in video.salvage(candidates[done:]):
-            yield frames
+            yield video, frames
             found.update(frames.numbers.tolist())
     lost.extend(number for number in candidates[done:].tolist() if number not in found)
 
@@ -212,9 +229,9 @@ def serve(parent: int, connection: int, memory: int) -> None:
 
     Args:
         parent: its process id; when it dies, by whatever signal, the kernel ends this process.
-        connection: file descriptor of a socket. From the parent: a :class:`Manner`, then ``(path, part,
-            parts)`` to decode (or ``(path,)`` for its estimated length), and ``None`` for a batch it has
-            consumed. To the parent: ``(message, seconds worked on it so far)``.
+        connection: file descriptor of a socket. From the parent: a :class:`Manner`, then ``(path, Span)``
+            to decode (or ``(path,)`` for its estimated length), ``None`` for a batch it has consumed, and a
+            number: where the span shall stop now. To the parent: ``(message, seconds worked on it so far)``.
         memory: file descriptor of the memory that batches are handed over in, ``SLOTS`` in turn.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -234,13 +251,17 @@ def _serve(connection: Connection, memory: int) -> None:
     used = 0  # slots handed over in all, and of those, given back
     returned = 0
     began = 0.0
+    span = Span()
 
     def room() -> np.ndarray:
         nonlocal returned, began
         waiting = time.monotonic()
-        while used - returned == SLOTS:
-            connection.recv()
-            returned += 1
+        while used - returned == SLOTS or connection.poll():
+            message = connection.recv()
+            if message is None:
+                returned += 1
+            else:
+                span.stop = message
         began += time.monotonic() - waiting  # waiting is no work
         return slots[used % SLOTS]
 
@@ -248,17 +269,18 @@ def _serve(connection: Connection, memory: int) -> None:
         job = connection.recv()
         if job is None:
             returned += 1
+        if not isinstance(job, tuple):  # or where to stop, of a span that has failed meanwhile
             continue
         began = time.monotonic()
         try:
             if len(job) == 1:
                 connection.send((estimate_candidates(*job), 0.0))
                 continue
-            path, part, parts = job
-            for event in decode(path, manner, room, part, parts):
+            path, span = job
+            for event in decode(path, manner, room, span):
                 if isinstance(event, Batch):
                     used += 1
-                    event = (event.at, event.numbers, event.times_s)
+                    event = (event.at, event.numbers, event.times_s, event.is_divisible)
                 connection.send((event, time.monotonic() - began))
         except VideoError as error:
             connection.send((error, time.monotonic() - began))

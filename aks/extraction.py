@@ -413,15 +413,14 @@ class _Work:
         return [name for name in self._expected if not self._is_over(name)]
 
     def _jobs(self) -> Iterator[Job]:
-        for index, name in enumerate(self._expected):
+        for name in self._expected:
             # Finished or failed meanwhile, by another process or in the first round.
             if self._is_over(name) or not self._locks.acquire(name):
                 continue
             if self._is_over(name):
                 self._locks.release(name)
                 continue
-            left = len(self._expected) - index
-            yield Job(name, self._labels.video_path(name), float(self._expected[name]), left)
+            yield Job(name, self._labels.video_path(name), float(self._expected[name]))
 
     def _is_over(self, name: str) -> bool:
         if not self._run.has_part(name) and self._run.failure_stamp(name) == self._failures[name]:

@@ -1,7 +1,7 @@
 """Decoding processes: several videos decoded at once, each batch handed over in shared memory.
 
 A process is at most ``SLOTS`` batches ahead, so memory is bounded whatever the videos; it is replaced
-when it dies or hangs. Where fewer videos are left than processes, each video is divided among several. The
+when it dies or hangs. One that finds no video left takes over half of what another still has to do. The
 processes are fresh ones (no fork of a process with threads or CUDA), share nothing but a socket and an
 unnamed piece of memory with this one, and end with it, even by SIGKILL.
 """
@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from mmap import mmap
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from types import TracebackType
 
 import numpy as np
 
-from aks.decoding import PARTIAL, SLOTS, Batch, Done, Header, Manner, decode
+from aks.decoding import SLOTS, Batch, Done, Header, Manner, Span, decode
 from aks.errors import UserError, VideoError
 from aks.video import estimate_candidates
 
@@ -32,7 +32,7 @@ TICK_S = 0.5  # how often time limits are looked at
 PROBE_LIMIT_S = 20.0  # to read a header
 START_LIMIT_S = 180.0  # for a process to start, from a slow network disk and on loaded cores
 KILL_LIMIT_S = 10.0  # for one to end when killed; one that waits for a dead disk does not
-MIN_PART_S = 32.0  # of a video that several processes decode
+LEAST_SHARED = 64  # candidates that one process must have left for another to take half of them
 # Without one given: what a slow, loaded machine needs for a film at 4K, and some time to open it.
 LIMIT_S, LIMIT_PER_SECOND = 60.0, 4.0
 _START = "import sys; sys.path[:] = {path!r}; from aks.decoding import serve; serve({parent}, *{ends})"
@@ -49,19 +49,11 @@ Events = Generator[tuple[str, Event], bool, None]
 
 @dataclass(frozen=True)
 class Job:
-    """A video to decode.
-
-    Attributes:
-        name: the video's.
-        path: its file.
-        duration_s: its estimated length in seconds; 0: unknown.
-        remaining: videos that are left, this one included.
-    """
+    """A video to decode: its name, its file, and its estimated length in seconds (0: unknown)."""
 
     name: str
     path: Path
     duration_s: float = 0.0
-    remaining: int = 1
 
 
 class InProcess:
@@ -111,7 +103,9 @@ class Pool:
     def __enter__(self) -> Pool:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for worker in self._workers:
             if worker is not None:
                 worker.kill()
@@ -120,20 +114,14 @@ class Pool:
     def estimates(self, jobs: list[Job]) -> dict[str, int]:
         """Candidates of each video by its header; 0 where it does not tell, or hangs, or crashes."""
         found = {job.name: 0 for job in jobs}
-        for name, event in self._run(iter(jobs), lambda job: [(job.path,)], lambda worker: PROBE_LIMIT_S):
+        for name, event in self._run(iter(jobs), lambda job: (job.path,), lambda worker: PROBE_LIMIT_S):
             if isinstance(event, int):
                 found[name] = event
         return found
 
     def run(self, jobs: Iterator[Job]) -> Events:
         """Decode the videos, several at once; the batches of a long one may come in any order."""
-        return self._run(jobs, self._divide, self._limit)
-
-    def _divide(self, job: Job) -> list[tuple[Path, int, int]]:
-        parts = max(1, min(len(self._workers) // job.remaining, int(job.duration_s / MIN_PART_S)))
-        if self._manner.on_corrupt == PARTIAL:  # the places of frames follow from all that are lost before
-            parts = 1
-        return [(job.path, part, parts) for part in range(parts)]
+        return self._run(jobs, lambda job: (job.path, Span()), self._limit)
 
     def _limit(self, worker: _Worker) -> float:
         if self._limit_s is not None:
@@ -141,26 +129,28 @@ class Pool:
         return LIMIT_S + LIMIT_PER_SECOND * max(worker.job.duration_s, worker.duration_s)
 
     def _run(
-        self,
-        jobs: Iterator[Job],
-        divide: Callable[[Job], list[tuple[Any, ...]]],
-        limit: Callable[[_Worker], float],
+        self, jobs: Iterator[Job], request: Callable[[Job], object], limit: Callable[[_Worker], float]
     ) -> Events:
         again: list[Job] = []  # whose process died
         tried: set[str] = set()
-        requests: list[tuple[Job, tuple[Any, ...]]] = []  # that no process has yet
-        headers: dict[str, Header] = {}  # of the videos in work
         while True:
             for index, worker in enumerate(self._workers):
                 if worker is None or worker.job is None:
-                    if not requests:
-                        job = again.pop() if again else next(jobs, None)
-                        if job is None:
+                    job = again.pop() if again else next(jobs, None)
+                    busiest = None if job else self._busiest()
+                    if job is None and busiest is None:
+                        break
+                    try:
+                        worker = worker or _Worker(self._manner, self._blank)
+                    except UserError:
+                        if job is None:  # it goes without help
                             break
-                        headers.pop(job.name, None)
-                        requests = [(job, request) for request in divide(job)]
-                    worker = self._workers[index] = worker or _Worker(self._manner, self._blank)
-                    worker.begin(*requests.pop(0))
+                        raise
+                    self._workers[index] = worker
+                    if job is None:
+                        worker.relieve(busiest)
+                    else:
+                        worker.begin(job, request(job))
             busy = {w.connection: w for w in self._workers if w is not None and w.job is not None}
             if not busy:
                 return
@@ -174,7 +164,7 @@ class Pool:
                     event = worker.receive()
                 except (EOFError, ConnectionResetError):
                     cause = self._bury(worker, patience_s=5)
-                    requests = self._give_up(job, requests)
+                    self._bury_all(job)
                     if job.name in tried:
                         yield job.name, VideoError(f"the decoding process died twice at it ({cause})")
                     else:
@@ -182,18 +172,12 @@ class Pool:
                         if not (yield job.name, Again()):
                             again.append(job)
                     continue
-                if isinstance(event, Header):
-                    if headers.setdefault(job.name, event) != event:
-                        event = VideoError("the file changes while it is read")
-                    elif headers[job.name] is not event:
-                        continue
-                others = any(other is job for other, _ in requests) or self._at(job)
-                if event is None or (isinstance(event, Done) and others):
+                if event is None or (isinstance(event, Done) and self._at(job)):
                     continue
                 if isinstance(event, VideoError):
-                    requests = self._give_up(job, requests)
+                    self._bury_all(job)
                 if (yield job.name, event):
-                    requests = self._give_up(job, requests)
+                    self._bury_all(job)
                 elif isinstance(event, Batch):
                     worker.give_back()
             for connection, worker in busy.items():
@@ -208,7 +192,7 @@ class Pool:
                 spent = worker.spent_s()
                 if spent > limit(worker):
                     job, most = worker.job, limit(worker)
-                    requests = self._give_up(job, requests)
+                    self._bury_all(job)
                     at = f"after frame {worker.last}" if worker.last is not None else "before the first frame"
                     yield (
                         job.name,
@@ -222,11 +206,14 @@ class Pool:
         """The processes that are at a video."""
         return [worker for worker in self._workers if worker is not None and worker.job is job]
 
-    def _give_up(self, job: Job, requests: list[tuple[Job, tuple[Any, ...]]]) -> list[Any]:
-        """End the processes that are at a video; the requests that are left."""
+    def _busiest(self) -> _Worker | None:
+        """The process with the most left to do, if that is worth sharing."""
+        sharing = [worker for worker in self._workers if worker is not None and worker.middle() is not None]
+        return max(sharing, key=_Worker.left, default=None)
+
+    def _bury_all(self, job: Job) -> None:
         for worker in self._at(job):
             self._bury(worker)
-        return [request for request in requests if request[0] is not job]
 
     def _bury(self, worker: _Worker, patience_s: float = 0) -> str:
         """End a process, or see how it ended by itself, and forget it; how it ended, in words."""
@@ -253,6 +240,9 @@ class _Worker:
                 "memory: ulimit -a); --workers 0 decodes in the main process"
             ) from None
         self.job: Job | None = None
+        self._header: Header | None = None
+        self._next, self._stop = 0, 0  # places of candidates: the first not received, the first not to do
+        self._helps = False
         self.ready = False
         self._started = time.monotonic()
         self._received = 0
@@ -281,11 +271,34 @@ class _Worker:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it died; the next receive tells
             self.connection.send(message)
 
-    def begin(self, job: Job, request: tuple[Any, ...]) -> None:
+    def begin(self, job: Job, request: object) -> None:
         """Let it work on a video."""
         self.job, self.last, self.duration_s = job, None, 0.0
+        self._header, self._next, self._stop, self._helps = None, 0, 0, False
         self._worked_s, self._since = 0.0, time.monotonic()
         self._send(request)
+
+    def left(self) -> int:
+        """Candidates of its span that have not come yet."""
+        return self._stop - self._next
+
+    def middle(self) -> int | None:
+        """A place between batches that halves what is left, and is not reached yet; None if there is none."""
+        if self.job is None or self._header is None or self.left() < LEAST_SHARED:
+            return None
+        size = len(self._slots[0])
+        # It may have filled all slots, and learns where to stop when it asks for the next.
+        place = self._next + max(SLOTS + 1, -(-self.left() // (2 * size))) * size
+        return place if place < self._stop else None
+
+    def relieve(self, other: _Worker) -> None:
+        """Take over the second half of what another has to do."""
+        place = other.middle()
+        self.begin(other.job, (other.job.path, Span(place, other._stop)))
+        self._header, self._next, self._stop, self._helps = other._header, place, other._stop, True
+        self.duration_s = other.duration_s
+        other._stop = place
+        other._send(place)
 
     def receive(self) -> Event | int | None:
         """Its next message; None for one without meaning to the outside.
@@ -299,10 +312,18 @@ class _Worker:
             self.ready = True
             return None
         if isinstance(message, Header):
+            if self._helps and message == self._header:
+                return None
+            if self._helps:
+                return VideoError("the file changes while it is read")
             self.duration_s = message.duration_s
+            if message.is_divisible:
+                self._header, self._stop = message, message.count
         elif isinstance(message, tuple):
-            at, numbers, times = message
-            self.last = int(numbers[-1])
+            at, numbers, times, is_divisible = message
+            if not is_divisible:  # any more: its reader has failed, and the next one cannot jump
+                self._header = None
+            self.last, self._next = int(numbers[-1]), at + len(numbers)
             message = Batch(at, numbers, times, self._slots[self._received % SLOTS][: len(numbers)])
             self._received += 1
         else:

@@ -37,17 +37,12 @@ def manner(on_corrupt="skip", batch_frames=8, decoder="auto", preparer=slowly):
 def collect(source, path, jobs=1):
     """All events of a video, batches copied."""
     events = []
-    run = source.run(iter([Job(f"{number}", path, 400.0, jobs - number) for number in range(jobs)]))
+    run = source.run(iter([Job(f"{number}", path) for number in range(jobs)]))
     for name, event in run:
         if isinstance(event, Batch):
             event = Batch(event.at, event.numbers, event.times_s, event.inputs.copy())
         events.append((name, event))
     return events
-
-
-def helpers(pool):
-    """The processes at the second and later parts of a video."""
-    return [worker for worker in pool._workers[1:] if worker is not None and worker.job is not None]
 
 
 def check_whole(events, expected):
@@ -100,28 +95,29 @@ def test_batches_are_the_same_whatever_their_size(film, batch_frames):
 def test_a_killed_helper_costs_its_video_one_more_try(film, expected):
     with Pool(manner(), 3) as pool:
         events, killed = [], False
-        for name, event in pool.run(iter([Job("0", film, 400.0)])):
+        for name, event in pool.run(iter([Job("0", film)])):
             if isinstance(event, Again):
                 events = []
                 continue
             if isinstance(event, Batch):
                 event = Batch(event.at, event.numbers, event.times_s, event.inputs.copy())
             events.append((name, event))
-            if helpers(pool) and not killed:
+            helpers = [worker for worker in pool._workers if worker is not None and worker._helps]
+            if helpers and not killed:
                 killed = True
-                os.kill(helpers(pool)[0]._process.pid, signal.SIGKILL)
+                os.kill(helpers[0]._process.pid, signal.SIGKILL)
         assert killed
     check_whole(events, expected)
 
 
 def test_a_video_that_is_given_up_is_left_by_all_and_the_next_one_goes_on(film, expected):
     with Pool(manner(), 3) as pool:
-        run = pool.run(iter([Job("0", film, 400.0)]))
+        run = pool.run(iter([Job("0", film)]))
         next(run)
         ahead = False
         while True:
             run.send(ahead)
-            ahead = bool(helpers(pool))
+            ahead = any(worker is not None and worker._helps for worker in pool._workers)
             if ahead:
                 break
         with pytest.raises(StopIteration):
@@ -155,11 +151,12 @@ def test_where_frames_may_be_lost_one_process_reads_all(film):
 def test_a_helper_that_hangs_ends_the_video_in_time(film):
     with Pool(manner(), 2, limit_s=3) as pool:
         stopped, last = False, None
-        for _, event in pool.run(iter([Job("0", film, 400.0)])):
+        for _, event in pool.run(iter([Job("0", film)])):
             last = event
-            if helpers(pool) and helpers(pool)[0].ready and not stopped:
+            helpers = [worker for worker in pool._workers if worker is not None and worker._helps]
+            if helpers and helpers[0].ready and not stopped:
                 stopped = True
-                os.kill(helpers(pool)[0]._process.pid, signal.SIGSTOP)
+                os.kill(helpers[0]._process.pid, signal.SIGSTOP)
         assert stopped and isinstance(last, VideoError) and "time limit" in str(last)
         assert all(worker is None or worker.job is None for worker in pool._workers)
 
