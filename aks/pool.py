@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from mmap import mmap
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
@@ -103,9 +102,7 @@ class Pool:
     def __enter__(self) -> Pool:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for worker in self._workers:
             if worker is not None:
                 worker.kill()
