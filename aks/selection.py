@@ -85,8 +85,8 @@ def spend(scores: np.ndarray, segments: Segments, budget: int, quota: str) -> np
     A quota that is not whole loses its fraction in the released code (``quota="paper"``: a budget of
     16 at depth 5 yields nothing). ``quota="full"`` spends the whole budget: the whole quotas first;
     then one frame each to the segments with the largest remainders (equal remainders: the segment
-    whose next frame scores higher, then the earlier one); what is still left, because a segment ran
-    out of frames, goes to the best frames not taken.
+    whose next frame scores higher, then the earlier one). Halving keeps segments of one depth within
+    one candidate of each other, so that every whole quota is there and the remainders use up the rest.
 
     Args:
         scores: normalised relevance, (n,).
@@ -100,16 +100,13 @@ def spend(scores: np.ndarray, segments: Segments, budget: int, quota: str) -> np
     labels = np.repeat(np.arange(len(start), dtype=np.min_scalar_type(len(start))), candidates)
     order = np.argsort(-scores, kind="stable")  # best first; of equal scores the earlier
     ranked = order[np.argsort(labels[order], kind="stable")]  # segment by segment; in each the best first
-    counts = np.minimum(whole, candidates)
-    ends = np.cumsum(counts)
-    chosen = ranked[np.arange(ends[-1]) + np.repeat(start + counts - ends, counts)]
+    ends = np.cumsum(whole)
+    chosen = ranked[np.arange(ends[-1]) + np.repeat(start + whole - ends, whole)]
     if quota == "full" and len(chosen) < budget:
-        waits = (remainder > 0) & (whole < candidates)
+        waits = whole < candidates
         following = ranked[(start + whole)[waits]]
         largest = np.lexsort((following, -scores[following], -(remainder / shares)[waits]))
         chosen = np.append(chosen, following[largest[: budget - len(chosen)]])
-        free = order[~np.isin(order, chosen)]
-        chosen = np.append(chosen, free[: budget - len(chosen)])
     return np.sort(chosen)
 
 

@@ -47,7 +47,7 @@ def naive_ada(scores, frames, budget, ratio, t1, t2, all_depth):
 
 
 def naive_full(scores, frames, budget, ratio, t1, t2, all_depth):
-    """The same, the lost fractions handed out: largest remainder first, then by score."""
+    """The same, the lost fractions handed out: largest remainder first, of equal ones by score."""
     chosen, final = naive_ada(scores, frames, budget, ratio, t1, t2, all_depth)
     if final is None or len(chosen) == budget:
         return chosen
@@ -60,10 +60,6 @@ def naive_full(scores, frames, budget, ratio, t1, t2, all_depth):
             queue.append((remainder, rest[0]))
     queue.sort(key=lambda item: (-item[0], -item[1][0], item[1][1]))
     for _, (_, frame) in queue:
-        if len(chosen) < budget:
-            chosen.add(frame)
-    everything = sorted((pair for segment, _ in final for pair in segment), key=lambda p: (-p[0], p[1]))
-    for _, frame in everything:
         if len(chosen) < budget:
             chosen.add(frame)
     return sorted(chosen)
@@ -178,6 +174,17 @@ def test_a_lone_spike_keeps_the_timeline_whole_and_flat_scores_split_it():
     flat = np.zeros(1000)
     assert judge_and_split(flat, 4, 0.8, -100, 2).depths == [2] * 4
     assert select_positions(flat, 4, max_depth=2).tolist() == [0, 250, 500, 750]
+
+
+def test_the_defaults_are_the_paper_s():
+    frames = list(range(1000))
+    for floor, expected in ((0.195, [700, 705, 710, 715]), (0.199, [1, 31, 62, 700])):
+        scores = np.full(1000, floor)
+        scores[0], scores[[700, 705, 710, 715]] = 0.0, 1.0
+        difference = scores[[700, 705, 710, 715]].mean() - scores.mean()
+        assert abs(difference - 0.8) < 0.003  # on either side of t1: kept whole, or split into 32 bins
+        assert select_positions(scores, 4).tolist() == expected
+        assert select_keyframes(scores, frames, 4) == expected
 
 
 def test_constant_scores_give_the_same_as_any_equal_scores():
