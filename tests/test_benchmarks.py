@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import re
 import zlib
@@ -113,6 +114,13 @@ def test_an_answer_may_be_an_index_a_letter_or_the_text(tmp_path, answer):
     assert load_labels("custom", label_file=tmp_path / "x.json").questions[0].answer == 2
 
 
+def test_an_answer_that_is_an_option_s_text_is_no_letter(tmp_path):
+    entries = [{**CUSTOM, "options": ["C", "B", "a"], "id": text, "answer": text} for text in "CBaAc"]
+    write(tmp_path / "x.json", entries)
+    questions = load_labels("custom", label_file=tmp_path / "x.json").questions
+    assert [question.answer for question in questions] == [0, 1, 2, 0, 2]  # the last two are letters
+
+
 def without(entry, key):
     return {name: value for name, value in entry.items() if name != key}
 
@@ -145,6 +153,7 @@ def without(entry, key):
         ("custom", [{**CUSTOM, "evidence_times": [[3, 2]]}], "'evidence_times' holds .3, 2."),
         ("custom", [{**CUSTOM, "evidence_frames": 3}], "'evidence_frames' is not a list"),
         ("custom", [{**CUSTOM, "duration": "long"}], "'duration' is 'long'"),
+        ("custom", [{**CUSTOM, "duration": -1}], "'duration' is -1"),
         ("longvideobench", [without(LVB, "candidates")], "entry 0 .*'candidates' is missing"),
         ("longvideobench", [without(LVB, "video_path")], "'video_path' is missing"),
         ("longvideobench", [{**LVB, "correct_choice": 2}], "answer 2"),
@@ -191,8 +200,10 @@ def test_a_missing_value_may_be_null_or_nan_and_the_file_begin_with_a_byte_order
     for missing in (None, float("nan")):
         entry = json.dumps({**CUSTOM, **dict.fromkeys(optional, missing)})
         for name, text in (("y.json", f"[{entry}]"), ("y.jsonl", entry), ("y.JSONL", f"{entry}\n")):
-            write(tmp_path / name, "\ufeff" + text)
-            assert load_labels("custom", label_file=tmp_path / name).questions == [bare]
+            path = write(tmp_path / name, "\ufeff" + text)
+            labels = load_labels("custom", label_file=path)
+            assert labels.questions == [bare]
+            assert labels.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_missing_files_and_unknown_names(tmp_path):

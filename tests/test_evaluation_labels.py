@@ -74,6 +74,9 @@ def test_frame_select_s_record_gives_the_budget_and_the_label_file(run_script, t
     assert done.returncode == 0, done.stderr
     entry = json.loads((tmp_path / "include_frame_idx.json").read_text())[0]
     assert (entry["frame_idx"], entry["frame_budget"]) == ([0, 25, 50], 64)
+    done = run_script("evaluation/change_score.py", *flags, "--budget", 16)  # the flag counts more
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "include_frame_idx.json").read_text())[0]["frame_budget"] == 16
 
     change_entry(tmp_path / "lvb_val.json", 0, question="What else?")
     (tmp_path / "include_frame_idx.json").unlink()
@@ -81,6 +84,12 @@ def test_frame_select_s_record_gives_the_budget_and_the_label_file(run_script, t
     assert done.returncode == 2
     assert "was made for another label file" in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "include_frame_idx.json").exists()
+
+    for budget in (2, "64"):  # no record of this selection
+        write_json(folder / "selection.json", {"max_num_frames": budget})
+        done = run_script("evaluation/change_score.py", *flags)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert f"its longest selection has 3 frames, the budget is {budget}" in done.stderr
 
 
 @pytest.mark.parametrize(

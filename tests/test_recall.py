@@ -24,6 +24,9 @@ def test_uniform_sampling_by_hand():
     assert uniform_frames(10.9, 25, 4).tolist() == [0, 68, 136, 204]
     assert uniform_frames(3.2, 25, 64).tolist() == [0, 26, 52]  # no more than one a second
     assert uniform_times(10, 4).tolist() == [0, 2.5, 5, 7.5]
+    assert uniform_times(3.3, 64).tolist() == pytest.approx([0, 1.1, 2.2])
+    for duration_s in (0, 0.5):  # one frame, where not a second is whole
+        assert uniform_frames(duration_s, 25, 4).tolist() == uniform_times(duration_s, 4).tolist() == [0]
     assert stride_of(np.array([0, 58, 145])) == 29
     assert stride_of(np.array([0])) == stride_of(np.array([50])) == 0
 
@@ -59,7 +62,7 @@ ENTRIES = [
     }
     for number, (evidence, group) in enumerate([([100], "10"), ([1000, 2000], "9"), ([500], "9")])
 ]
-SELECTED = [[75, 125], [25, 1025], [0, 25]]
+SELECTED = [[75, 125], [25, 1025], [0, 25, 50, 75]]
 
 
 @pytest.fixture
@@ -80,9 +83,11 @@ def test_the_command_prints_groups_in_order_beside_uniform(files, tmp_path, run_
     rows = json.loads((tmp_path / "table.json").read_text())
     # stride 25: frame 1025 is within 1 s of 1000; nothing is near 2000 and 500; 75 and 125 are 1 s off 100
     assert [row["selected"]["1.0"] for row in rows] == [0.25, 1.0, 0.5]
-    # uniform at the selection's own budget of two: frames 0 and 1250
+    # uniform at the longest selection's budget of four: frames 0, 625, 1250 and 1875
     assert [row["uniform"]["1.0"] for row in rows] == [0, 0, 0]
-    assert [row["uniform"]["5.0"] for row in rows][1] == 1.0
+    assert [row["uniform"]["5.0"] for row in rows] == pytest.approx([0.75, 1, 2.5 / 3])
+    done = run_script(*files, "--max_num_frames", 2, "--tolerances", 5)  # of two: frames 0 and 1250
+    assert [line.split()[3] for line in done.stdout.splitlines()[2:5]] == ["0.000", "1.000", "0.333"]
 
 
 def test_evidence_in_seconds_uses_the_selected_times(tmp_path, run_script):
@@ -103,13 +108,17 @@ def test_evidence_in_seconds_uses_the_selected_times(tmp_path, run_script):
 
 
 def test_a_stride_that_cannot_be_told_is_left_out_and_counted(files, tmp_path, run_script):
-    (tmp_path / "selected_frames.json").write_text(json.dumps([[75, 125], [0], []]))
+    (tmp_path / "selected_frames.json").write_text(json.dumps([[75, 125], [960], []]))
     done = run_script(*files)
     assert done.returncode == 0, done.stderr
     assert "2 questions left out" in done.stdout
-    (tmp_path / "frames.json").write_text(json.dumps([[0, 25, 50]] * 3))
-    done = run_script(*files, "--frame_path", tmp_path / "frames.json")
-    assert "left out" not in done.stdout
+    (tmp_path / "frames.json").write_text(json.dumps([[0, 20, 60], [0, 50, 100], [0, 500]]))
+    (tmp_path / "selection.json").write_text(json.dumps({"strides": [25, 25, 25]}))
+    done = run_script(*files, "--frame_path", tmp_path / "frames.json", "--tolerances", 1)
+    assert done.returncode == 0, done.stderr
+    assert "left out" not in done.stdout and "guessed" not in done.stdout
+    # 75 and 125 are not within 20 of 100; 960 is within 50 of 1000, not of 2000; nothing is selected near 500
+    assert [line.split()[2] for line in done.stdout.splitlines()[2:5]] == ["0.250", "0.000", "0.167"]
 
 
 def test_an_evenly_spaced_selection_is_measured_by_its_recorded_stride(tmp_path, run_script):
