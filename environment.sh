@@ -3,8 +3,8 @@
 #
 #   environment_for FILE...   make .venv once and install the requirement files of which they or constraints.txt
 #                             changed since; a file given as nodeps:FILE is installed without its dependencies.
-#                             What pip prints goes to .venv/pip.log: it complains about packages that were
-#                             installed without dependencies on purpose.
+#                             What uv and pip print goes to .venv/pip.log: pip complains about packages that
+#                             were installed without dependencies on purpose.
 #
 # Python 3.11 is what the project is tried with; AKS_PYTHON names one elsewhere, or a newer one.
 
@@ -47,12 +47,9 @@ environment_create() {
     fi
 }
 
-# Installs one file. By these variables, unlike by --constraint, constraints.txt also holds where pip builds a
-# source package: older versions of pip read the first there, newer ones the second. They split it at spaces,
-# hence the relative path. Not compiled in advance: Python itself compiles what is imported, a tenth of it.
+# Not compiled in advance: Python itself compiles what is imported, a tenth of it.
 environment_install() {
-    (cd "$environment_root" && PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
-        .venv/bin/python -m pip install --disable-pip-version-check --no-input --no-compile "$@") >>"$environment_log" 2>&1
+    "$environment_root/.venv/bin/python" "$environment_root/install_requirements.py" "$@" >>"$environment_log" 2>&1
 }
 
 environment_for() {
@@ -60,7 +57,8 @@ environment_for() {
     if [ ! -x "$root/.venv/bin/python" ] || ! "$root/.venv/bin/python" -c '' 2>/dev/null; then
         environment_create || return 1
     fi
-    for entry in "$@"; do
+    # First uv, which installs the others.
+    for entry in requirements-uv.txt "$@"; do
         file=${entry#nodeps:}
         # A new constraints.txt may change what any of the files brings along.
         cat "$root/$file" "$root/constraints.txt" | cmp -s - "$root/.venv/installed-$file" || stale+=("$entry")
@@ -72,7 +70,7 @@ environment_for() {
         echo "installing $count of ${#stale[@]}: $file" >&2
         environment_install ${options[@]+"${options[@]}"} -r "$file" || {
             tail -n 20 "$environment_log" >&2
-            echo "error: $file could not be installed; above the end of pip's output, all of it: $environment_log" >&2
+            echo "error: $file could not be installed; above the end of the output, all of it: $environment_log" >&2
             return 1
         }
         cat "$root/$file" "$root/constraints.txt" >"$root/.venv/installed-$file"

@@ -8,12 +8,9 @@
 # Run the tests after it. What is installed without dependencies is pinned in its own requirement file.
 set -euo pipefail
 cd "$(dirname "$0")"
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
 source ./environment.sh
 environment_for
-environment_install --target "$work" uv==0.13.9 || { tail "$environment_log" >&2; exit 1; }
 # Universal: the versions for every build of torch, with markers for what only some platforms need.
-"$work/bin/uv" pip compile --quiet --universal --python-version 3.11 --no-emit-index-url \
+uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url \
     --annotation-style line --custom-compile-command "bash lock.sh" --output-file constraints.txt \
     requirements.txt requirements-dev.txt requirements-lavis.txt requirements-eval.txt requirements-ray.txt "$@"

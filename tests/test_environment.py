@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 from pathlib import Path
 
@@ -9,13 +10,14 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import install_requirements
 from check_environment import find_deviations, read_pins
 
 ROOT = Path(__file__).parent.parent
 LOCKED = sorted(
     path
     for path in ROOT.glob("requirements*.txt")
-    if not any(word in path.name for word in ("nodeps", "conse", "torchvision"))
+    if not any(word in path.name for word in ("nodeps", "conse", "torchvision", "uv"))
 )
 
 
@@ -75,8 +77,8 @@ def test_builds_of_a_version_are_alike_and_what_nothing_pins_is_named(line, acce
 
 
 PIP = """#!/usr/bin/env bash
-case "$*" in *"-m pip install"*)
-    echo "$PIP_CONSTRAINT $PIP_BUILD_CONSTRAINT ${*:3}" >>pip-calls
+case "$*" in *install_requirements.py*)
+    echo "${*:2}" >>pip-calls
     for line in {1..50}; do echo "chatter $line"; done
     echo "a warning" >&2
     [ ! -e fail ]
@@ -91,6 +93,7 @@ def environment_for(tmp_path):
         (tmp_path / name).write_text((ROOT / name).read_text())
     (tmp_path / "requirements.txt").write_text("one==1\n")
     (tmp_path / "requirements-two.txt").write_text("two==2\n")
+    (tmp_path / "requirements-uv.txt").write_text("uv==3\n")
     python = tmp_path / ".venv/bin/python"
     python.parent.mkdir(parents=True)
     python.write_text(PIP)
@@ -106,12 +109,12 @@ def environment_for(tmp_path):
     return run
 
 
-def test_installing_keeps_to_the_lock_and_says_how_far_it_is(environment_for):
+def test_uv_is_installed_first_and_what_is_installed_is_told(environment_for):
     done, calls = environment_for()
     assert done.returncode == 0 and done.stdout == ""
-    assert done.stderr == "installing 1 of 2: requirements.txt\ninstalling 2 of 2: requirements-two.txt\n"
-    assert len(calls) == 2 and all(call.startswith("constraints.txt constraints.txt ") for call in calls)
-    assert ["--no-deps" in call for call in calls] == [False, True]
+    files = ["requirements-uv.txt", "requirements.txt", "requirements-two.txt"]
+    assert done.stderr.splitlines() == [f"installing {n} of 3: {file}" for n, file in enumerate(files, 1)]
+    assert calls == [f"-r {files[0]}", f"-r {files[1]}", f"--no-deps -r {files[2]}"]
 
 
 def test_what_is_there_is_installed_again_where_a_file_or_the_lock_changed(environment_for, tmp_path):
@@ -121,7 +124,7 @@ def test_what_is_there_is_installed_again_where_a_file_or_the_lock_changed(envir
     done, calls = environment_for()
     assert done.stderr == "installing 1 of 1: requirements-two.txt\n" and len(calls) == 1
     (tmp_path / "constraints.txt").write_text("three==3\n")
-    assert len(environment_for()[1]) == 2
+    assert len(environment_for()[1]) == 3
     assert environment_for()[1] == []
 
 
@@ -130,5 +133,50 @@ def test_where_pip_fails_the_end_of_its_output_is_shown_and_the_log_named(enviro
     for _ in range(2):  # what failed counts as not installed
         done, calls = environment_for()
         assert done.returncode == 1 and len(calls) == 1
-        assert "chatter 50\na warning\nerror: requirements.txt could not be installed" in done.stderr
+        assert "chatter 50\na warning\nerror: requirements-uv.txt could not be installed" in done.stderr
         assert "chatter 9\n" not in done.stderr and str(tmp_path / ".venv/pip.log") in done.stderr
+
+
+@pytest.fixture
+def installations(monkeypatch):
+    """Commands of install_requirements.py and their environments; all fail that are not pip's."""
+    calls = []
+
+    def run(command, env):
+        calls.append((command, env))
+        return subprocess.CompletedProcess(command, command[2] != "pip")
+
+    monkeypatch.setattr(install_requirements.subprocess, "run", run)
+    monkeypatch.chdir(ROOT)  # and back again
+    return calls
+
+
+def test_pip_installs_where_uv_fails_and_both_keep_to_the_lock(installations, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    assert install_requirements.main(["--no-deps", "-r", "two.txt"]) == 0
+    assert [command[2] for command, _ in installations] == ["uv", "pip"]
+    for command, env in installations:
+        assert command[-3:] == ["--no-deps", "-r", "two.txt"]
+        tool = command[2].upper()
+        assert env[f"{tool}_CONSTRAINT"] == env[f"{tool}_BUILD_CONSTRAINT"] == "constraints.txt"
+
+
+def test_pip_installs_where_uv_is_missing(installations, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert install_requirements.main(["-r", "one.txt"]) == 0
+    assert [command[2] for command, _ in installations] == ["pip"]
+
+
+def test_uv_is_given_pips_indexes_and_local_wheels(monkeypatch):
+    monkeypatch.setenv("PIP_INDEX_URL", "https://mirror.example/simple")
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://one.example https://two.example")
+    monkeypatch.setenv("PIP_FIND_LINKS", "/wheels")
+    monkeypatch.setenv("PIP_TRUSTED_HOST", "mirror.example")
+    options = install_requirements.uv_options()
+    assert list(zip(options[::2], options[1::2], strict=True)) == [
+        ("--default-index", "https://mirror.example/simple"),
+        ("--extra-index-url", "https://one.example"),
+        ("--extra-index-url", "https://two.example"),
+        ("--find-links", "/wheels"),
+        ("--allow-insecure-host", "mirror.example"),
+    ]
