@@ -2,6 +2,8 @@
 # All tests and the style checks, from a bare machine: bash test.sh [pytest arguments]
 set -euo pipefail
 cd "$(dirname "$0")"
+# Where it is set, as in many container images, every process of the tests would compile PyTorch anew.
+unset PYTHONDONTWRITEBYTECODE
 source ./environment.sh
 environment_for requirements.txt requirements-dev.txt requirements-lavis.txt requirements-eval.txt \
     requirements-ray.txt \
