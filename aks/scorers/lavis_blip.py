@@ -149,6 +149,7 @@ def _load_model(path: Path) -> Any:
     from lavis.models.med import XBertEncoder
     from lavis.models.vit import VisionTransformerEncoder
     from omegaconf import OmegaConf
+    from transformers.modeling_utils import no_init_weights
 
     state = read_state_dict(path)
     patch = state.get("visual_encoder.cls_token", torch.empty(0))
@@ -157,12 +158,14 @@ def _load_model(path: Path) -> Any:
         raise UserError(f"{path}: is not LAVIS's BLIP image-text matching, base or large")
     config = OmegaConf.load(BlipITM.default_config_path(model_type)).model
     try:
-        # Not BlipITM.from_config, which would load the file itself and ignore keys that do not fit.
-        model = BlipITM(
-            image_encoder=VisionTransformerEncoder.from_config(config),
-            text_encoder=XBertEncoder.from_config(config),
-            embed_dim=config.embed_dim,
-        )
+        # Not BlipITM.from_config, which would load the file itself and ignore keys that do not fit. No random
+        # weights, which take seconds to draw: load_state replaces every one.
+        with no_init_weights():
+            model = BlipITM(
+                image_encoder=VisionTransformerEncoder.from_config(config),
+                text_encoder=XBertEncoder.from_config(config),
+                embed_dim=config.embed_dim,
+            )
     except OSError:
         raise UserError(
             "--backend lavis: no BERT tokenizer; put vocab.txt of bert-base-uncased into ./bert-base-uncased/"
