@@ -1,0 +1,92 @@
+"""The mutation script: faults of every kind and no other, a guarded line and one that no test guards."""
+
+from __future__ import annotations
+
+import subprocess
+
+import mutants
+import pytest
+
+SOURCE = '''"""Two < three."""
+limit: int = 2
+def check(items: list[int], kind="a", wait=0.5):
+    """Not one."""
+    if not items:
+        raise ValueError(f"{1 + 1} < {3}")
+    print(9)
+    items.sort()
+    items.reverse()
+    chosen = items[:limit] if kind and wait else ()
+    for name in ("times", "scores"):
+        chosen = {"name": name, "is": limit is None}
+    return chosen
+'''
+FAULTS = [  # the lines that are new in each
+    *["", ""],  # two have changed places
+    "limit: int = (2 + 1)",
+    """def check(items: list[int], kind=("a" + 'x'), wait=0.5):""",
+    'def check(items: list[int], kind="a", wait=(0.5 * 2 + 1)):',
+    "if (not items) and False:",
+    "if  items:",
+    "chosen = items[:(limit) + 1] if kind and wait else ()",
+    "chosen = items[:limit] if (kind and wait) or True else ()",
+    "chosen = items[:limit] if True and wait else ()",
+    "chosen = items[:limit] if kind and True else ()",
+    'for name in (("times", "scores"))[::-1]:',
+    'chosen = {"is": limit is None}',
+    'chosen = {"name": name, }',
+    'chosen = {"name": name, "is": limit is not None}',
+]
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    (tmp_path / "aks").mkdir()
+    (tmp_path / "tests").mkdir()
+    monkeypatch.setattr(mutants, "ROOT", tmp_path)
+    monkeypatch.setattr(mutants, "AREAS", {"aks/": "toy"})
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    return tmp_path
+
+
+def test_faults_of_each_kind_are_drawn_and_none_in_what_is_for_people(project):
+    (project / "aks/toy.py").write_text(SOURCE)
+    drawn = [changed.decode() for *_, changed in mutants.draw(99, 1)]
+    new = [set(changed.splitlines()) - set(SOURCE.splitlines()) for changed in drawn]
+    assert sorted(" ".join(lines).strip() for lines in new) == sorted(FAULTS)
+    assert [changed.decode() for *_, changed in mutants.draw(99, 1)] == drawn
+    assert [changed.decode() for *_, changed in mutants.draw(5, 1)] == drawn[:5]
+
+
+def test_it_tells_a_guarded_line_from_one_that_no_test_guards(project, monkeypatch, capsys):
+    source = "def near(x):\n    return x < 3\n\n\ndef far(x):\n    return x < 5\n"
+    (project / "aks/toy.py").write_text(source)
+    test = (
+        "from aks.toy import far, near\n\n\ndef test_near():\n    assert near(2) and not near(3) and far(1)\n"
+    )
+    (project / "tests/test_toy.py").write_text(test)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # they take seconds to import
+    monkeypatch.setenv("PYTHONPATH", ".")
+    command = ["mutants.py", "--results", str(project / "results.json"), "--only"]
+    monkeypatch.setattr("sys.argv", [*command, "comparison"])
+    mutants.main()
+    assert sorted(capsys.readouterr().out.splitlines()) == [
+        "1 of 2 faults noticed",
+        "aks/toy.py:2:14  comparison: < => <= -> noticed by tests/test_toy.py::test_near",
+        "aks/toy.py:6:14  comparison: < => <= -> SURVIVED",
+    ]
+    assert (project / "aks/toy.py").read_text() == source
+    (project / "tests/test_toy.py").write_text(test.replace("far(1)", "not far(5)"))
+    monkeypatch.setattr("sys.argv", [*command, "SURVIVED"])
+    mutants.main()
+    assert capsys.readouterr().out.splitlines() == [
+        "aks/toy.py:6:14  comparison: < => <= -> noticed by tests/test_toy.py::test_near",
+        "2 of 2 faults noticed",
+    ]
+
+
+def test_areas_and_their_tests_are_there():
+    for area, tests in mutants.AREAS.items():
+        assert any(mutants.ROOT.glob(f"{area}*")), area
+        for test in tests.split():
+            assert (mutants.ROOT / f"tests/test_{test}.py").exists(), test
