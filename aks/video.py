@@ -263,7 +263,9 @@ def probe(path: Path) -> Header:
             raise VideoError("file is empty")
         with open_container(path) as container:
             stream = film(container)
-            seconds = float((stream.duration or 0) * (stream.time_base or 0))
+            # Of an AVI file cut short FFmpeg shortens the duration; its frames are ticks of a clock.
+            ticks = max(stream.duration or 0, stream.frames if container.format.name == "avi" else 0)
+            seconds = float(ticks * (stream.time_base or 0))
             return Header(stream.frames, seconds, (container.duration or 0) / av.time_base)
     except (av.FFmpegError, OSError) as error:
         raise VideoError(f"cannot be opened: {reason(error)}") from None

@@ -284,9 +284,13 @@ def test_avi_files_with_dropped_pictures_are_whole(tmp_path):
 
 def test_an_avi_file_cut_short_is_no_whole_one(tmp_path):
     path = film(tmp_path, "v.avi", codec="mpeg4", options={"qmax": "2"})
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(VideoError, match=r"cut short: \d+ of \d+ frames"):
-        Video(path)
+    whole = path.read_bytes()
+    with av.open(str(path)) as container:
+        ends = [packet.pos + packet.size for packet in container.demux(video=0) if packet.size]
+    for count in (100, 120, 180):
+        path.write_bytes(whole[: ends[count]])
+        with pytest.raises(VideoError, match=r"cut short: 1?\d\d of 200 frames"):
+            Video(path)
 
 
 def test_a_recording_begins_at_its_first_key_frame(tmp_path):
@@ -366,3 +370,65 @@ def test_a_file_name_that_is_not_utf8_is_read(tmp_path):
     for decoder in ("auto", "pyav"):
         assert shown(path, decoder) == EVERY_SECOND
     assert estimate_candidates(path) == 8
+
+
+def with_a_time_twice(source, target, spoilt=None):
+    """Copy a file; its picture 30 states the time of picture 31, and picture ``spoilt`` holds nothing."""
+    with av.open(str(source)) as old, av.open(str(target), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0], opaque=True)
+        packets = [packet for packet in old.demux(video=0) if packet.size]
+        packets[30].pts = packets[31].pts
+        for number, packet in enumerate(packets):
+            if number == spoilt:
+                memoryview(packet)[:] = bytes(packet.size)
+            packet.stream = stream
+            new.mux(packet)
+    return target
+
+
+STEADY, SLOWER = [40 * n for n in range(75)], [40 * n if n < 50 else 200 * n - 8000 for n in range(75)]
+
+
+@pytest.mark.parametrize(("name", "pts"), [("v.mkv", STEADY), ("v.mov", STEADY), ("v.ts", SLOWER)])
+def test_where_two_pictures_state_one_time_both_are_shown_and_times_ascend(tmp_path, name, pts):
+    path = film(tmp_path, frames=75, options={"bf": "0"}, pts=pts)
+    path = with_a_time_twice(path, tmp_path / name)
+    for decoder in ("auto", "pyav", *(["decord"] if name != "v.ts" else [])):
+        with Video(path, decoder) as video:
+            frames = list(video.read(range(75)))
+        assert [number_of(pixels) for part in frames for pixels in part.pixels] == list(range(75))
+        times = np.concatenate([part.times_s for part in frames])
+        assert (np.diff(times) > 0).all()
+        np.testing.assert_allclose(times, np.array(pts) / 1000, atol=0.05)
+
+
+def test_where_times_repeat_damage_costs_no_other_picture(tmp_path):
+    path = with_a_time_twice(film(tmp_path, frames=75, gop=1), tmp_path / "v.mkv", spoilt=55)
+    with Video(path) as video:
+        pictures = [number_of(frames.pixels[0]) for frames in video.salvage(range(video.num_frames))]
+    assert pictures == [number for number in range(75) if number != 55]
+
+
+def test_of_an_avi_file_cut_short_dropped_pictures_are_not_missed(tmp_path):
+    path = film(
+        tmp_path,
+        "v.avi",
+        frames=len(BURSTS),
+        pts=BURSTS,
+        draw=in_bursts,
+        codec="mpeg4",
+        options={"qmax": "2"},
+    )
+    with av.open(str(path)) as container:
+        ends = [packet.pos + packet.size for packet in container.demux(video=0) if packet.size]
+    path.write_bytes(path.read_bytes()[: ends[24]])
+    with pytest.raises(VideoError, match=r"cut short: \d\d of [345]\d frames"):  # not 6400, one a millisecond
+        Video(path)
+
+
+@pytest.mark.parametrize("decoder", ["auto", "pyav"])
+def test_what_an_edit_list_leaves_out_is_not_missed(tmp_path, decoder):
+    cut = {"begin": 50, "first_pts": 85, "avoid_negative_ts": "0", "video_track_timescale": str(FPS)}
+    path = copy_streams(film(tmp_path), to=tmp_path / "trimmed.mp4", **cut)
+    with Video(path, decoder) as video:
+        assert video.num_frames == video.announced_frames == 115
