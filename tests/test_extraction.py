@@ -9,13 +9,15 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from extraction_setup import ToyScorer
 
-from aks import UserError, VideoError
+from aks import UserError, VideoError, outscores
 from aks.benchmarks import load_labels
 from aks.extraction import extract, find_keyframes
 from aks.outscores import Part, RunFolder, read_scores, write_json
@@ -313,3 +315,81 @@ def test_find_keyframes_is_extraction_and_selection_in_one(data, tmp_path, conse
         assert [k.time_s for k in found] == [k.number / 25 for k in found]
         with pytest.raises(ValueError, match="budget is 0"):
             find_keyframes(video, labels.questions[0], conse, 0)
+
+
+def test_a_run_of_another_data_set_checkpoint_or_precision_does_not_mix(data, tmp_path):
+    labels, run = labels_of(data), RunFolder(tmp_path / "out")
+    extract(labels, ToyScorer(), run)
+    others = {"checkpoint": "other", "dtype": torch.float16, "name": "other"}
+    for fact, value in others.items():
+        scorer = ToyScorer()
+        setattr(scorer, fact, value)
+        with pytest.raises(UserError, match="made with other settings"):
+            extract(labels, scorer, run)
+    with pytest.raises(UserError, match="dataset 'custom' there, 'videomme' now"):
+        extract(replace(labels, dataset="videomme"), ToyScorer(), run)
+
+
+@pytest.mark.parametrize("damage", ["another video's", "a frame more", "a time less", "a score less"])
+def test_a_part_that_is_another_video_s_or_uneven_is_named(data, tmp_path, damage):
+    run = RunFolder(tmp_path / "out")
+    extract(labels_of(data), ToyScorer(), run)
+    part = json.loads(run.part_path("one.mp4").read_text())
+    if damage == "a frame more":
+        part["frames"].append(125)
+    elif damage == "a time less":
+        part["times_s"].pop()
+    elif damage == "a score less":
+        part["scores"]["c"].pop()
+    else:
+        part["video"] = "two.mp4"
+    write_json(run.part_path("one.mp4"), part)
+    with pytest.raises(UserError, match=r"one\.mp4\.json: damaged part file"):
+        extract(labels_of(data), ToyScorer(), run)
+
+
+def test_a_part_without_a_question_is_named(data, tmp_path):
+    run = RunFolder(tmp_path / "out")
+    extract(labels_of(data), ToyScorer(), run)
+    part = json.loads(run.part_path("one.mp4").read_text())
+    del part["scores"]["c"]
+    write_json(run.part_path("one.mp4"), part)
+    with pytest.raises(UserError, match=r"one\.mp4\.json: has no scores for question c"):
+        extract(labels_of(data), ToyScorer(), run)
+
+
+def test_a_video_that_fails_is_tried_once_in_a_run_and_again_in_the_next(data, tmp_path, capsys):
+    (data / "two.mp4").write_bytes(b"no video")
+    run = RunFolder(tmp_path / "out")
+    for scored in (2, 0):
+        summary = extract(labels_of(data), ToyScorer(), run)
+        assert (summary.scored, len(summary.failures)) == (scored, 1)
+        assert capsys.readouterr().err.count("failed: ") == 1
+
+
+@pytest.mark.parametrize("written", range(3))
+def test_who_finds_the_scores_finds_their_frames_and_times(data, tmp_path, monkeypatch, written):
+    run, write = RunFolder(tmp_path / "out"), write_json
+    left = [written]
+
+    def full(path, *rest, **options):
+        if path.parent == run.folder and path.name != "run.json":
+            if not left[0]:
+                raise UserError("disk full")
+            left[0] -= 1
+        write(path, *rest, **options)
+
+    monkeypatch.setattr(outscores, "write_json", full)
+    with pytest.raises(UserError, match="disk full"):
+        extract(labels_of(data), ToyScorer(), run)
+    assert len(list(run.folder.glob("*.json"))) == 1 + written
+    assert not (run.folder / "scores.json").exists()
+
+
+def test_scores_with_empty_lists_do_not_outlive_a_run_that_does_not_allow_them(data, tmp_path):
+    (data / "two.mp4").unlink()
+    run = RunFolder(tmp_path / "out")
+    summary = extract(labels_of(data), ToyScorer(), run, allow_missing=True)
+    assert (summary.complete, summary.empty_questions) == (True, 1)
+    assert not extract(labels_of(data), ToyScorer(), run).complete
+    assert not (run.folder / "scores.json").exists()

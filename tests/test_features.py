@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from extraction_setup import ToyScorer
 from model_setup import save_blip, save_tiny_clip, tiny_blip
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sevila_setup import build_world
 
 from aks import UserError
@@ -286,3 +288,62 @@ def test_a_mistake_is_one_line(data, tmp_path, run_script, script, flags, words)
     )
     assert done.returncode == 2
     assert words in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_scores_from_rounded_features_and_exact_ones_do_not_mix(data, tmp_path):
+    labels, runs = labels_of(data), {}
+    for dtype in ("float32", "bfloat16"):
+        store = FeatureStore(tmp_path / dtype, dtype)
+        store_features(labels, ToyScorer(), store)
+        runs[dtype] = RunFolder(tmp_path / f"scores {dtype}")
+        extract(labels, ToyScorer(), runs[dtype], features=store)
+    extract(labels, ToyScorer(), runs["float32"])  # exact, too
+    with pytest.raises(UserError, match="features None there, 'bfloat16' now"):
+        extract(labels, ToyScorer(), runs["float32"], features=store)
+    with pytest.raises(UserError, match="features 'bfloat16' there, None now"):
+        extract(labels, ToyScorer(), runs["bfloat16"])
+    half = ToyScorer()
+    half.dtype = torch.bfloat16  # a model whose features are so
+    extract(labels, half, RunFolder(tmp_path / "half scores"))
+    for dtype in ("float32", "bfloat16"):
+        store = FeatureStore(tmp_path / f"half {dtype}", dtype)
+        store_features(labels, half, store)
+        assert extract(labels, half, RunFolder(tmp_path / "half scores"), features=store).reused == 2
+
+
+def test_features_of_another_data_set_type_or_kind_are_refused(data, tmp_path):
+    labels, store = labels_of(data), FeatureStore(tmp_path / "store", "float32")
+    store_features(labels, ToyScorer(), store)
+    other = replace(labels, dataset="videomme")
+    with pytest.raises(UserError, match="features of custom, not of videomme"):
+        extract(other, ToyScorer(), RunFolder(tmp_path / "out"), features=store)
+    begin = {
+        "dataset 'custom' there, 'videomme' now": lambda: store.begin(ToyScorer(), other, {}),
+        "stored_dtype 'float32' there, 'float16' now": lambda: FeatureStore(store.folder, "float16").begin(
+            ToyScorer(), labels, {}
+        ),
+        "kind 'frame' there, 'question-bound itm-e' now": lambda: FeatureStore(
+            store.folder, "float32", QUESTION_BOUND
+        ).begin(ToyScorer(), labels, {}),
+        "decoder None there, 'decord' now": lambda: store.begin(ToyScorer(), labels, {"decoder": "decord"}),
+    }
+    for words, call in begin.items():
+        with pytest.raises(UserError, match=words):
+            call()
+    bound = FeatureStore(tmp_path / "bound", "float32", QUESTION_BOUND)
+    bound.begin(ToyScorer(), labels, {})
+    with pytest.raises(UserError, match="label_sha256"):
+        bound.begin(ToyScorer(), labels_of(data, "later.json"), {})
+
+
+def test_a_file_with_uneven_columns_is_named(data, tmp_path):
+    labels, store = labels_of(data), FeatureStore(tmp_path / "store", "float32")
+    store_features(labels, ToyScorer(), store)
+    path = store.run.part_path("one.mp4")
+    with safe_open(path, framework="pt") as file:
+        facts = file.metadata()
+    tensors = load_file(path)
+    for name in ("frames", "times_s", "features"):
+        save_file({**tensors, name: tensors[name][1:].clone()}, path, facts)
+        with pytest.raises(UserError, match=r"one\.mp4\.safetensors: damaged"):
+            extract(labels, ToyScorer(), RunFolder(tmp_path / "out"), features=store)
