@@ -20,8 +20,9 @@ from extraction_setup import ToyScorer, children, results, start, wait_until, wr
 from media import rotate, write_audio, write_video
 from test_extraction_faults import damage
 
-from aks import UserError, locks
-from aks.extraction import extract
+from aks import UserError, extraction, locks
+from aks.extraction import extract, store_features
+from aks.features import FeatureStore
 from aks.locks import VideoLocks
 from aks.outscores import RunFolder, write_json
 from aks.scorers import create_scorer
@@ -318,3 +319,56 @@ def test_temporary_files_of_others_are_kept_whatever_this_machine_s_clock_says(t
     monkeypatch.setattr(time, "time", lambda: 2e10)
     run.begin({})
     assert (live.exists(), old.exists()) == (True, False)
+
+
+@pytest.fixture
+def uneven(tmp_path):
+    """Five videos of 8 s and behind them one of 40 s; their label set."""
+    for name in "abcdef":
+        write_video(tmp_path / f"{name}.mkv", frames=80 if name == "f" else 16, fps=2, size=(16, 16))
+    return write_labels(tmp_path, [f"{name}.mkv" for name in "abcdef"])
+
+
+def shares_of(run: RunFolder) -> list[list[str]]:
+    (record,) = run.folder.glob("shards-*.json")
+    return json.loads(record.read_text())
+
+
+@pytest.mark.parametrize(
+    ("broken", "expected"), [("", ["abcde", "f"]), ("f", ["ace", "bdf"]), ("abcdef", ["ace", "bdf"])]
+)
+def test_shards_are_alike_in_length_not_in_number_and_share_what_cannot_be_read(
+    uneven, tmp_path, broken, expected
+):
+    for name in broken:
+        (tmp_path / f"{name}.mkv").write_text("no video")
+    run = RunFolder(tmp_path / "out")
+    summaries = [extract(uneven, ToyScorer(), run, shard=(number, 2)) for number in (1, 2)]
+    assert sorted("".join(sorted(name[0] for name in share)) for share in shares_of(run)) == expected
+    assert [summary.videos for summary in summaries] == [len(share) for share in shares_of(run)]
+    assert sum(summary.scored for summary in summaries) == 6 - len(broken)
+
+
+def test_the_first_partition_holds_for_all_whatever_they_see(uneven, tmp_path, monkeypatch):
+    run, write = RunFolder(tmp_path / "out"), write_json
+
+    def be_slower(path, shares, **options):
+        write(path, shares[::-1])  # by another process, meanwhile
+        write(path, shares, **options)
+
+    monkeypatch.setattr(extraction, "write_json", be_slower)
+    first = extract(uneven, ToyScorer(), run, shard=(1, 2))
+    (tmp_path / "f.mkv").write_text("no video")  # now the lengths are alike
+    second = extract(uneven, ToyScorer(), run, shard=(2, 2))
+    assert sorted([first.videos, second.videos]) == [1, 5]
+    assert second.settled
+
+
+def test_other_numbers_of_shards_and_other_label_files_have_partitions_of_their_own(uneven, tmp_path):
+    store = FeatureStore(tmp_path / "features", "float32")
+    assert store_features(uneven, ToyScorer(), store, shard=(1, 2)).settled is False
+    for number in (1, 2, 3):
+        summary = store_features(uneven, ToyScorer(), store, shard=(number, 3))
+    assert summary.settled
+    fewer = write_labels(tmp_path, ["a.mkv", "b.mkv"])
+    assert store_features(fewer, ToyScorer(), store, shard=(1, 2)).videos == 1
