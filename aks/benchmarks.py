@@ -18,14 +18,6 @@ from typing import Any
 from aks.errors import UserError
 
 Evidence = tuple[float, float]  # first and last position, equal for a single point
-# First bytes of compressed files.
-COMPRESSED = {
-    "gzip": b"\x1f\x8b",
-    "zip": b"PK\x03\x04",
-    "bzip2": b"BZh",
-    "xz": b"\xfd7zXZ",
-    "zstd": b"(\xb5/\xfd",
-}
 
 
 @dataclass(frozen=True)
@@ -326,7 +318,7 @@ def read_entries(path: Path) -> list[dict[str, Any]]:
     NaN and infinity, which pandas writes where a value is missing, are read as null.
 
     Raises:
-        UserError: missing, empty, compressed, not UTF-8, not JSON, or not such a list; says which.
+        UserError: missing, empty, not UTF-8, not JSON, or not such a list; says which.
     """
     return _parse_entries(path, _read_bytes(path))
 
@@ -341,13 +333,12 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _parse_entries(path: Path, raw: bytes) -> list[dict[str, Any]]:
-    for name, magic in COMPRESSED.items():
-        if raw.startswith(magic):
-            raise UserError(f"{path}: compressed ({name}); unpack it first")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+        raise UserError(
+            f"{path}: not UTF-8 text (byte {error.start}); unpack it if it is compressed, or save it as UTF-8"
+        ) from None
     if not text.strip():
         raise UserError(f"{path}: empty; it must hold a JSON list of entries")
     is_lines = path.suffix.lower() == ".jsonl"

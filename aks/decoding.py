@@ -212,7 +212,7 @@ def _readable(
     try:
         for frames in video.read(candidates, CHUNK_FRAMES):
             yield video, frames
-            done += len(frames)
+            done += len(frames.numbers)
         return
     except VideoError as error:
         reasons.append(str(error))

@@ -231,10 +231,6 @@ class SequentialReader:
         except (av.FFmpegError, OSError) as error:
             raise VideoError(f"cannot be decoded: {reason(error)}") from None
 
-    def close(self) -> None:
-        """Forget the index."""
-        self._seconds = self._numbers = None
-
 
 def _holds_picture(codec: str, packet: av.Packet) -> bool:
     """Whether a packet is more than a message, which FFmpeg's parser of ASF files cuts off H.264 pictures."""
@@ -361,10 +357,6 @@ class FastReader:
             if self._index.codec == "h264":
                 _refuse_fields([frame])
             yield frame
-
-    def close(self) -> None:
-        """Forget the index."""
-        self._index = self._seconds = None
 
 
 def _refuse_fields(frames: list[av.VideoFrame]) -> None:

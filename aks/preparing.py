@@ -54,25 +54,13 @@ class PrepareSquare:
         return inputs
 
 
-@dataclass(frozen=True)
-class PrepareByTransformers:
+def prepare_by_transformers(processor: Any, pixels: np.ndarray) -> np.ndarray:
     """A frame by an image processor of transformers."""
-
-    processor: Any
-
-    def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """Prepare one frame."""
-        # Named, because a frame 3 pixels high would pass for channels first.
-        batch = self.processor(pixels, return_tensors="np", input_data_format="channels_last")
-        return np.asarray(batch["pixel_values"])[0]
+    # Named, because a frame 3 pixels high would pass for channels first.
+    batch = processor(pixels, return_tensors="np", input_data_format="channels_last")
+    return np.asarray(batch["pixel_values"])[0]
 
 
-@dataclass(frozen=True)
-class PrepareByLavis:
+def prepare_by_lavis(processor: Any, pixels: np.ndarray) -> np.ndarray:
     """A frame by an image processor of LAVIS."""
-
-    processor: Any
-
-    def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """Prepare one frame."""
-        return self.processor(Image.fromarray(pixels)).numpy()
+    return processor(Image.fromarray(pixels)).numpy()

@@ -9,7 +9,6 @@ for in many kinds of files, and decodes ahead of a slow consumer without bound.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -51,9 +50,6 @@ class Frames:
     times_s: np.ndarray
     pixels: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.numbers)
-
 
 class _Reader(Protocol):
     name: str
@@ -65,8 +61,6 @@ class _Reader(Protocol):
     def times(self, numbers: np.ndarray) -> np.ndarray: ...
 
     def chunks(self, numbers: np.ndarray, size: int) -> Iterator[np.ndarray]: ...
-
-    def close(self) -> None: ...
 
 
 class Video:
@@ -190,7 +184,6 @@ class Video:
             with suppress(VideoError):
                 other = SequentialReader(self.path)
                 if (other.num_frames, other.fps) == (self.num_frames, self.fps):
-                    self._reader.close()
                     self._reader = other
                     return True
         return False
@@ -222,7 +215,7 @@ class Video:
 
     def close(self) -> None:
         """Release the decoder."""
-        self._reader.close()
+        self._reader = None
 
     def __enter__(self) -> Video:
         """Return the open video."""
@@ -346,7 +339,7 @@ class _DecordReader:
             self.is_edited = False
             self.fps = float(self._video.get_avg_fps())
         except self._errors as error:
-            raise VideoError(f"decord: {_decords_reason(error)}") from None
+            raise VideoError(f"decord: {reason(error)}") from None
         if not 0 < self.fps < float("inf"):
             raise VideoError("the file states no frame rate")
 
@@ -366,16 +359,4 @@ class _DecordReader:
                 yield self._video.get_batch(part).asnumpy()
             except self._errors as error:
                 span = f"frames {part[0]} to {part[-1]}"
-                raise VideoError(f"{span} cannot be decoded (decord: {_decords_reason(error)})") from None
-
-    def close(self) -> None:
-        self._video = None
-
-
-def _decords_reason(error: BaseException) -> str:
-    """The telling part of decord's message, in one line."""
-    text = str(error).strip().split("\n")[0]
-    text = re.sub(r"^\[\d\d:\d\d:\d\d\] \S+:\d+: ", "", text)  # the time and decord's source line
-    for mark in ("ERROR ", "Check failed: "):
-        text = text.split(mark)[-1]
-    return text.strip() or type(error).__name__
+                raise VideoError(f"{span} cannot be decoded (decord: {reason(error)})") from None

@@ -180,7 +180,11 @@ def test_a_bad_line_of_a_jsonl_file_is_named(tmp_path):
     [
         ("x.json", b"", "empty"),
         ("x.jsonl", b"\n\n", "empty"),
-        ("x.json.gz", gzip.compress(json.dumps([CUSTOM]).encode(), mtime=0), r"compressed .gzip.; unpack it"),
+        (
+            "x.json.gz",
+            gzip.compress(json.dumps([CUSTOM]).encode(), mtime=0),
+            r"not UTF-8 text .byte 1.; unpack it if it is compressed",
+        ),
         ("x.json", zlib.compress(b"[]"), "not UTF-8"),
         ("x.json", b"{}\n{}\n", r"one entry a line; give it the ending \.jsonl"),
         ("x.txt", b'{"id": 1}', r"one a line: name it \.jsonl"),

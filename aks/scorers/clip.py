@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from aks.benchmarks import Question
-from aks.preparing import PrepareByTransformers
+from aks.preparing import prepare_by_transformers
 from aks.scorers import Scorer
 from aks.scorers.weights import find_folder, load_part, load_pretrained
 
@@ -80,7 +81,7 @@ class ClipScorer(Scorer):
         self.tokenizer = load_part(AutoTokenizer.from_pretrained, folder, "tokenizer")
         # Shorter side resized by PIL's bicubic filter, centre cropped: (3, 224, 224).
         processor = load_part(_pil_image_processor().from_pretrained, folder, "image processor")
-        self.preparer = PrepareByTransformers(processor)
+        self.preparer = partial(prepare_by_transformers, processor)
         model = load_pretrained(CLIPModel, folder, config)
         self.model = model.to(device=self.device, dtype=self.dtype)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 
 from aks.benchmarks import Question
 from aks.errors import UserError, reason
-from aks.preparing import PrepareByLavis
+from aks.preparing import prepare_by_lavis
 from aks.scorers import Scorer
 from aks.scorers.blip import HEADS
 from aks.scorers.clip import cosine
@@ -88,7 +89,7 @@ class LavisBlipScorer(Scorer):
         published = BASE_CHECKPOINT if base else DEFAULT_CHECKPOINT  # whatever was asked for, say a hub name
         path = find_file(self.checkpoint, source=f"{SOURCE}/{published}")
         self.model = _load_model(path).to(device=self.device, dtype=self.dtype)
-        self.preparer = PrepareByLavis(BlipImageEvalProcessor(image_size=384))
+        self.preparer = partial(prepare_by_lavis, BlipImageEvalProcessor(image_size=384))
         self.caption_processor = BlipCaptionProcessor()
 
     def identity(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ paper's code path; needs the packages of ``requirements-lavis.txt``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 
 from aks.benchmarks import Question
 from aks.errors import UserError, reason
-from aks.preparing import PrepareByLavis
+from aks.preparing import prepare_by_lavis
 from aks.scorers import Scorer
 from aks.scorers.lavis_blip import import_lavis
 from aks.scorers.sevila import (
@@ -76,7 +77,7 @@ class LavisSevilaScorer(Scorer):
 
         path = find_localizer(checkpoint)
         self._model = self._load_model(path)
-        self.preparer = PrepareByLavis(BlipImageEvalProcessor(image_size=224))
+        self.preparer = partial(prepare_by_lavis, BlipImageEvalProcessor(image_size=224))
         self.caption_processor = BlipCaptionProcessor()
 
     def identity(self) -> dict[str, Any]:
