@@ -122,7 +122,7 @@ def test_chunks_bound_how_many_frames_are_held(tmp_path):
     path = write_video(tmp_path / "v.mp4", frames=50)
     for decoder in ("auto", "pyav", "decord"):
         with Video(path, decoder) as video:
-            assert [len(part) for part in video.read(range(0, 50, 5), chunk_frames=4)] == [4, 4, 2]
+            assert [len(part.numbers) for part in video.read(range(0, 50, 5), chunk_frames=4)] == [4, 4, 2]
 
 
 def test_av1_is_read_by_pyav_automatically(tmp_path):
@@ -130,7 +130,7 @@ def test_av1_is_read_by_pyav_automatically(tmp_path):
     with Video(path) as video:
         assert video.decoder == "pyav"
         assert len(video.candidates()) == 5
-        assert sum(len(part) for part in video.read(video.candidates())) == 5
+        assert sum(len(part.numbers) for part in video.read(video.candidates())) == 5
     with pytest.raises(VideoError, match="decord"):
         Video(path, "decord")
 
