@@ -199,8 +199,8 @@ def test_a_mistake_is_named(world, flags, complaint):
 
 
 def test_variables_that_change_a_run_are_told_in_one_line(world):
-    command = [sys.executable, ROOT / "evaluation/run.py", "--model", "gpt", "--limit", 3]
-    env = environment(world, sys.executable, MODEL="conse_qa", LIMIT=7, OUTPUT="my results", GPUS="")
+    command = [forkserver.python("lmms_eval"), ROOT / "evaluation/run.py", "--model", "gpt", "--limit", 3]
+    env = environment(world, MODEL="conse_qa", LIMIT=7, OUTPUT="my results", GPUS="")
     first, second = run(command, env).stderr.splitlines()
     assert first == "taken from the environment: OUTPUT='my results'"  # flags come first, "" is nothing
     assert second.startswith("error: --model gpt")
@@ -245,7 +245,7 @@ def test_labels_that_pass_the_check_are_evaluated(world, tmp_path):
 def test_questions_that_cannot_be_evaluated_are_told_by_the_check(world, tmp_path):
     labels = own_questions(tmp_path, 2)
     change_entry(labels, 1, answer=None)
-    command = conse_qa(sys.executable, labels, tmp_path / "out", "--check_only")
+    command = conse_qa(forkserver.python("lmms_eval"), labels, tmp_path / "out", "--check_only")
     done = run(command, environment(world))
     assert done.returncode == 2
     assert "entry 1 (id 1): evaluation needs 'options' and an 'answer'" in done.stderr
@@ -253,10 +253,15 @@ def test_questions_that_cannot_be_evaluated_are_told_by_the_check(world, tmp_pat
 
 def test_a_killed_evaluation_goes_on_where_it_stopped(world, tmp_path):
     labels = own_questions(tmp_path, 70)
+    command = conse_qa(forkserver.python("lmms_eval"), labels, tmp_path / "out")
+    # The signal reaches run.py and the fork server's command that it starts, whose fork ends with it.
+    # Were run.py itself in a fork, that command would live on.
+    code = "import runpy, sys; sys.path[0] = 'evaluation'; sys.argv = sys.argv[1:]; "
+    code += "sys.executable = sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')"
     process = subprocess.Popen(
-        list(map(str, conse_qa(sys.executable, labels, tmp_path / "out"))),
+        [sys.executable, "-c", code, *map(str, command)],
         cwd=ROOT,
-        env=environment(world, sys.executable),
+        env=environment(world),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -272,14 +277,13 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(world, tmp_path):
     [kept] = (tmp_path / "out/answers").glob("rank*.jsonl")
     kept.write_bytes(kept.read_bytes() + b'\n{"key": "cut sho')
 
-    command = conse_qa(forkserver.python("lmms_eval"), labels, tmp_path / "out")
     done = run(command, environment(world))
     assert done.returncode == 0, done.stderr[-3000:]
     assert "32 of 70 questions were answered before" in done.stderr
     assert len(samples_in(tmp_path / "out")) == 70
 
     labels.write_text(labels.read_text().replace("a chessboard", "a crossword puzzle"))
-    done = run(command, environment(world))
+    done = run([*command, "--limit", 1], environment(world))
     assert done.returncode == 0, done.stderr[-3000:]
     assert "answered before" not in done.stderr  # other questions
 
