@@ -11,11 +11,12 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("lmms-eval", "transformers", "torch")
+# What makes prompts, frames and answers; not every model needs all of them.
+PACKAGES = ("lmms-eval", "transformers", "torch", "torchvision", "qwen-vl-utils", "llava", "av", "decord")
 
 
 class Answers:
@@ -30,7 +31,7 @@ class Answers:
     def __init__(self, folder: Path, rank: int, identity: Mapping[str, Any]) -> None:
         """Read what any process of an earlier run has left."""
         self._path = folder / f"rank{rank}.jsonl"
-        self._identity = {**identity, "versions": {package: version(package) for package in PACKAGES}}
+        self._identity = {**identity, "versions": {package: _version(package) for package in PACKAGES}}
         self._known: dict[str, str] = {}
         for path in sorted(folder.glob("rank*.jsonl")):
             for line in path.read_bytes().split(b"\n"):
@@ -60,6 +61,13 @@ class Answers:
             file.flush()
             os.fsync(file.fileno())
         self._known.update(answers)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def fingerprint(path: Path) -> list[Any]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from huggingface_hub import try_to_load_from_cache
 
 from aks.errors import VideoError
 from aks.video import calm_decoders, decord_differs
@@ -62,13 +63,13 @@ class KeyframeModel:
             if name in kwargs and kwargs[name] != self.upstreams_default(name)
         ]
         self._answers_folder = answers
+        super().__init__(*args, **kwargs)
         self._identity = {
             "model": type(self).__name__,
             "arguments": {name: str(value) for name, value in sorted(kwargs.items())},
-            "weights": fingerprint(Path(str(kwargs.get("pretrained", "")))),
-            "showing": [use_topk, budget, short_selection],
+            "weights": fingerprint(_weights(str(kwargs["pretrained"]))) if "pretrained" in kwargs else None,
+            "use_topk": use_topk,  # the frames in place of a short selection need not be the uniform ones
         }
-        super().__init__(*args, **kwargs)
 
     @classmethod
     def upstreams_default(cls, argument: str) -> Any:
@@ -261,6 +262,12 @@ class KeyframeModel:
             f"keyframes, {self.showing.budget} at most; {short} of {len(docs)} questions have fewer: "
             f"{told[self.showing.short_selection]}"
         )
+
+
+def _weights(name: str) -> Path:
+    """A checkpoint's folder; of a hub name its revision's folder in the hub's cache."""
+    cached = None if Path(name).exists() else try_to_load_from_cache(name, "config.json")
+    return Path(cached).parent if isinstance(cached, str) else Path(name)
 
 
 @functools.cache
