@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -15,7 +16,7 @@ from media import rotate, write_video
 from aks import VideoError
 from aks.bitstreams import inspector
 from aks.decoding import Batch, Done, Manner
-from aks.fast_video import FastReader, Unsuited, _Converter
+from aks.fast_video import FastReader, Unsuited, _Converter, average_rate
 from aks.pool import Job, Pool
 from aks.preparing import PrepareSquare
 from aks.video import Video, calm_decoders
@@ -498,3 +499,24 @@ def test_decoding_processes_stay_small_however_slow_the_model_is(tmp_path):
                 sizes.append(resident(pool._workers[0]._process.pid))
     assert isinstance(event, Done)
     assert max(sizes) < 300e6, sizes  # all frames of the video: 340 MB
+
+
+@pytest.mark.parametrize(
+    ("header", "times_s", "expected"),
+    [
+        (Fraction(24000, 1001), np.arange(100) / 24, 24000 / 1001),
+        (Fraction(24), np.arange(1000) / 25, 24),  # as far off as that is a matter of rounding
+        (Fraction(30), np.arange(1000) / 25, 25),  # and this a variable rate
+        (Fraction(20), np.arange(1000) / 25, 25),
+        (Fraction(3, 2), np.arange(3), 1.5),  # the last frame may be shown for no time
+        (None, np.arange(9) / 25, 25),
+        (Fraction(25), np.zeros(1), 25),
+    ],
+)
+def test_the_header_s_rate_counts_unless_the_frames_times_are_against_it(header, times_s, expected):
+    assert average_rate(header, times_s) == pytest.approx(expected, rel=1e-9)
+
+
+def test_without_a_rate_in_header_or_times_there_is_none():
+    with pytest.raises(VideoError, match="states no frame rate"):
+        average_rate(None, np.zeros(1))

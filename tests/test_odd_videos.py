@@ -432,3 +432,17 @@ def test_what_an_edit_list_leaves_out_is_not_missed(tmp_path, decoder):
     path = copy_streams(film(tmp_path), to=tmp_path / "trimmed.mp4", **cut)
     with Video(path, decoder) as video:
         assert video.num_frames == video.announced_frames == 115
+
+
+@pytest.mark.parametrize(("later_s", "gap_s"), [(-4, 0), (8, 8), (12, 0), (3600, 0)])
+def test_jumps_of_a_broadcasts_clock_take_no_time_but_pauses_do(tmp_path, later_s, gap_s):
+    plain, path = film(tmp_path, options={"bf": "0", "x264-params": "scenecut=0"}), tmp_path / "both.ts"
+    first = copy_streams(plain, to=tmp_path / "1.ts", stop=100)
+    second = copy_streams(plain, to=tmp_path / "2.ts", begin=100, first_pts=-FPS * later_s)
+    path.write_bytes(first.read_bytes() + second.read_bytes())
+    with Video(path) as video:
+        numbers = np.arange(200)
+        pictures = [number_of(pixels) for frames in video.read(numbers) for pixels in frames.pixels]
+        assert pictures == numbers.tolist()
+        expected = numbers / FPS + gap_s * (numbers >= 100)
+        np.testing.assert_allclose(video.times_s(numbers), expected, atol=1e-3)

@@ -47,6 +47,9 @@ def test_stride_is_the_whole_part_of_a_fractional_rate(tmp_path, file, rate, str
         with Video(path, decoder) as video:
             assert video.fps == pytest.approx(float(rate), abs=1e-3) and video.fps % 1 > 0.9
             assert video.candidates().tolist() == [k * stride for k in range(70 // stride)]
+            times = video.times_s(video.candidates())
+            clock_s = 1e-3 if file == "v.mkv" else 1e-6
+            np.testing.assert_allclose(times, video.candidates() / float(rate), atol=clock_s)
 
 
 def test_below_one_frame_a_second_every_frame_is_a_candidate(tmp_path):
