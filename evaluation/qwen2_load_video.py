@@ -82,7 +82,7 @@ def read(upstream: Callable[[dict[str, Any]], Reading], element: dict[str, Any])
     }
     video.taken()
     pixels = torch.from_numpy(frames.pixels).permute(0, 3, 1, 2)
-    return pixels, metadata, len(frames) / opened.num_frames * opened.fps
+    return pixels, metadata, len(frames.numbers) / opened.num_frames * opened.fps
 
 
 def pixels_as_uniform(element: Mapping[str, Any], num_frames: int, fps: float, patch_size: int) -> int:
