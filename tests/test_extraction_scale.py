@@ -24,7 +24,7 @@ from aks import UserError, extraction, locks
 from aks.extraction import extract, store_features
 from aks.features import FeatureStore
 from aks.locks import VideoLocks
-from aks.outscores import RunFolder, write_json
+from aks.outscores import RunFolder, _host, write_json
 from aks.scorers import create_scorer
 
 
@@ -132,6 +132,19 @@ def test_a_lock_holds_until_its_process_lets_go_or_dies(tmp_path, monkeypatch):
             patched.setattr(fcntl, "flock", lock)
             assert not ours.acquire("v.mp4")  # else two processes could each hold a file of that name
         assert ours.acquire("v.mp4") and not theirs.acquire("v.mp4")
+        with VideoLocks(run):
+            pass
+        assert list(run.parts.glob("v.mp4.lock"))  # another's end does not remove it
+        early = []
+
+        def unlink(path, unlink=Path.unlink, **options):
+            early.append(theirs.acquire("v.mp4"))
+            unlink(path, **options)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "unlink", unlink)
+            ours.release("v.mp4")
+        assert early == [False]  # else the file of another's lock would be removed
     assert not list(run.parts.iterdir())
 
     def work():
@@ -143,6 +156,28 @@ def test_a_lock_holds_until_its_process_lets_go_or_dies(tmp_path, monkeypatch):
     assert list(run.parts.iterdir())
     with VideoLocks(run) as ours:
         assert ours.acquire("v.mp4")
+    os.waitpid(forked(work), 0)
+    run.part_path("v.mp4").touch()  # it was killed between its part and the end of its lock
+    with VideoLocks(run):
+        pass
+    assert list(run.parts.iterdir()) == [run.part_path("v.mp4")]
+
+
+def test_what_another_run_finishes_between_the_look_and_the_lock_is_not_scored_again(
+    many, names, whole, tmp_path, monkeypatch
+):
+    labels, run = write_labels(many, names), RunFolder(tmp_path / "out")
+
+    def acquire(self, video, acquire=VideoLocks.acquire):
+        if video == names[3]:
+            part = run.part_path(video)
+            part.write_bytes(whole[part.name])
+        return acquire(self, video)
+
+    monkeypatch.setattr(VideoLocks, "acquire", acquire)
+    summary = extract(labels, ToyScorer(), run)
+    assert (summary.scored, summary.reused) == (49, 1)
+    assert results(run) == whole
 
 
 @pytest.mark.parametrize("seconds", [1, 60])
@@ -309,16 +344,18 @@ def test_each_of_many_odd_videos_is_scored_or_listed_with_its_reason_and_harms_n
         assert run.part_path(name).read_bytes() == alone.part_path(name).read_bytes()
 
 
-def test_temporary_files_of_others_are_kept_whatever_this_machine_s_clock_says(tmp_path, monkeypatch):
+def test_temporary_files_of_the_living_are_kept_whatever_this_machine_s_clock_says(tmp_path, monkeypatch):
     run = RunFolder(tmp_path / "out")
     run.begin({})
     live, old = (run.parts / f".{name}.elsewhere-1-00000000.tmp.json" for name in ("live", "old"))
-    for path in (live, old):
+    os.waitpid(dead := forked(lambda: None), 0)
+    ours, theirs = (run.parts / f".v.{_host()}-{pid}-00000000.tmp.json" for pid in (os.getpid(), dead))
+    for path in (live, old, ours, theirs):
         path.write_text("[")
     os.utime(old, (0, 0))
     monkeypatch.setattr(time, "time", lambda: 2e10)
     run.begin({})
-    assert (live.exists(), old.exists()) == (True, False)
+    assert [path.exists() for path in (live, old, ours, theirs)] == [True, False, True, False]
 
 
 @pytest.fixture
