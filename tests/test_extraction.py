@@ -10,12 +10,14 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from extraction_setup import ToyScorer
+from media import write_video
 
 from aks import UserError, VideoError, outscores
 from aks.benchmarks import load_labels
@@ -167,8 +169,6 @@ def test_a_bad_video_is_listed_and_the_others_go_on(data, tmp_path, run_script):
 
 
 def test_a_video_shorter_than_its_stride_is_a_failure_with_that_reason(tmp_path, conse):
-    from media import write_video
-
     write_video(tmp_path / "blink.mp4", frames=10, fps=24)
     (tmp_path / "labels.json").write_text(json.dumps([{"video": "blink.mp4", "question": "What?"}]))
     summary = extract(labels_of(tmp_path), conse, RunFolder(tmp_path / "out"))
@@ -393,3 +393,15 @@ def test_scores_with_empty_lists_do_not_outlive_a_run_that_does_not_allow_them(d
     assert (summary.complete, summary.empty_questions) == (True, 1)
     assert not extract(labels_of(data), ToyScorer(), run).complete
     assert not (run.folder / "scores.json").exists()
+
+
+def test_of_a_film_cut_short_the_candidates_that_are_gone_are_told(tmp_path):
+    options = {"options": {"bf": "0"}, "container_options": {"movflags": "faststart"}}
+    film = write_video(tmp_path / "film.mp4", frames=137, fps=Fraction(24000, 1001), **options)
+    film.write_bytes(film.read_bytes()[: film.stat().st_size * 7 // 10])
+    (tmp_path / "labels.json").write_text(json.dumps([{"video": "film.mp4", "question": "What?"}]))
+    run = RunFolder(tmp_path / "out")
+    extract(labels_of(tmp_path), ToyScorer(), run, on_corrupt="partial")
+    part = run.read_part("film.mp4")
+    assert part.frames and part.lost_frames
+    assert part.frames + part.lost_frames == [0, 23, 46, 69, 92]  # a sixth one needs 138 frames
