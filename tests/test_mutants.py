@@ -59,19 +59,25 @@ def test_faults_of_each_kind_are_drawn_and_none_in_what_is_for_people(project):
 
 
 def test_it_tells_a_guarded_line_from_one_that_no_test_guards(project, monkeypatch, capsys):
-    source = "def near(x):\n    return x < 3\n\n\ndef far(x):\n    return x < 5\n"
+    source = (
+        "def near(x):\n    return x < 3\n\n\ndef far(x):\n    return x < 5\n\n\n"
+        "def count(n, at=0):\n    while at < n:\n        at = min(at + 1, n)\n"
+    )
     (project / "aks/toy.py").write_text(source)
     test = (
-        "from aks.toy import far, near\n\n\ndef test_near():\n    assert near(2) and not near(3) and far(1)\n"
+        "from aks.toy import count, far, near\n\n\ndef test_count():\n    count(2)\n\n\n"
+        "def test_near():\n    assert near(2) and not near(3) and far(1)\n"
     )
     (project / "tests/test_toy.py").write_text(test)
+    monkeypatch.setattr(mutants, "TEST_LIMIT_S", 3)
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # they take seconds to import
     monkeypatch.setenv("PYTHONPATH", ".")
     command = ["mutants.py", "--results", str(project / "results.json"), "--only"]
     monkeypatch.setattr("sys.argv", [*command, "comparison"])
     mutants.main()
     assert sorted(capsys.readouterr().out.splitlines()) == [
-        "1 of 2 faults noticed",
+        "2 of 3 faults noticed",
+        "aks/toy.py:10:14  comparison: < => <= -> noticed by a hang or crash in tests/test_toy.py::test_count",  # noqa: E501
         "aks/toy.py:2:14  comparison: < => <= -> noticed by tests/test_toy.py::test_near",
         "aks/toy.py:6:14  comparison: < => <= -> SURVIVED",
     ]
@@ -81,7 +87,7 @@ def test_it_tells_a_guarded_line_from_one_that_no_test_guards(project, monkeypat
     mutants.main()
     assert capsys.readouterr().out.splitlines() == [
         "aks/toy.py:6:14  comparison: < => <= -> noticed by tests/test_toy.py::test_near",
-        "2 of 2 faults noticed",
+        "3 of 3 faults noticed",
     ]
 
 
