@@ -28,7 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent
 VIDEO = "video odd_videos fast_video sharing extraction_scale"
 SCORERS = "conse clip keyframes blip sevila blip_lavis lavis_cli features"
 RUNS = "extraction sharing passes odd_videos features extraction_faults extraction_scale ray"
-EVALUATION = "evaluation_labels evaluation_tasks evaluation_qwen evaluation_llava evaluation_scripts"
+MODELS = "evaluation_qwen evaluation_llava"
+EVALUATION = f"evaluation_answers evaluation_labels evaluation_tasks {MODELS} evaluation_scripts"
 # The tests that guard the files whose paths begin so, the fastest first; the longest such beginning counts.
 AREAS = {
     "aks/": f"selection recall cores conse keyframes frame_select benchmarks {RUNS}",
@@ -36,9 +37,9 @@ AREAS = {
     "aks/bitstreams": VIDEO,
     "aks/cli": "cores keyframes extraction extraction_faults lavis_cli ray",
     "aks/fast_video": VIDEO,
+    "aks/locks": "extraction_faults extraction_scale ray",
     "aks/ray": "ray",
     "aks/recall": "recall",
-    "aks/report": "frame_select keyframes",
     "aks/scorers/": SCORERS,
     "aks/selection": "selection frame_select keyframes",
     "aks/video": VIDEO,
