@@ -275,21 +275,46 @@ def test_the_bootstrap_interval():
     assert by_video[1] - by_video[0] > 1.3 * (by_question[1] - by_question[0])
     assert bootstrap_interval(values, clusters) == by_video  # a fixed seed
     assert bootstrap_interval([100.0] * 5) == (100, 100)
-    # For many questions the normal approximation holds.
-    values = rng.choices([-100.0, 0.0, 100.0], k=2700)
-    error = 1.96 * np.std(values) / math.sqrt(2700)
-    assert bootstrap_interval(values) == pytest.approx(
-        (np.mean(values) - error, np.mean(values) + error), abs=0.2
-    )
+
+
+def test_the_interval_is_that_of_ten_thousand_resamples():
+    """Where differences spread evenly around zero, so that a mean's quantiles are the normal ones."""
+    deviations = []
+    for count in range(20, 50, 3):
+        values = np.arange(count) - (count - 1) / 2
+        error = values.std() / math.sqrt(count)
+        low, high = bootstrap_interval(values)
+        deviations += [-low / error - 1.96, high / error - 1.96]
+    # 0.027 are expected; of 1,000 resamples 0.084.
+    assert math.sqrt(np.mean(np.square(deviations))) < 0.04
+
+
+def interval(uniform: list[bool], aks: list[bool], clusters: list[str] | None = None) -> str:
+    """The printed interval of the difference."""
+    differences = [100 * (after - before) for before, after in zip(uniform, aks, strict=True)]
+    low, high = bootstrap_interval(differences, clusters)
+    return f"{low:+.1f} to {high:+.1f}"
+
+
+def assert_resampled(found: list[list[dict[str, str]]], unit: str, interval: str) -> None:
+    """What the tables print is resampled, and the interval of that, over all questions."""
+    *_, groups, (paired,) = found
+    assert paired["resampled"] == unit
+    assert paired["95 % interval"] == groups[0]["95 % interval"] == interval
 
 
 def test_videomme_resamples_videos_where_they_are_known(tmp_path, run_tables):
-    uniform, aks = counts(4, 1, 5, 2)
-    write_pair(tmp_path / "a", uniform, aks, task=VIDEOMME)
-    assert run_tables(tmp_path / "a")[0][-1][0]["resampled"] == "videos"
-    questions = [{"id": f"{at}", "video": None if at == 3 else f"v{at}"} for at in range(12)]
+    uniform, aks = counts(2, 1, 6, 3)
+    videos = [f"v{at // 3}" for at in range(12)]
+    assert interval(uniform, aks, videos) != interval(uniform, aks)
+    questions = [{"duration": "short" if at < 9 else "long"} for at in range(12)]
+    write_pair(tmp_path / "a", uniform, aks, task=VIDEOMME, questions=questions)
+    found, _, _ = run_tables(tmp_path / "a")
+    assert_resampled(found, "videos", interval(uniform, aks, videos))
+    assert found[-2][1]["95 % interval"] == interval(uniform[:9], aks[:9], videos[:9])  # a group's own
+    questions = [{"id": f"{at}", "video": None if at == 3 else f"v{at // 3}"} for at in range(12)]
     write_pair(tmp_path / "b", uniform, aks, task=VIDEOMME, questions=questions)
-    assert run_tables(tmp_path / "b")[0][-1][0]["resampled"] == "questions"
+    assert_resampled(run_tables(tmp_path / "b")[0], "questions", interval(uniform, aks))
 
 
 def write_paper_runs(folder: Path) -> None:
@@ -415,8 +440,28 @@ def test_of_equal_runs_the_newest_counts(tmp_path, run_tables):
     assert len(notes) == 2 and all("which is newer (other keyframes: sha256-" in note for note in notes)
     write_run(tmp_path / "more", answers, arguments="max_frames_num=16,use_topk=True")
     write_run(tmp_path / "other", answers, arguments="max_frames_num=8,use_topk=True,pretrained=a")
+    arguments = "max_frames_num=8,use_topk=True"
+    write_run(tmp_path / "model", answers, arguments=arguments, model="qwen2_vl")
+    write_run(tmp_path / "task", answers, arguments=arguments, task=LVB)
     (_, other, *_), _, _ = run_tables(tmp_path)
-    assert len(other) == 3  # these are no equals
+    assert len(other) == 5  # these are no equals
+
+
+def test_runs_of_other_setups_are_not_paired(tmp_path, run_tables):
+    base = {"model": "llava_vid", "task": LVB, "arguments": "pretrained=a,max_frames_num=8"}
+    write_run(tmp_path / "uni", [True, False, False], **base)
+    for name, change in {
+        "checkpoint": {"arguments": "pretrained=b,max_frames_num=8"},
+        "frames": {"arguments": "pretrained=a,max_frames_num=16"},
+        "model": {"model": "llava_onevision"},
+        "benchmark": {"task": CUSTOM},
+    }.items():
+        options = {**base, **change}
+        options["arguments"] += ",use_topk=True"
+        write_run(tmp_path / name, [True, True, False], **options)
+    (_, other, *groups), text, _ = run_tables(tmp_path)
+    assert sorted(row["uniform -> AKS"] for row in other) == ["- -> 66.7"] * 4 + ["33.3 -> -"]
+    assert len(groups) == 5 and "question by question" not in text
 
 
 def test_questions_in_one_run_only_are_counted_and_left_out(tmp_path, run_tables):
@@ -495,6 +540,10 @@ MISTAKES = [
     (cut_within_a_line, "jsonl: line 4: not JSON, the file is cut or damaged; evaluate again"),
     (repeat, "jsonl: line 5: question q_0 a second time; two runs wrote this file"),
     (swap_answers, "75.000 % of its answers are right, .* records 50.000 %"),
+    (
+        lambda folder: edit(folder, lambda c: c["results"][CUSTOM].update({"lvb_acc,none": 0.50001})),
+        "50.000 % of its answers are right, .* records 50.001 %",
+    ),
     (lambda folder: next(folder.glob("*.jsonl")).unlink(), "file not found; evaluate with --log_samples"),
     (lambda folder: next(folder.glob("*.jsonl")).write_text(""), "no samples in it"),
     (lambda folder: next(folder.glob("*.jsonl")).write_text('{"acc": 1}\n'), "line 1: no 'lvb_acc'"),
@@ -657,9 +706,10 @@ def test_a_run_s_results_are_told_from_earlier_ones_whatever_the_file_server_s_c
 
 
 def test_longvideobench_s_ids_tell_the_videos_that_are_resampled(tmp_path, run_tables):
-    uniform, aks = counts(4, 1, 5, 2)
+    uniform, aks = counts(2, 1, 6, 3)
     questions = [{"id": f"a_b-{at // 3}_{at % 3}"} for at in range(12)]
     write_pair(tmp_path / "a", uniform, aks, questions=questions, task="longvideobench_val_v_aks")
-    assert run_tables(tmp_path / "a")[0][-1][0]["resampled"] == "videos"
+    videos = [question["id"].rpartition("_")[0] for question in questions]
+    assert_resampled(run_tables(tmp_path / "a")[0], "videos", interval(uniform, aks, videos))
     write_pair(tmp_path / "b", uniform, aks, questions=questions, task="custom_aks")
-    assert run_tables(tmp_path / "b")[0][-1][0]["resampled"] == "questions"
+    assert_resampled(run_tables(tmp_path / "b")[0], "questions", interval(uniform, aks))
