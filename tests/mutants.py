@@ -52,7 +52,7 @@ AREAS = {
 SWAPS = {"<": "<=", ">": ">=", "==": "!=", "is": "is not", "in": "not in"}
 SWAPS |= {new: old for old, new in SWAPS.items()}
 LOGS = {"say", "print", "warning", "info"}
-COSMETIC = {"annotation", "returns", "help", "metavar", "desc", "unit", "indent"}
+COSMETIC = {"annotation", "returns", "help", "metavar", "desc", "unit", "indent", "frozen"}
 STATEMENTS = (ast.Expr, ast.Assign, ast.AugAssign, ast.With, ast.If, ast.For)
 TEST_LIMIT_S = 300  # a test that takes longer hangs
 LEAVES = (ast.Raise, ast.Return, ast.Continue, ast.Break)

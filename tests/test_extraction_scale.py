@@ -87,10 +87,6 @@ def test_shards_with_a_killed_decoder_make_what_one_process_makes(many, names, w
     assert [s["failures"] for s in summaries] == [[], []]
     assert any(s["complete"] for s in summaries)
     assert results(RunFolder(out)) == whole
-    (record,) = out.glob("shards-2-*.json")
-    shares = json.loads(record.read_text())
-    seconds = [sum(2 + int(name[1:3]) % 5 for name in share) for share in shares]
-    assert abs(seconds[0] - seconds[1]) <= 6
 
 
 def test_processes_on_one_folder_score_no_video_twice_and_take_over_from_the_dead(
