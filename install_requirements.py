@@ -5,13 +5,12 @@ uv installs them in a third of pip's time. Where it is missing or fails, pip ins
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
-
-from pip._internal.commands import create_command
 
 PIP = ["pip", "install", "--disable-pip-version-check", "--no-input", "--no-compile"]
 # Of several indexes, uv takes the first that has the package; pip the newest version of all.
@@ -20,16 +19,23 @@ UV = ["uv", "pip", "install", "--no-progress", "--index-strategy", "unsafe-best-
 
 def uv_options() -> list[str]:
     """Pip's settings (files, PIP_ variables), none of which uv reads, as options of uv."""
-    settings, _ = create_command("install").parse_args([])
-    options = ["--default-index", settings.index_url]
-    for option, values in {
-        "--extra-index-url": settings.extra_index_urls,
-        "--find-links": settings.find_links,
-        "--allow-insecure-host": settings.trusted_hosts,
+    listed = subprocess.check_output([sys.executable, "-m", "pip", "config", "list"], text=True)
+    found = dict(line.split("=", 1) for line in listed.splitlines())
+    options = []
+    for name, option in {
+        "index-url": "--default-index",
+        "extra-index-url": "--extra-index-url",
+        "find-links": "--find-links",
+        "trusted-host": "--allow-insecure-host",
+        "no-index": "--no-index",
     }.items():
-        for value in values:
-            options += [option, value]
-    return options + ["--no-index"] * settings.no_index
+        keys = [f"{section}.{name}" for section in (":env:", "install", "global")]  # the first counts
+        values = ast.literal_eval(next((found[key] for key in keys if key in found), "''")).split()
+        if option == "--no-index":
+            options += [option] * (values not in ([], ["0"], ["no"], ["false"]))
+        else:
+            options += [part for value in values for part in (option, value)]
+    return options
 
 
 def main(arguments: list[str]) -> int:

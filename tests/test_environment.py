@@ -146,7 +146,8 @@ def installations(monkeypatch):
         calls.append((command, env))
         return subprocess.CompletedProcess(command, command[2] != "pip")
 
-    monkeypatch.setattr(install_requirements.subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(install_requirements, "uv_options", lambda: [])
     monkeypatch.chdir(ROOT)  # and back again
     return calls
 
@@ -172,6 +173,7 @@ def test_uv_is_given_pips_indexes_and_local_wheels(monkeypatch):
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://one.example https://two.example")
     monkeypatch.setenv("PIP_FIND_LINKS", "/wheels")
     monkeypatch.setenv("PIP_TRUSTED_HOST", "mirror.example")
+    monkeypatch.setenv("PIP_NO_INDEX", "0")
     options = install_requirements.uv_options()
     assert list(zip(options[::2], options[1::2], strict=True)) == [
         ("--default-index", "https://mirror.example/simple"),
