@@ -43,6 +43,9 @@ def change_score(run_script, tmp_path):
 def test_entries_get_their_frames_and_where_they_come_from(change_score, tmp_path):
     labels = tmp_path / "lvb_val.json"
     before = labels.read_bytes()
+    write_json(
+        tmp_path / "selection.json", {"max_num_frames": 64}
+    )  # of selected_frames.json, not of this file
     done = change_score(fresh=True)
     assert done.returncode == 0, done.stderr
     merged = json.loads((tmp_path / "include_frame_idx.json").read_text())
@@ -97,6 +100,7 @@ def test_frame_select_s_record_gives_the_budget_and_the_label_file(run_script, t
     [
         ([[0], [1]], (), "2 selections, but"),
         ([[0], [1], [2, 1]], (), "entry 2 is not a list of ascending frame numbers"),
+        ([[0], [1], [2, 2]], (), "entry 2 is not a list of ascending frame numbers"),
         ([[0], [1], [2.5]], (), "entry 2 is not a list of ascending frame numbers"),
         ([[0], [1], [-1]], (), "entry 2 is not a list of ascending frame numbers"),
         ([[0], ["x"], [1]], (), "entry 1"),

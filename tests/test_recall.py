@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -138,8 +139,9 @@ def test_an_evenly_spaced_selection_is_measured_by_its_recorded_stride(tmp_path,
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[2].split()[2] == "0.000"
     assert "guessed" not in done.stdout
-    (tmp_path / "alone.json").write_text(selection.read_text())
-    done = run_script(*command, "--selected_frames", tmp_path / "alone.json")
+    alone = selection.with_name("alone.json")  # not the selection that is on record
+    alone.write_text(selection.read_text())
+    done = run_script(*command, "--selected_frames", alone)
     assert "strides are guessed" in done.stdout
 
 
@@ -149,7 +151,7 @@ def test_a_lost_candidate_does_not_change_the_stride():
 
 
 def test_strides_that_are_no_whole_numbers_are_one_line(files, tmp_path, run_script):
-    for strides in ([24.5, 24, 24], ["x", 24, 24], 24):
+    for strides in ([24.5, 24, 24], [True, 24, 24], [-24, 24, 24], ["x", 24, 24], 24):
         (tmp_path / "selection.json").write_text(json.dumps({"strides": strides}))
         done = run_script(*files)
         assert done.returncode == 2 and done.stderr.count("\n") == 1
@@ -193,13 +195,20 @@ def test_times_of_another_selection_are_not_used(tmp_path, run_script):
     entry = {"video": "a.mp4", "question": "What?", "evidence_times": [100]}
     (tmp_path / "labels.json").write_text(json.dumps([entry]))
     (tmp_path / "selected_times.json").write_text("[[100, 200, 300]]")
-    for name in ("selected_frames.json", "mine.json"):
+    for name, words in (("selected_frames.json", "does not fit"), ("mine.json", "select with times.json")):
         (tmp_path / name).write_text("[[0, 24]]")
         done = run_script(
             *("-m", "aks.recall", "--dataset_name", "custom", "--label_file", tmp_path / "labels.json"),
             *("--selected_frames", tmp_path / name),
         )
-        assert done.returncode == 2 and "selected_times.json" in done.stderr
+        assert done.returncode == 2 and "selected_times.json" in done.stderr and words in done.stderr
+
+
+def test_uniform_is_left_out_of_a_group_where_a_duration_is_unknown():
+    first, *others = load_questions()
+    questions = [first, replace(others[0], duration_s=None), others[1]]
+    rows, _ = recall_table(questions, [np.array(row) for row in SELECTED], 2)
+    assert [bool(row.uniform) for row in rows] == [False, True, False]  # 9, 10, all
 
 
 def test_mistakes(files, tmp_path, run_script):
