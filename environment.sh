@@ -69,6 +69,7 @@ environment_for() {
         count=$((count + 1))
         echo "installing $count of ${#stale[@]}: $file" >&2
         environment_install ${options[@]+"${options[@]}"} -r "$file" || {
+            [ "$file" = requirements-uv.txt ] && continue  # pip installs the others, in three times the time
             tail -n 20 "$environment_log" >&2
             echo "error: $file could not be installed; above the end of the output, all of it: $environment_log" >&2
             return 1

@@ -17,13 +17,14 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # no products of matrices he
 import numpy as np
 
 from aks import errors
+from aks.cli import ArgumentParser
 from aks.outscores import read_json, read_number_lists, read_scores, stride_of, write_json
 from aks.selection import QUOTAS, STRATEGIES, select_positions
 
 
 def parse_arguments() -> argparse.Namespace:
     """The documented flags with the reference's defaults, and ours."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--dataset_name", default="longvideobench", help="names the output folder")
@@ -36,11 +37,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--t2", type=float, default=-100, help="threshold on the standard deviation")
     parser.add_argument("--all_depth", type=int, default=5, help="most halvings of the timeline")
     parser.add_argument("--output_file", default="./selected_frames", help="folder for the selection")
-    parser.add_argument("--strategy", default="ada", help=f"one of {', '.join(STRATEGIES)}")
+    parser.add_argument("--strategy", default="ada", choices=STRATEGIES, help="how keyframes are chosen")
     parser.add_argument(
         "--quota",
         default="full",
-        help=f"one of {', '.join(QUOTAS)}; paper loses fractions of the budget as the released code does",
+        choices=QUOTAS,
+        help="paper loses fractions of the budget as the released code does",
     )
     return parser.parse_args()
 

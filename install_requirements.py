@@ -19,8 +19,9 @@ UV = ["uv", "pip", "install", "--no-progress", "--index-strategy", "unsafe-best-
 
 def uv_options() -> list[str]:
     """Pip's settings (files, PIP_ variables), none of which uv reads, as options of uv."""
-    listed = subprocess.check_output([sys.executable, "-m", "pip", "config", "list"], text=True)
-    found = dict(line.split("=", 1) for line in listed.splitlines())
+    plain = os.environ | {"PIP_VERBOSE": "0", "PIP_QUIET": "0"}
+    listed = subprocess.check_output([sys.executable, "-m", "pip", "config", "list"], env=plain, text=True)
+    found = dict(line.split("=", 1) for line in listed.splitlines() if "=" in line)
     options = []
     for name, option in {
         "index-url": "--default-index",
@@ -32,7 +33,7 @@ def uv_options() -> list[str]:
         keys = [f"{section}.{name}" for section in (":env:", "install", "global")]  # the first counts
         values = ast.literal_eval(next((found[key] for key in keys if key in found), "''")).split()
         if option == "--no-index":
-            options += [option] * (values not in ([], ["0"], ["no"], ["false"]))
+            options += [option] * ("".join(values).lower() not in ("", "0", "f", "n", "false", "no", "off"))
         else:
             options += [part for value in values for part in (option, value)]
     return options

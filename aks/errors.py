@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -54,6 +55,7 @@ def run(main: Callable[[], int | None]) -> None:
 def reason(error: BaseException) -> str:
     """What an exception of a library or the operating system says, in one line."""
     text = str(getattr(error, "strerror", None) or error).strip().split("\n")[0]
+    text = re.sub(r"^\[[\d:]+\] \S+: ", "", text)  # the time and source line that decord puts in front
     return text.rstrip(" .:") or type(error).__name__
 
 

@@ -238,7 +238,8 @@ def store_features(
         with contextlib.closing(writer):
             while isinstance(event := (yield), Encoded):
                 writer.send(replace(event, features=scorer.bind(event.features, texts)))
-            finish(writer, event)
+            with contextlib.suppress(StopIteration):
+                writer.send(event)
 
     def check_space(frames: int) -> None:
         if not bound:
@@ -464,7 +465,8 @@ class _Work:
         """Let a video's sink have its frames or its end; True where that fails."""
         try:
             if isinstance(event, Done):
-                finish(self._sinks.pop(name), event)
+                with contextlib.suppress(StopIteration):
+                    self._sinks.pop(name).send(event)
                 self._correct(name, self._seen[name])
                 self.scored += 1
                 self._locks.release(name)
@@ -507,14 +509,6 @@ def _next(events: Events, reply: bool | None) -> tuple[str, Event | Encoded] | N
         return events.send(reply)
     except StopIteration:
         return None
-
-
-def finish(sink: Sink, done: Done) -> None:
-    """Send a sink its end."""
-    try:
-        sink.send(done)
-    except StopIteration:
-        return
 
 
 def _share(

@@ -8,6 +8,7 @@ work: two runs at the same video would write the same part.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import time
@@ -37,9 +38,10 @@ class VideoLocks:
     def __exit__(self, *_: object) -> None:
         for video in list(self._held):
             self.release(video)
-        for path in self._run.parts.glob("*.lock"):  # killed runs may leave files beside finished videos
-            if path.with_suffix(self._run.suffix).exists():
-                path.unlink(missing_ok=True)
+        for path in self._run.parts.glob("*.lock"):  # killed runs leave theirs, which nobody holds
+            with contextlib.suppress(UserError):
+                if file := _lock(path):
+                    _unlock(path, file)
 
     def acquire(self, video: str) -> bool:
         """Lock a video; False where another process works on it. True where the file system has no locks.
@@ -47,33 +49,14 @@ class VideoLocks:
         Raises:
             UserError: the lock file cannot be written.
         """
-        path = self._path(video)
-        try:
-            file = open(path, "ab")  # noqa: SIM115 - open as long as the lock is held
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written: {error.strerror}") from None
-        is_locked = True
-        # Without locks on this file system, runs at the same time may score a video twice, to the same part.
-        with contextlib.suppress(OSError):
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                is_locked = os.fstat(file.fileno()).st_nlink > 0  # else its owner has just removed it
-            except BlockingIOError:
-                is_locked = False
-        if is_locked:
+        if file := _lock(self._path(video)):
             self._held[video] = file
-        else:
-            file.close()
-        return is_locked
+        return file is not None
 
     def release(self, video: str) -> None:
         """Let go of a video that is finished or has failed."""
         if file := self._held.pop(video, None):
-            # Removed before it is released: who opens it in between sees that it is gone. In the other order
-            # two processes could each hold a lock, on the removed file and on a new one.
-            with contextlib.suppress(OSError):
-                self._path(video).unlink(missing_ok=True)
-            file.close()
+            _unlock(self._path(video), file)
 
     def wait(self, videos: list[str]) -> None:
         """Wait until other processes have let go of these videos, for at most :data:`MAX_WAIT_S`."""
@@ -94,3 +77,32 @@ class VideoLocks:
 
     def _path(self, video: str) -> Path:
         return self._run.part_path(video).with_suffix(".lock")
+
+
+def _lock(path: Path) -> IO[bytes] | None:
+    try:
+        file = open(path, "ab")  # noqa: SIM115 - open as long as the lock is held
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    with contextlib.suppress(OSError):
+        os.fchmod(file.fileno(), 0o666)  # for runs of other users
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_locked = os.fstat(file.fileno()).st_nlink > 0  # else its owner has just removed it
+    except BlockingIOError:
+        is_locked = False
+    except OSError as error:
+        # Without locks on this file system, runs at the same time may score a video twice, to the same part.
+        is_locked = error.errno != errno.ESTALE  # which says on NFS that its owner has just removed it
+    if is_locked:
+        return file
+    file.close()
+    return None
+
+
+def _unlock(path: Path, file: IO[bytes]) -> None:
+    # Removed before it is released: who opens it in between sees that it is gone. In the other order two
+    # processes could each hold a lock, on the removed file and on a new one.
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+    file.close()

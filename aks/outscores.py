@@ -134,15 +134,13 @@ class RunFolder:
         found = []
         for name in filter(self.has_part, labels.by_video()):
             facts = self.facts(name)
+            if facts["format"] == FORMAT:
+                continue
             frames, times, fps = facts["frames"], facts["times_s"], float(facts["fps"])
             span = times[-1] - times[0]
             average = (frames[-1] - frames[0]) / span if span > 0 else fps
-            is_doubtful = (
-                facts["decoder"] == "decord"
-                or name.lower().endswith(".avi")
-                or abs(average / fps - 1) > RATE_TOLERANCE
-            )
-            if facts["format"] != FORMAT and is_doubtful:
+            is_varying = abs(average / fps - 1) > RATE_TOLERANCE
+            if facts["decoder"] == "decord" or name.lower().endswith(".avi") or is_varying:
                 found.append(name)
         return found
 
@@ -525,11 +523,11 @@ def _remove_orphans(folder: Path) -> None:
     orphans = [*folder.glob(".*.tmp.*"), *folder.parent.glob(".*.tmp.*")]
     if not orphans or not Path("/proc/self").exists():  # no way to tell which processes live
         return
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".clock-") as file:
-        now = os.stat(file.name).st_mtime  # by the file server's clock, which stamps the others, too
-    for path in orphans:
-        match = re.search(rf"\.{_host()}-(\d+)-[0-9a-f]{{8}}\.tmp", path.name)
-        is_dead = match and not Path(f"/proc/{match[1]}").exists()
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".clock-") as file:
+            now = os.stat(file.name).st_mtime  # by the file server's clock, which stamps the others, too
+        for path in orphans:
+            match = re.search(rf"\.{_host()}-(\d+)-[0-9a-f]{{8}}\.tmp", path.name)
+            is_dead = match and not Path(f"/proc/{match[1]}").exists()
             if is_dead or path.stat().st_mtime < now - ORPHANED_AFTER_S:
                 path.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from aks.cli import count_cores
 from aks.errors import UserError, is_out_of_memory, reason
 from aks.extraction import Summary, summarise
 from aks.locks import VideoLocks
-from aks.outscores import RunFolder, file_bytes
+from aks.outscores import RunFolder, file_bytes, read_json
 from aks.progress import progress, say
 from aks.scorers import Scorer
 
@@ -28,6 +28,7 @@ MAX_ATTEMPTS = 3  # actors that may die at a video before the video is listed
 MAX_STARTUP_CRASHES = 3  # actors that may die in a row with the first call, which loads the model
 MAX_CRASHES_WITHOUT_PROGRESS = 9  # and later, without finishing a video
 CPU_ACTOR_CORES = 8  # a larger machine takes several actors: models do not scale to more cores
+POLL_INTERVAL_S = 2.0
 SHARE_OF_CALL = 0.25  # of an actor's share of what is left: calls get shorter, so that actors end together
 
 MakeScorer = Callable[[], Scorer]
@@ -81,22 +82,21 @@ def divide(device: str, actors: int | None) -> Layout:
     found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     nodes = [(int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in found]
     on_cpu = device == "cpu"
-    if on_cpu:
-        nodes = [(cpus, max(1, cpus // CPU_ACTOR_CORES)) for cpus, _ in nodes]
-    nodes = [(cpus, count) for cpus, count in nodes if cpus and count]
-    most = sum(count for _, count in nodes)
-    if not most:
+
+    def room(cores: int) -> int:
+        """How many actors of so many cores fit, none across two nodes."""
+        return sum(cpus // cores if on_cpu else min(gpus, cpus // cores) for cpus, gpus in nodes)
+
+    if not room(1):
         remedy = "start more" if on_cpu else "use --device cpu, or start Ray on machines with GPUs"
         raise UserError(f"--engine ray: the cluster has no {'core' if on_cpu else 'GPU'}; {remedy}")
-    cores = sum(cpus for cpus, _ in nodes)
-    if (actors or 0) > (cores if on_cpu else most):
-        what = "fewer cores" if on_cpu else f"{most} GPUs, one for each actor"
+    if actors is None:
+        actors = sum(max(1, cpus // CPU_ACTOR_CORES) for cpus, _ in nodes if cpus) if on_cpu else room(1)
+    if actors > room(1):
+        what = "fewer cores" if on_cpu else f"{room(1)} GPUs, one for each actor"
         raise UserError(f"--ray_actors {actors}: the cluster has {what}")
-    cpus = min(cpus // count for cpus, count in nodes)
-    if (actors or 0) > most:
-        cpus = cores // actors
-    cpus = max(1, cpus)
-    return Layout(actors or most, cpus, int(not on_cpu))
+    cpus = max(cores for cores in range(1, 1 + max(nodes)[0]) if room(cores) >= actors)
+    return Layout(actors, cpus, int(not on_cpu))
 
 
 def run(labels: LabelSet, folder: RunFolder, make_scorer: MakeScorer, work: Work, layout: Layout) -> Summary:
@@ -117,14 +117,14 @@ def run(labels: LabelSet, folder: RunFolder, make_scorer: MakeScorer, work: Work
     videos = list(labels.by_video())
     dispatcher = _Dispatcher(labels, folder, (os.getcwd(), make_scorer, work), layout)
     try:
-        # A call without videos checks that what is there was made with the same settings.
-        dispatcher.run([[]])
+        # An actor's first call checks that what is there was made with the same settings.
+        dispatcher.run([])
         pending = [name for name in videos if not folder.has_part(name)]
         dispatcher.run(dispatcher.divide(pending))
         # Again: of what other runs had in work, something may be left by dead ones.
         left = [name for name in pending if not folder.has_part(name) and name not in dispatcher.failed]
         VideoLocks(folder).wait(left)
-        dispatcher.run(dispatcher.divide(left))
+        dispatcher.run(dispatcher.divide([name for name in left if not folder.has_part(name)]))
     finally:
         for actor in dispatcher.actors:
             ray.kill(actor)
@@ -136,18 +136,15 @@ class _Actor:
 
     _scorer = None
 
-    def extract(
-        self, cwd: str, make_scorer: MakeScorer, work: Work, videos: list[str]
-    ) -> tuple[int, dict[str, str]]:
-        """Process videos; how many were scored, and why the others have failed."""
+    def extract(self, cwd: str, make_scorer: MakeScorer, work: Work, videos: list[str]) -> int:
+        """Process videos; how many were scored."""
         try:
             os.chdir(cwd)  # relative names mean the same as in the main process
         except OSError as error:
             where = f"{socket.gethostname()} does not see the folder {cwd}"
             raise UserError(f"--engine ray: {where}: {error.strerror}") from None
         self._scorer = self._scorer or make_scorer()
-        summary = work(self._scorer, videos=videos)
-        return summary.scored, {failure["video"]: failure["reason"] for failure in summary.failures}
+        return work(self._scorer, videos=videos).scored
 
 
 class _Dispatcher:
@@ -165,7 +162,9 @@ class _Dispatcher:
         self._labels, self._folder, self._arguments, self._layout = labels, folder, arguments, layout
         self._questions = labels.by_video()
         self._attempts: Counter[str] = Counter()  # actors that died at a video
-        self._crashes_in_a_row = 0
+        self._crashes = {False: 0, True: 0}  # in a row, of calls without and with videos
+        self._idle: list[Any] = []  # actors
+        self._running: dict[Any, tuple[Any, list[str]]] = {}  # of each call, its actor and videos
         self.actors: list[Any] = []
         self.scored = 0
         self.failed: set[str] = set()
@@ -184,34 +183,49 @@ class _Dispatcher:
         return calls
 
     def run(self, calls: list[list[str]]) -> None:
-        """Process the videos of each call."""
+        """Process the videos of each call, once an actor has started."""
         import ray
 
-        calls, idle, running = list(calls), list(self.actors), {}
-        total = sum(map(len, calls))
-        with progress(total=total, unit="video", desc="ray", disable=not total) as bar:
-            while calls or running:
-                while calls and len(running) < self._layout.actors:
-                    actor, names = idle.pop() if idle else self._new_actor(), calls.pop(0)
-                    running[actor.extract.remote(*self._arguments, names)] = actor, names
-                for call in ray.wait(list(running))[0]:
-                    actor, names = running.pop(call)
+        calls, videos = list(calls), [name for names in calls for name in names]
+        stamps = {name: self._folder.failure_stamp(name) for name in videos}
+        with progress(total=len(videos), unit="video", disable=not videos) as bar:
+            while calls or not self._idle or any(names for _, names in self._running.values()):
+                busy = sum(bool(names) for _, names in self._running.values())
+                while len(self.actors) < max(1, min(self._layout.actors, busy + len(calls))):
+                    # It gets videos when it has answered: the cluster may have no room for it now.
+                    self._call(self._new_actor(), [])
+                while calls and self._idle:
+                    self._call(self._idle.pop(), calls.pop(0))
+                for call in ray.wait(list(self._running), timeout=POLL_INTERVAL_S)[0]:
+                    actor, names = self._running.pop(call)
+                    scored, crash = 0, None
                     try:
-                        scored, failed = ray.get(call)
-                        idle.append(actor)
-                        self._crashes_in_a_row = 0
+                        scored = ray.get(call)
+                        self._idle.append(actor)
+                        self._crashes[bool(names)] = 0
                     except ray.exceptions.RayError as error:  # it died, or has a fault
                         ray.kill(actor)
                         self.actors.remove(actor)
-                        left = [name for name in names if not self._folder.has_part(name)]
-                        scored, failed = len(names) - len(left), self._after_crash(names, left, error)
+                        crash = error
+                    left = [name for name in names if not self._folder.has_part(name)]
+                    failed = [name for name in left if self._folder.failure_stamp(name) != stamps[name]]
+                    if crash:
+                        scored = len(names) - len(left)
+                        left = [name for name in left if name not in failed]
+                        failed += self._after_crash(names, left, crash)
                         # Each alone, so that the others do not share the fate of a deadly one.
-                        calls += [[name] for name in left if name not in failed] if names else [[]]
+                        calls += [[name] for name in left if name not in failed]
                     self.scored += scored
-                    self.failed |= failed.keys()
-                    bar.update(scored + len(failed))
-                    for name, why in failed.items():
+                    for name in failed:
+                        self.failed.add(name)
+                        why = read_json(self._folder.failure_path(name))["reason"]
                         say(f"failed: {self._labels.video_path(name)}: {why}")
+                bar.set_description(f"ray, {busy + len(self._idle)} actors", refresh=False)
+                done = sum(self._folder.has_part(name) or name in self.failed for name in videos)
+                bar.update(done - bar.n)
+
+    def _call(self, actor: Any, names: list[str]) -> None:
+        self._running[actor.extract.remote(*self._arguments, names)] = actor, names
 
     def _new_actor(self) -> Any:
         import ray
@@ -226,12 +240,12 @@ class _Dispatcher:
         self.actors.append(actor)
         return actor
 
-    def _after_crash(self, names: list[str], left: list[str], error: Exception) -> dict[str, str]:
-        """Count the crash of an actor; the videos that are given up, and why.
+    def _after_crash(self, names: list[str], left: list[str], error: Exception) -> list[str]:
+        """Count the crash of an actor; the videos that are given up.
 
         Args:
             names: the videos of its call.
-            left: those of them that are not finished.
+            left: those of them that are neither finished nor failed.
             error: Ray's.
 
         Raises:
@@ -241,9 +255,9 @@ class _Dispatcher:
         if cause and (isinstance(cause, UserError) or is_out_of_memory(cause)):
             raise cause from None
         text = reason(cause or error)
-        self._crashes_in_a_row = 1 if len(left) < len(names) else self._crashes_in_a_row + 1
+        self._crashes[bool(names)] = 1 if len(left) < len(names) else self._crashes[bool(names)] + 1
         limit = MAX_CRASHES_WITHOUT_PROGRESS if names else MAX_STARTUP_CRASHES
-        if self._crashes_in_a_row == limit:
+        if self._crashes[bool(names)] == limit:
             what = "without finishing a video" if names else "before their first video"
             raise UserError(
                 f"--engine ray: {limit} actors in a row died {what} ({text}); too little memory for the "
@@ -251,7 +265,7 @@ class _Dispatcher:
             )
         self._attempts.update(left)
         why = f"{MAX_ATTEMPTS} Ray actors died with it in work ({text})"
-        failed = {name: why for name in left if self._attempts[name] == MAX_ATTEMPTS}
+        failed = [name for name in left if self._attempts[name] == MAX_ATTEMPTS]
         for name in failed:
             self._folder.write_failure(name, why, [question.id for question in self._questions[name]])
         return failed

@@ -19,6 +19,7 @@ import numpy as np
 
 from aks import errors
 from aks.benchmarks import LabelSet, Question, load_labels
+from aks.cli import ArgumentParser
 from aks.outscores import (
     check_frame_numbers,
     read_json,
@@ -214,7 +215,7 @@ def format_table(rows: Sequence[Recall]) -> str:
 
 def parse_arguments() -> argparse.Namespace:
     """The command's flags."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m aks.recall",
         description="Share of labelled evidence positions with a selected frame nearby.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

@@ -133,7 +133,7 @@ def select_positions(
     Arguments as for :func:`select_keyframes`.
     """
     scores = np.asarray(scores, dtype=np.float64)
-    _check(scores, budget, strategy, ratio, t1, t2, max_depth, quota)
+    _check(scores, strategy, t1, t2, quota, budget=budget, ratio=ratio, max_depth=max_depth)
     budget, ratio, max_depth = int(budget), int(ratio), int(max_depth)
     kept = scores[: len(scores) // ratio * ratio : ratio]
     if len(kept) < budget:
@@ -207,26 +207,18 @@ def select_keyframes(
     return numbers[positions].astype(np.int64).tolist()
 
 
-def _check(
-    scores: np.ndarray,
-    budget: int,
-    strategy: str,
-    ratio: int,
-    t1: float,
-    t2: float,
-    max_depth: int,
-    quota: str,
-) -> None:
+def _check(scores: np.ndarray, strategy: str, t1: float, t2: float, quota: str, **counts: float) -> None:
     if scores.ndim != 1:
         raise ValueError(f"scores have {scores.ndim} dimensions; one list of numbers is needed")
     if not np.isfinite(scores).all():
         bad = int(np.flatnonzero(~np.isfinite(scores))[0])
         raise ValueError(f"score {bad} is {scores[bad]}; scores must be finite")
-    for name, value, least in (("budget", budget, 1), ("ratio", ratio, 1), ("max_depth", max_depth, 0)):
+    for name, value in counts.items():
+        least = 0 if name == "max_depth" else 1
         if value != int(value) or value < least:
             raise ValueError(f"{name} is {value}; it must be a whole number, {least} or more")
-    if max_depth > MAX_DEPTH:
-        raise ValueError(f"max_depth is {max_depth}; {MAX_DEPTH} halvings are the most")
+    if counts["max_depth"] > MAX_DEPTH:
+        raise ValueError(f"max_depth is {counts['max_depth']}; {MAX_DEPTH} halvings are the most")
     if np.isnan(t1) or np.isnan(t2):
         raise ValueError("t1 and t2 must be numbers")
     if strategy not in STRATEGIES:

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import av
 import numpy as np
@@ -49,18 +48,6 @@ class Frames:
     numbers: np.ndarray
     times_s: np.ndarray
     pixels: np.ndarray
-
-
-class _Reader(Protocol):
-    name: str
-    num_frames: int
-    num_packets: int
-    fps: float
-    is_edited: bool
-
-    def times(self, numbers: np.ndarray) -> np.ndarray: ...
-
-    def chunks(self, numbers: np.ndarray, size: int) -> Iterator[np.ndarray]: ...
 
 
 class Video:
@@ -112,7 +99,7 @@ class Video:
             self.close()
             raise VideoError(self.cut_short())
 
-    def _choose(self) -> _Reader:
+    def _choose(self) -> FastReader | SequentialReader | _DecordReader:
         if self.asked == "decord":
             return _DecordReader(self.path)
         if self.asked == "auto":
@@ -302,7 +289,7 @@ def decord_differs(path: str | Path) -> bool:
     return not sound
 
 
-def _one_by_one(reader: _Reader, numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+def _one_by_one(reader: FastReader | _DecordReader, numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """The frames that a reader can jump to and decode."""
     for number in numbers.tolist():
         with suppress(VideoError):

@@ -7,6 +7,7 @@ visuals are being loaded, so that a subclass has only to override how its upstre
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -67,7 +68,7 @@ class KeyframeModel:
         self._identity = {
             "model": type(self).__name__,
             "arguments": {name: str(value) for name, value in sorted(kwargs.items())},
-            "weights": fingerprint(_weights(str(kwargs["pretrained"]))) if "pretrained" in kwargs else None,
+            "weights": fingerprint(_weights(**kwargs)) if "pretrained" in kwargs else None,
             "use_topk": use_topk,  # the frames in place of a short selection need not be the uniform ones
         }
 
@@ -264,9 +265,12 @@ class KeyframeModel:
         )
 
 
-def _weights(name: str) -> Path:
+def _weights(pretrained: str, revision: str | None = None, **_: Any) -> Path:
     """A checkpoint's folder; of a hub name its revision's folder in the hub's cache."""
-    cached = None if Path(name).exists() else try_to_load_from_cache(name, "config.json")
+    name, cached = str(pretrained), None
+    if not Path(name).exists():
+        with contextlib.suppress(ValueError):  # no name that the hub could have
+            cached = try_to_load_from_cache(name, "config.json", revision=revision)
     return Path(cached).parent if isinstance(cached, str) else Path(name)
 
 

@@ -130,8 +130,8 @@ def test_times_follow_where_step_1_left_them_and_old_ones_go(tmp_path, run_scrip
         (SCORES, FRAMES, ["--ratio", 0], "ratio is 0"),
         (SCORES, FRAMES, ["--all_depth", -1], "max_depth is -1"),
         (SCORES, FRAMES, ["--t1", "nan"], "t1 and t2 must be numbers"),
-        (SCORES, FRAMES, ["--strategy", "best"], "strategy 'best'"),
-        (SCORES, FRAMES, ["--quota", "half"], "quota 'half'"),
+        (SCORES, FRAMES, ["--strategy", "best"], "--strategy: invalid choice: 'best'"),
+        (SCORES, FRAMES, ["--quota", "half"], "--quota: invalid choice: 'half'"),
         (SCORES, FRAMES, ["--score_path", "absent.json"], "absent.json: file not found"),
     ],
 )

@@ -139,6 +139,24 @@ def test_a_model_that_kills_its_actors_ends_the_run(cluster, tmp_path, monkeypat
         on_ray(labels, RunFolder(tmp_path / "out"), ONE, die)
 
 
+def test_where_the_cluster_has_room_for_fewer_actors_these_do_all(cluster, tmp_path):
+    names = ["one.mp4", "two.mp4", "three.mp4"]
+    for name in names:
+        write_video(tmp_path / name, frames=30, fps=10)
+    labels, run = write_labels(tmp_path, names), RunFolder(tmp_path / "out")
+    assert on_ray(labels, run, ray_engine.Layout(2, cpus=3, gpus=0)).scored == 3  # of four cores
+
+
+def test_cores_are_given_so_that_all_actors_fit(monkeypatch):
+    def nodes():
+        return [{"Alive": True, "Resources": {"CPU": cores}} for cores in (12, 4, 0)]
+
+    monkeypatch.setattr(ray, "nodes", nodes)
+    assert ray_engine.divide("cpu", None) == ray_engine.Layout(2, 6, 0)
+    assert ray_engine.divide("cpu", 3) == ray_engine.Layout(3, 4, 0)
+    assert ray_engine.divide("cpu", 16) == ray_engine.Layout(16, 1, 0)
+
+
 def test_the_cluster_is_divided_by_gpus_or_cores(cluster):
     assert ray_engine.divide("cpu", None) == ray_engine.Layout(1, 4, 0)
     assert ray_engine.divide("cpu", 3) == ray_engine.Layout(3, 1, 0)

@@ -6,7 +6,6 @@ objects. Every complaint is a :class:`~aks.errors.UserError` of one line.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from aks.errors import UserError
+from aks.outscores import read_json
 
 LOCAL_ROOT = Path("checkpoints")  # relative to the working directory, see checkpoints/README.md
 
@@ -243,10 +243,7 @@ def _check_safetensors(path: Path) -> None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON ({_reason(error)}); download it again") from None
+    data = read_json(path)
     if not isinstance(data, dict):
         raise UserError(f"{path}: holds no JSON object; download it again")
     return data
