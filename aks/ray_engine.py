@@ -57,6 +57,7 @@ def connect(address: str | None) -> None:
             "--engine ray: Ray is missing; run: pip install -c constraints.txt -r requirements-ray.txt"
         ) from None
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's own processes print to the terminal
     address = address or os.environ.get("RAY_ADDRESS")
     local = {} if address else {"include_dashboard": False, "num_cpus": count_cores()}
     try:
