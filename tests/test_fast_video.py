@@ -14,7 +14,7 @@ import pytest
 from media import rotate, write_video
 
 from aks import VideoError
-from aks.bitstreams import inspector
+from aks.bitstreams import Unclear, inspector
 from aks.decoding import Batch, Done, Manner
 from aks.fast_video import FastReader, Unsuited, _Converter, average_rate
 from aks.pool import Job, Pool
@@ -520,3 +520,40 @@ def test_the_header_s_rate_counts_unless_the_frames_times_are_against_it(header,
 def test_without_a_rate_in_header_or_times_there_is_none():
     with pytest.raises(VideoError, match="states no frame rate"):
         average_rate(None, np.zeros(1))
+
+
+# Packets of the films in tests/data that are decoded for one frame, and for every 24th.
+NEEDED = {
+    "h264.mp4": (10, 36),
+    "h264_open_groups.mp4": (30, 48),
+    "hevc.mp4": (8, 25),
+    "vp9.webm": (21, 75),
+    "av1.mkv": (4, 12),
+    "mpeg4.mp4": (7, 11),
+}
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_of_every_codec_what_is_not_needed_is_left_out(name):
+    reader = FastReader(Path(__file__).parent / "data" / name)
+    wanted = np.array([60]), np.arange(0, 120, 24)
+    assert tuple(sum(map(len, reader.needed(numbers))) for numbers in wanted) == NEEDED[name]
+
+
+@pytest.mark.parametrize(
+    ("first", "entry"), [(0xB0, True), (0xB2, False), (0xB4, False), (0x80, True), (0x84, False), (0x88, False)]
+)
+def test_of_vp9_key_frames_are_told_in_every_profile(first, entry):
+    # Profile 3 (B0) has one bit more than the others (80); then come "shows an earlier one" and "no key frame".
+    look = inspector("vp9", b"")(memoryview(bytes([first])))
+    assert look.entry == entry and look.writes  # a VP9 picture may be what others are predicted from
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
+def test_a_length_that_cannot_be_is_told(codec):
+    header = bytearray(23)
+    header[0], header[4], header[21] = 1, 3, 3  # lengths of four bytes
+    look = inspector(codec, bytes(header))
+    for packet in (bytes(4), bytes(3), b"\0\0\0\2\1", b"\0\0\0\0\1\1"):
+        with pytest.raises(Unclear, match="lengths"):
+            look(memoryview(packet))
