@@ -541,10 +541,11 @@ def test_of_every_codec_what_is_not_needed_is_left_out(name):
 
 
 @pytest.mark.parametrize(
-    ("first", "entry"), [(0xB0, True), (0xB2, False), (0xB4, False), (0x80, True), (0x84, False), (0x88, False)]
+    ("first", "entry"),
+    [(0xB0, True), (0xB2, False), (0xB4, False), (0x80, True), (0x84, False), (0x88, False)],
 )
 def test_of_vp9_key_frames_are_told_in_every_profile(first, entry):
-    # Profile 3 (B0) has one bit more than the others (80); then come "shows an earlier one" and "no key frame".
+    # Profile 3 (B0) has one bit more than profile 0 (80) before "shows an earlier one" and "no key frame".
     look = inspector("vp9", b"")(memoryview(bytes([first])))
     assert look.entry == entry and look.writes  # a VP9 picture may be what others are predicted from
 

@@ -129,3 +129,11 @@ def test_a_video_that_fails_while_its_batch_is_divided_between_passes_costs_itse
 @pytest.mark.parametrize(("fitting", "frames"), [(0.3, 1), (1, 1), (47.9, 32), (64, 64), (1e9, 128)])
 def test_passes_are_powers_of_two(fitting, frames):
     assert passes.power_of_two(fitting) == frames
+
+
+def test_a_pass_takes_no_more_than_half_of_the_gpu_s_free_memory(monkeypatch):
+    memory = {"memory_allocated": 7, "max_memory_allocated": 7 + 2 * 10, "mem_get_info": (1300, 9000)}
+    for name, value in memory.items():
+        monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
+    assert passes.frames_that_fit(ToyScorer()) == 64  # of 10 bytes a frame, 65 fit half of 1300

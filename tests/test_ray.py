@@ -12,6 +12,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 from extraction_setup import ToyScorer, lock_holders, of_version_1, results, wait_until, write_labels
 from media import write_video
@@ -201,3 +202,11 @@ def test_the_commands_join_a_cluster_or_start_one(cluster, tmp_path):
 def test_a_wrong_flag_is_one_line(run_script, arguments, words):
     done = run_script("feature_extract.py", *arguments)
     assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_full_gpu_ends_the_run_and_is_no_fault_of_a_video(tmp_path):
+    labels = write_labels(tmp_path, ["one.mp4"])
+    dispatcher = ray_engine._Dispatcher(labels, RunFolder(tmp_path / "out"), (), ONE)
+    error = ray.exceptions.RayTaskError("extract", "", torch.cuda.OutOfMemoryError("9 GiB"))
+    with pytest.raises(torch.cuda.OutOfMemoryError):  # which the command tells in one line
+        dispatcher._after_crash(["one.mp4"], ["one.mp4"], error)

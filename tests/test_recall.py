@@ -101,7 +101,7 @@ def test_evidence_in_seconds_uses_the_selected_times(tmp_path, run_script):
     ]
     done = run_script(*command)
     assert done.returncode == 2 and "selected_times.json" in done.stderr and done.stderr.count("\n") == 1
-    (tmp_path / "selected_times.json").write_text("[[12.9, 25.0]]")
+    (tmp_path / "selected_times.json").write_text("[[12.9, 41.5]]")
     done = run_script(*command, "--tolerances", 1)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[2].split() == ["-", "1", "0.500", "-"]
@@ -113,8 +113,11 @@ def test_a_stride_that_cannot_be_told_is_left_out_and_counted(files, tmp_path, r
     done = run_script(*files)
     assert done.returncode == 0, done.stderr
     assert "2 questions left out" in done.stdout
+    (tmp_path / "selection.json").write_text(json.dumps({"strides": [25, 0, 25]}))  # of a single candidate
+    done = run_script(*files)
+    assert done.returncode == 0, done.stderr
+    assert "1 questions left out" in done.stdout
     (tmp_path / "frames.json").write_text(json.dumps([[0, 20, 60], [0, 50, 100], [0, 500]]))
-    (tmp_path / "selection.json").write_text(json.dumps({"strides": [25, 25, 25]}))
     done = run_script(*files, "--frame_path", tmp_path / "frames.json", "--tolerances", 1)
     assert done.returncode == 0, done.stderr
     assert "left out" not in done.stdout and "guessed" not in done.stdout
@@ -159,11 +162,14 @@ def test_strides_that_are_no_whole_numbers_are_one_line(files, tmp_path, run_scr
 
 
 def test_evidence_in_frames_and_in_times_both_count():
-    question = Question(0, "q", "a", "b", evidence_frames=((240, 240),), evidence_times_s=((3, 3), (30, 30)))
+    question = Question(
+        *(0, "q", "a", "b"), duration_s=60, evidence_frames=((240, 240),), evidence_times_s=((3, 3), (30, 30))
+    )
     rows, _ = recall_table(
         [question], [np.array([240, 720])], 2, strides=[24], times_s=[np.array([10.0, 30.0])]
     )
     assert rows[0].selected[1.0] == pytest.approx(2 / 3)  # the frame and the second of the times
+    assert rows[0].uniform[1.0] == pytest.approx(1 / 3)  # at 0 and 30 s
 
 
 def test_a_group_cannot_be_named_as_the_row_of_all(files, tmp_path, run_script):
