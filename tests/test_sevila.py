@@ -27,7 +27,7 @@ from aks.errors import UserError
 from aks.scorers import sevila as module
 from aks.scorers.attention import fuse_attention
 from aks.scorers.lavis_blip import import_lavis
-from aks.scorers.lavis_sevila import LavisSevilaScorer
+from aks.scorers.lavis_sevila import DEFAULT_T5, LavisSevilaScorer
 from aks.scorers.sevila import ENDING, SevilaScorer, clean_caption, prompt_ids, prompt_text
 
 import_lavis()
@@ -618,3 +618,27 @@ def test_lavis_without_its_parts_one_line(world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     fails("LAVIS cannot load", make=lambda: make_lavis_plain(world))
+
+
+def test_a_run_on_lavis_is_known_by_all_that_changes_a_score(theirs, world):
+    """With other values of any of them the scores are those of another run."""
+    assert theirs[None].identity() == {
+        "scorer": "sevila",
+        "checkpoint": str(world / "sevila_pretrained.pth"),
+        "dtype": "bfloat16",
+        "t5_model": DEFAULT_T5,
+        "precision": {"vision": "float32", "qformer": "float32", "t5": "bfloat16"},
+        "truncation": "paper",
+        "backend": "lavis",
+    }
+
+
+@pytest.mark.parametrize("vision", [torch.float32, torch.float16, torch.bfloat16])
+def test_lavis_takes_frames_in_the_type_of_its_layers_but_casts_to_half_by_itself(
+    theirs, vision, monkeypatch
+):
+    scorer = theirs[None]
+    monkeypatch.setitem(scorer.precision, "vision", vision)
+    monkeypatch.setattr(scorer._model, "encode_frames", lambda inputs: inputs.dtype)
+    expected = torch.float32 if vision == torch.float16 else vision
+    assert scorer.encode_frames(torch.zeros(1, 3, 224, 224)) == expected
