@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -29,6 +30,7 @@ from qwen_setup import QWEN2, QWEN2_5
 from qwen_setup import write_checkpoint as write_qwen_checkpoint
 from safetensors.numpy import save_file
 
+import evaluation.run
 from aks.outscores import write_json
 
 SCRIPTS = ROOT / "evaluation/scripts"
@@ -311,3 +313,18 @@ def test_reproduce_table1_runs_the_rows_that_it_can(world, tmp_path):
     table = (tmp_path / "results/tables/tables.md").read_text()
     assert "55.5" in table and "60.5" in table  # the paper's row beside ours
     assert done.stdout.count("== ") == 12
+
+
+def test_the_command_is_told_before_it_runs(tmp_path, monkeypatch):
+    told = tmp_path / "told.txt"
+
+    def ends(command, env):
+        assert told.read_text() == f"$ {shlex.join(command)}\n"
+        return subprocess.CompletedProcess(command, 3)
+
+    command = conse_qa(sys.executable, own_questions(tmp_path, 1), tmp_path / "out")
+    monkeypatch.setattr(sys, "argv", list(map(str, command[1:])))
+    monkeypatch.setattr(subprocess, "run", ends)
+    with told.open("w") as stdout:  # a file, which is buffered
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert evaluation.run.main() == 1  # not 3

@@ -558,3 +558,13 @@ def test_a_length_that_cannot_be_is_told(codec):
     for packet in (bytes(4), bytes(3), b"\0\0\0\2\1", b"\0\0\0\0\1\1"):
         with pytest.raises(Unclear, match="lengths"):
             look(memoryview(packet))
+
+
+def test_a_picture_that_ffmpeg_flags_as_damaged_is_not_taken(tmp_path):
+    """Without a word in its log: of a key frame whose header is damaged."""
+    path, bad = Path(__file__).parent / "data/h264.mp4", tmp_path / "bad.mp4"
+    data = bytearray(path.read_bytes())
+    assert data[6034] == 0x11
+    data[6034] = 0x7C
+    bad.write_bytes(data)
+    assert check_damaged(bad, everything_by_pts(path))
