@@ -25,29 +25,50 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-VIDEO = "video odd_videos fast_video sharing extraction_scale"
-SCORERS = "conse clip keyframes blip sevila blip_lavis lavis_cli features"
-RUNS = "extraction sharing passes odd_videos features extraction_faults extraction_scale ray"
+VIDEO = "video odd_videos fast_video"
 MODELS = "evaluation_qwen evaluation_llava"
-EVALUATION = f"evaluation_answers evaluation_labels evaluation_tasks {MODELS} evaluation_scripts"
 # The tests that guard the files whose paths begin so, the fastest first; the longest such beginning counts.
 AREAS = {
-    "aks/": f"selection recall cores conse keyframes frame_select benchmarks {RUNS}",
+    "aks/": "cores keyframes extraction features conse",
     "aks/benchmarks": "benchmarks recall extraction evaluation_labels",
     "aks/bitstreams": VIDEO,
     "aks/cli": "cores keyframes extraction extraction_faults lavis_cli ray",
+    "aks/decoding": f"{VIDEO} extraction extraction_faults sharing",
+    "aks/errors": "benchmarks recall extraction extraction_faults",
+    "aks/extraction": "extraction passes features sharing extraction_faults extraction_scale ray",
     "aks/fast_video": VIDEO,
+    "aks/features": "features",
     "aks/locks": "extraction_faults extraction_scale ray",
+    "aks/outscores": "extraction recall frame_select conse features odd_videos extraction_scale ray",
+    "aks/passes": "passes",
+    "aks/pool": "extraction sharing extraction_faults extraction_scale",
+    "aks/preparing": "conse clip blip",
     "aks/ray": "ray",
     "aks/recall": "recall",
-    "aks/scorers/": SCORERS,
+    "aks/scorers/": "conse clip blip sevila blip_lavis keyframes lavis_cli features",
+    "aks/scorers/clip": "clip",
+    "aks/scorers/conse": "conse",
+    "aks/scorers/lavis_blip": "blip_lavis lavis_cli",
+    "aks/scorers/lavis_sevila": "sevila lavis_cli",
+    "aks/scorers/minilm": "conse",
+    "aks/scorers/sevila": "sevila features",
     "aks/selection": "selection frame_select keyframes",
-    "aks/video": VIDEO,
+    "aks/video": f"{VIDEO} extraction",
     "datasets/": "benchmarks evaluation_labels evaluation_tasks",
-    "evaluation/": EVALUATION,
+    "evaluation/": f"evaluation_answers evaluation_labels evaluation_tasks {MODELS} evaluation_scripts",
+    "evaluation/answers": "evaluation_answers evaluation_scripts",
+    "evaluation/change_score": "evaluation_labels evaluation_scripts",
+    "evaluation/conse_qa": "evaluation_answers evaluation_scripts",
     "evaluation/evaluator": "evaluation_tables evaluation_scripts",
+    "evaluation/insert_frame_num": "evaluation_labels",
+    "evaluation/llava": "evaluation_llava evaluation_scripts",
+    "evaluation/mm_utils": "evaluation_llava",
+    "evaluation/models/": "evaluation_scripts",
+    "evaluation/qwen": "evaluation_qwen evaluation_scripts",
     "evaluation/results": "evaluation_tables evaluation_scripts",
+    "evaluation/run": "evaluation_scripts",
     "evaluation/tables": "evaluation_tables",
+    "evaluation/task": "evaluation_labels evaluation_tasks evaluation_scripts",
 }
 SWAPS = {"<": "<=", ">": ">=", "==": "!=", "is": "is not", "in": "not in"}
 SWAPS |= {new: old for old, new in SWAPS.items()}
