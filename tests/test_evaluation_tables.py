@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import evaluation.tables
 from aks import UserError
 from evaluation.evaluator import evaluate, results_files
 from evaluation.results import parse_model_args, read_runs
@@ -713,3 +714,20 @@ def test_longvideobench_s_ids_tell_the_videos_that_are_resampled(tmp_path, run_t
     assert_resampled(run_tables(tmp_path / "a")[0], "videos", interval(uniform, aks, videos))
     write_pair(tmp_path / "b", uniform, aks, questions=questions, task="custom_aks")
     assert_resampled(run_tables(tmp_path / "b")[0], "questions", interval(uniform, aks))
+
+
+@pytest.mark.parametrize(("groups", "remark"), [(39, ""), (40, " (the first of 40 groups)")])
+def test_the_plot_says_so_where_it_leaves_groups_out(tmp_path, monkeypatch, groups, remark):
+    titles = []
+
+    def plotted(axis, title, records, paper, real=evaluation.tables._plot_accuracy):
+        titles.append(title)
+        assert len(records) == 40  # all questions, and 39 groups
+        real(axis, title, records, paper)
+
+    monkeypatch.setattr(evaluation.tables, "_plot_accuracy", plotted)
+    facts = {"table": "group", "model": "m", "frames": 8, "benchmark": "custom", "uniform": 50.0}
+    names = [("all", ""), *(("duration", str(at)) for at in range(groups))]
+    records = [{**facts, "grouping": grouping, "group": group} for grouping, group in names]
+    evaluation.tables.plot(tmp_path / "tables.png", records)
+    assert titles == [f"{evaluation.tables._title(records[0])}{remark}"]
