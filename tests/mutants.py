@@ -75,6 +75,8 @@ SWAPS |= {new: old for old, new in SWAPS.items()}
 LOGS = {"say", "print", "warning", "info"}
 COSMETIC = {"annotation", "returns", "help", "metavar", "desc", "unit", "indent", "frozen"}
 STATEMENTS = (ast.Expr, ast.Assign, ast.AugAssign, ast.With, ast.If, ast.For)
+# Calls whose order other processes see, or who reads the files after a crash.
+WRITES = re.compile("write|flush|sync|seek|replace|link|mkdir|acquire|release|wait|begin|upgrade|close|note_")
 TEST_LIMIT_S = 300  # a test that takes longer hangs
 LEAVES = (ast.Raise, ast.Return, ast.Continue, ast.Break)
 
@@ -153,7 +155,9 @@ def faults_of(file: str, source: bytes) -> Iterator[Fault]:
                 heads = [begin(key or value) for key, value in zip(node.keys, node.values, strict=True)]
                 for a, b in itertools.pairwise([*heads, end(last)]):
                     yield Fault(file, "entry dropped", a, b, "")
-            case ast.For(iter=ast.Tuple() | ast.List()):
+            case ast.For(iter=ast.Tuple() | ast.List()) if writes(node) or leaves(
+                node, ast.Return, ast.Break
+            ):
                 yield change("order", node.iter, "({})[::-1]")
 
     return visit(ast.parse(source))
@@ -170,17 +174,25 @@ def is_for_people(node: ast.AST) -> bool:
 
 
 def are_swappable(first: ast.AST, second: ast.AST) -> bool:
-    """Whether one of two statements is a bare call, and neither binds what the other needs, or leaves."""
+    """Whether both of two statements write, and neither binds what the other needs, or leaves."""
     bound, used = [], []
     for node in (first, second):
         names = [n for n in ast.walk(node) if isinstance(n, ast.Name)]
         bound.append({n.id for n in names if isinstance(n.ctx, ast.Store)})
         used.append({n.id for n in names if isinstance(n.ctx, ast.Load)})
-        if not isinstance(node, STATEMENTS) or any(isinstance(n, LEAVES) for n in ast.walk(node)):
+        if not isinstance(node, STATEMENTS) or leaves(node, *LEAVES) or not writes(node):
             return False
-    calls = [n for n in (first, second) if isinstance(n, ast.Expr) and isinstance(n.value, ast.Call)]
-    matters = bool(calls) and not any(ast.unparse(n.value.func).endswith("add_argument") for n in calls)
-    return matters and not bound[0] & used[1] and not bound[1] & used[0]
+    return not bound[0] & used[1] and not bound[1] & used[0]
+
+
+def leaves(node: ast.AST, *ways: type[ast.AST]) -> bool:
+    """Whether a statement may leave its block in one of some ways."""
+    return any(isinstance(n, ways) for n in ast.walk(node))
+
+
+def writes(node: ast.AST) -> bool:
+    """Whether a statement may call what others see."""
+    return any(isinstance(n, ast.Call) and WRITES.search(ast.unparse(n.func)) for n in ast.walk(node))
 
 
 def draw(count: int, seed: int) -> Iterator[tuple[str, Fault, bytes]]:

@@ -15,14 +15,16 @@ def check(items: list[int], kind="a", wait=0.5):
         raise ValueError(f"{1 + 1} < {3}")
     print(9)
     items.sort()
-    items.reverse()
+    items.write()
+    items.flush()
     chosen = items[:limit] if kind and wait else ()
     for name in ("times", "scores"):
         chosen = {"name": name, "is": limit is None}
+        items.close()
     return chosen
 '''
 FAULTS = [  # the lines that are new in each
-    *["", ""],  # two have changed places
+    "",  # the two that write have changed places
     "limit: int = (2 + 1)",
     """def check(items: list[int], kind=("a" + 'x'), wait=0.5):""",
     'def check(items: list[int], kind="a", wait=(0.5 * 2 + 1)):',
