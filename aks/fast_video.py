@@ -41,6 +41,8 @@ from aks.outscores import RATE_TOLERANCE
 # Containers that state every packet's time of presentation, and the coding parameters in their header.
 CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
 MAX_REORDER = 16  # pictures by which decoding and presentation order differ, the codecs' most
+# FFmpeg's words where it makes a picture up: of damaged parts, of nothing, or from references that are gone.
+MADE_UP = ("concealing", "decode_slice_header error", "co located POCs unavailable")
 MAX_STEP_S = 10.0  # ffmpeg takes a longer step of a broadcast's clock for a jump of it (dts_delta_threshold)
 
 
@@ -368,7 +370,7 @@ def _decode_whole(decoder: av.VideoCodecContext, packet: av.Packet | None) -> li
     """Decode a packet, or None for what is left.
 
     Raises:
-        Unsuited: FFmpeg fills in damaged parts of a picture, which it says in its log alone.
+        Unsuited: FFmpeg fills in a picture, or parts of it, which it says in its log alone.
     """
     av.logging.set_level(av.logging.INFO)
     try:
@@ -376,7 +378,7 @@ def _decode_whole(decoder: av.VideoCodecContext, packet: av.Packet | None) -> li
             frames = decoder.decode(packet)
     finally:
         silence_codecs()
-    if any(text.startswith("concealing") for _, _, text in messages):
+    if any(text.startswith(MADE_UP) for _, _, text in messages):
         raise Unsuited("a damaged picture")
     return frames
 

@@ -560,11 +560,17 @@ def test_a_length_that_cannot_be_is_told(codec):
             look(memoryview(packet))
 
 
-def test_a_picture_that_ffmpeg_flags_as_damaged_is_not_taken(tmp_path):
-    """Without a word in its log: of a key frame whose header is damaged."""
-    path, bad = Path(__file__).parent / "data/h264.mp4", tmp_path / "bad.mp4"
+@pytest.mark.parametrize(
+    ("name", "at", "byte"),
+    [
+        ("h264.mp4", 6034, 0x7C),  # a key frame, which FFmpeg flags, without a word in its log
+        ("h264.mp4", 7080, 0x05),  # one that others lean on, whose number is another
+        ("h264_open_groups.mp4", 20578, 0x97),  # one whose references cannot be told
+    ],
+)
+def test_a_picture_with_a_damaged_header_is_not_made_up(tmp_path, name, at, byte):
+    path, bad = Path(__file__).parent / "data" / name, tmp_path / "bad.mp4"
     data = bytearray(path.read_bytes())
-    assert data[6034] == 0x11
-    data[6034] = 0x7C
+    data[at] = byte
     bad.write_bytes(data)
     assert check_damaged(bad, everything_by_pts(path))
