@@ -73,7 +73,8 @@ AREAS = {
 SWAPS = {"<": "<=", ">": ">=", "==": "!=", "is": "is not", "in": "not in"}
 SWAPS |= {new: old for old, new in SWAPS.items()}
 LOGS = {"say", "print", "warning", "info"}
-COSMETIC = {"annotation", "returns", "help", "metavar", "desc", "unit", "indent", "frozen"}
+COSMETIC = {"annotation", "returns", "help", "metavar", "desc", "unit", "indent", "frozen", "strict"}
+COSMETIC |= {"dpi", "fontsize", "lw", "ms", "zorder"}  # a plot's
 STATEMENTS = (ast.Expr, ast.Assign, ast.AugAssign, ast.With, ast.If, ast.For)
 # Calls whose order other processes see, or who reads the files after a crash.
 WRITES = re.compile("write|flush|sync|seek|replace|link|mkdir|acquire|release|wait|begin|upgrade|close|note_")
