@@ -37,7 +37,7 @@ AREAS = {
     "aks/errors": "benchmarks recall extraction extraction_faults",
     "aks/extraction": "extraction passes features sharing extraction_faults extraction_scale ray",
     "aks/fast_video": VIDEO,
-    "aks/features": "features",
+    "aks/features": "features extraction_faults sharing",
     "aks/locks": "extraction_faults extraction_scale ray",
     "aks/outscores": "extraction recall frame_select conse features odd_videos extraction_scale ray",
     "aks/passes": "passes",
