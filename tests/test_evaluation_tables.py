@@ -499,6 +499,7 @@ def test_names_of_ones_own_groups_cannot_break_the_tables(tmp_path, run_tables):
         [False] * len(names),
         questions=[{"duration": name} for name in names],
     )
+    (tmp_path / "tables").mkdir()  # of an earlier time
     found, text, output = run_tables(tmp_path / "results", output=True)
     assert len([row for row in found[2] if row["grouping"] == "duration_group"]) == len(names)
     assert "a\\|b" in text and "two lines" in text

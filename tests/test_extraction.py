@@ -22,6 +22,7 @@ from media import write_video
 from aks import UserError, VideoError, outscores
 from aks.benchmarks import load_labels
 from aks.extraction import extract, find_keyframes
+from aks.locks import VideoLocks
 from aks.outscores import Part, RunFolder, read_scores, write_json
 from aks.scorers import create_scorer
 from aks.video import Video
@@ -405,3 +406,18 @@ def test_of_a_film_cut_short_the_candidates_that_are_gone_are_told(tmp_path):
     part = run.read_part("film.mp4")
     assert part.frames and part.lost_frames
     assert part.frames + part.lost_frames == [0, 23, 46, 69, 92]  # a sixth one needs 138 frames
+
+
+def test_a_lock_is_let_go_when_what_became_of_its_video_is_on_disk(data, tmp_path, monkeypatch):
+    (data / "two.mp4").write_bytes(b"no video")
+    run, release, found = RunFolder(tmp_path / "out"), VideoLocks.release, {}
+
+    def watched(self, video):
+        if video in self._held:
+            found[video] = run.has_part(video), run.failure_path(video).exists()
+        release(self, video)
+
+    monkeypatch.setattr(VideoLocks, "release", watched)
+    extract(labels_of(data), ToyScorer(), run)
+    finished, failed = (True, False), (False, True)
+    assert found == {"one.mp4": finished, "two.mp4": failed, "sub/three.mkv": finished}

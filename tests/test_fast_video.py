@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from media import rotate, write_video
 
-from aks import VideoError
+from aks import VideoError, bitstreams
 from aks.bitstreams import Unclear, inspector
 from aks.decoding import Batch, Done, Manner
 from aks.fast_video import FastReader, Unsuited, _Converter, average_rate
@@ -574,3 +574,13 @@ def test_a_picture_with_a_damaged_header_is_not_made_up(tmp_path, name, at, byte
     data[at] = byte
     bad.write_bytes(data)
     assert check_damaged(bad, everything_by_pts(path))
+
+
+@pytest.mark.parametrize("stated", [None, 5, 6])
+def test_scaling_matrices_are_passed_over(stated):
+    """Those of 4x4 blocks have 16 numbers, the two of 8x8 blocks behind them 64."""
+    lists = "".join("1" + "1" * (16 if at < 6 else 64) if at == stated else "0" for at in range(8))
+    # High profile, constraints, level; number 0, 4:2:0, 8 bit twice, no bypass; matrices; frame_num: 7.
+    fields = f"{100:08b}" + "0" * 16 + "1" + "010" + "11" + "0" + "1" + lists + "00100" + "1" * 8
+    data = int(fields.ljust(-(-len(fields) // 8) * 8, "0"), 2).to_bytes(-(-len(fields) // 8), "big")
+    assert bitstreams._h264_frame_num(memoryview(bytes([0x67]) + data)) == (0, 7)
