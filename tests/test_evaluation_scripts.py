@@ -31,6 +31,7 @@ from qwen_setup import write_checkpoint as write_qwen_checkpoint
 from safetensors.numpy import save_file
 
 import evaluation.run
+from aks import UserError
 from aks.outscores import write_json
 
 SCRIPTS = ROOT / "evaluation/scripts"
@@ -320,11 +321,24 @@ def test_the_command_is_told_before_it_runs(tmp_path, monkeypatch):
 
     def ends(command, env):
         assert told.read_text() == f"$ {shlex.join(command)}\n"
+        assert env["PYTHONWARNINGS"] == "once,ignore:Failed to load image Python extension"
         return subprocess.CompletedProcess(command, 3)
 
     command = conse_qa(sys.executable, own_questions(tmp_path, 1), tmp_path / "out")
     monkeypatch.setattr(sys, "argv", list(map(str, command[1:])))
+    monkeypatch.setenv("PYTHONWARNINGS", "once")
     monkeypatch.setattr(subprocess, "run", ends)
     with told.open("w") as stdout:  # a file, which is buffered
         monkeypatch.setattr(sys, "stdout", stdout)
         assert evaluation.run.main() == 1  # not 3
+
+
+def test_a_missing_selection_is_told_beside_missing_labels(tmp_path, monkeypatch, capsys):
+    missing = [tmp_path / name for name in ("labels.json", "chosen.json")]
+    command = ["run.py", "--model", "conse_qa", "--dataset", "custom", "--frames", "aks", "--gpus", "0"]
+    command += ["--labels", str(missing[0]), "--selection", str(missing[1])]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(UserError, match="2 problems above; nothing was evaluated"):
+        evaluation.run.main()
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[:2] for line in lines] == [["error", str(path)] for path in missing]

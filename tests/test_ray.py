@@ -17,7 +17,7 @@ from conftest import ROOT
 from extraction_setup import ToyScorer, lock_holders, of_version_1, results, wait_until, write_labels
 from media import write_video
 
-from aks import UserError
+from aks import UserError, cli
 from aks.benchmarks import load_labels
 from aks.extraction import assemble, extract
 from aks.outscores import RunFolder
@@ -210,3 +210,12 @@ def test_a_full_gpu_ends_the_run_and_is_no_fault_of_a_video(tmp_path):
     error = ray.exceptions.RayTaskError("extract", "", torch.cuda.OutOfMemoryError("9 GiB"))
     with pytest.raises(torch.cuda.OutOfMemoryError):  # which the command tells in one line
         dispatcher._after_crash(["one.mp4"], ["one.mp4"], error)
+
+
+@pytest.mark.parametrize(("flags", "workers"), [([], 2), (["--workers", "5"], 5)])
+def test_an_actor_decodes_with_as_many_workers_as_asked_for(monkeypatch, flags, workers):
+    monkeypatch.setattr(ray_engine, "connect", lambda _: None)
+    monkeypatch.setattr(ray_engine, "divide", lambda *_: ray_engine.Layout(2, cpus=3, gpus=0))
+    monkeypatch.setattr(ray_engine, "run", lambda labels, run, make_scorer, work, layout: work.keywords)
+    args = cli.parser(None, "out").parse_args(["--engine", "ray", "--device", "cpu", *flags])
+    assert cli.run_on_ray(args, None, None, extract)["workers"] == workers
