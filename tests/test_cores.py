@@ -1,4 +1,4 @@
-"""How many cores a process counts: its affinity and its container's quota."""
+"""What a process counts and takes: cores by its affinity and its container's quota, a share of the videos."""
 
 from __future__ import annotations
 
@@ -25,3 +25,9 @@ def test_a_container_s_quota_bounds_the_cores(monkeypatch, quota, cores):
     assert cli.count_cores() == cores
     args = cli.parser(None, "out").parse_args([])
     assert cli.reading(args)["workers"] == min(max(cores - 1, 1), 16)
+
+
+def test_a_share_is_told_from_1_to_n(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)  # torchrun's
+    for text, share in (("1/1", (1, 1)), ("1/3", (1, 3)), ("3/3", (3, 3))):
+        assert cli.shard(cli.parser(None, "out").parse_args(["--shard", text])) == share
