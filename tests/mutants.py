@@ -35,7 +35,7 @@ AREAS = {
     "aks/cli": "cores keyframes extraction extraction_faults lavis_cli ray",
     "aks/decoding": f"{VIDEO} extraction extraction_faults sharing",
     "aks/errors": "benchmarks recall extraction extraction_faults",
-    "aks/extraction": "extraction passes features sharing extraction_faults extraction_scale ray",
+    "aks/extraction": "extraction passes features odd_videos sharing extraction_faults extraction_scale ray",
     "aks/fast_video": VIDEO,
     "aks/features": "features extraction_faults sharing",
     "aks/locks": "extraction_faults extraction_scale ray",

@@ -281,3 +281,12 @@ def test_offline_says_what_to_download_and_where_to_put_it(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     command = "hf download Salesforce/blip-itm-base-coco --local-dir checkpoints/blip-itm-base-coco"
     fails("Salesforce/blip-itm-base-coco", command)
+
+
+def test_a_checkpoint_at_the_given_path_comes_before_one_of_that_name_elsewhere(folder, tmp_path):
+    root, file = tmp_path / "checkpoints", tmp_path / "model.pth"
+    shutil.copytree(folder, root / folder.name)
+    assert weights.find_folder(str(folder), model_type="blip", root=root) == folder
+    for place in (file, root / file.name):
+        place.touch()
+    assert weights.find_file(str(file), source="the hub", root=root) == file

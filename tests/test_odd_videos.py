@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from aks import UserError, VideoError
 from aks.extraction import extract, store_features
 from aks.features import FeatureStore
-from aks.outscores import RunFolder
+from aks.outscores import FORMAT, RunFolder
 from aks.video import Video, decord_differs, estimate_candidates
 from evaluation.frames import read_frames
 
@@ -144,6 +144,7 @@ def test_what_an_earlier_version_may_have_misread_is_named_and_read_again(tmp_pa
     capsys.readouterr()
     extract(labels, ToyScorer(), run)
     assert "earlier version" not in capsys.readouterr().err
+    assert json.loads((run.folder / "run.json").read_text())["format"] == FORMAT  # never looked through again
 
 
 def test_features_of_an_earlier_version_are_not_scored_but_stored_again(tmp_path):
