@@ -584,3 +584,19 @@ def test_scaling_matrices_are_passed_over(stated):
     fields = f"{100:08b}" + "0" * 16 + "1" + "010" + "11" + "0" + "1" + lists + "00100" + "1" * 8
     data = int(fields.ljust(-(-len(fields) // 8) * 8, "0"), 2).to_bytes(-(-len(fields) // 8), "big")
     assert bitstreams._h264_frame_num(memoryview(bytes([0x67]) + data)) == (0, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "messages", "others"),
+    [("h264.mp4", "h264", (6, 9, 12), (14,)), ("hevc.mp4", "hevc", (35, 38, 39, 40), (41,))],
+)
+def test_messages_beside_a_picture_do_not_make_it_one_that_is_needed(name, codec, messages, others):
+    with av.open(str(Path(__file__).parent / "data" / name)) as container:
+        look = inspector(codec, container.streams.video[0].codec_context.extradata)
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    picture = next(packet for packet in packets if not look(memoryview(packet)).writes)
+    for kinds, is_needed in ((messages, False), (others, True)):
+        for kind in kinds:
+            unit = bytes([kind]) if codec == "h264" else bytes([kind << 1, 1])
+            packet = len(unit).to_bytes(4, "big") + unit + picture
+            assert bool(look(memoryview(packet)).writes) == is_needed
