@@ -261,6 +261,15 @@ def test_the_class_is_the_configurations_whatever_the_folder_is_called(llava, st
     assert type(llava.create(folder).model).__name__ == "LlavaQwenForCausalLM"
 
 
+@pytest.mark.parametrize("kind", ["Qwen", "Llama", "Mistral", "Mixtral", "Gemma", "QwenMoe"])
+def test_lmms_lab_s_checkpoints_of_every_language_model_are_known(kind, tmp_path):
+    from evaluation.mm_utils import model_name_for
+
+    config = {"model_type": "llava", "architectures": [f"Llava{kind}ForCausalLM"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert model_name_for(str(tmp_path)) == f"llava_{kind.lower().replace('qwenmoe', 'qwen_moe')}"
+
+
 @both
 @pytest.mark.parametrize(
     ("stated", "architecture"),

@@ -311,3 +311,23 @@ def test_no_process_is_left_when_the_main_one_is_killed(labels, folder, tmp_path
 def test_a_wrong_flag_is_one_line(run_script, arguments, words):
     done = run_script("feature_extract.py", *arguments)
     assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_interrupted_twice_it_ends_in_the_middle_of_what_does_not_heed_the_first():
+    code = (
+        "import time; from aks import errors\n"
+        "def main():\n"
+        "    while True:\n"
+        "        try: print(1, flush=True); time.sleep(60)\n"
+        "        except KeyboardInterrupt: pass\n"
+        "errors.run(main)"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            for _ in range(2):
+                assert process.stdout.readline() == "1\n"
+                process.send_signal(signal.SIGINT)
+            assert process.wait(10) == 130
+        finally:
+            process.kill()
