@@ -17,14 +17,13 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # no products of matrices he
 import numpy as np
 
 from aks import errors
-from aks.cli import ArgumentParser
 from aks.outscores import read_json, read_number_lists, read_scores, stride_of, write_json
 from aks.selection import QUOTAS, STRATEGIES, select_positions
 
 
 def parse_arguments() -> argparse.Namespace:
     """The documented flags with the reference's defaults, and ours."""
-    parser = ArgumentParser(
+    parser = errors.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--dataset_name", default="longvideobench", help="names the output folder")

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from aks import errors
-from aks.cli import ArgumentParser, add_worker_flags, at_least, count_workers, limit_threads
+from aks.cli import add_worker_flags, at_least, count_workers, limit_threads
 from aks.selection import STRATEGIES
 
 COMMENT = b"keyframe by aks"  # in the pictures, by which they are known again
@@ -20,7 +20,7 @@ COMMENT = b"keyframe by aks"  # in the pictures, by which they are known again
 
 def parse_arguments() -> argparse.Namespace:
     """The command's flags."""
-    parser = ArgumentParser(
+    parser = errors.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("video", help="a video file")

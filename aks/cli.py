@@ -8,10 +8,10 @@ import math
 import os
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from aks.benchmarks import DATASETS, LabelSet, load_labels
-from aks.errors import UserError
+from aks.errors import ArgumentParser, UserError
 
 if TYPE_CHECKING:  # torch takes seconds to load; a label mistake should not wait for it
     from aks.extraction import Summary
@@ -23,14 +23,6 @@ MODELS = ("blip", "clip", "sevila", "conse")
 # Flags that only some scorers take; passed on where given.
 SCORER_OPTIONS = ("blip_head", "truncation", "sevila_base")
 MOST_WORKERS = 16  # some 200 MB each; a GPU of today wants the frames of twice as many
-
-
-class ArgumentParser(argparse.ArgumentParser):
-    """Tells a wrong flag in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise a UserError instead of printing the usage."""
-        raise UserError(f"{message.removeprefix('argument ')} (see --help)")
 
 
 def at_least(minimum: float, kind: type = int) -> Callable[[str], float]:

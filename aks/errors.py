@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from typing import NoReturn
 
 OUT_OF_MEMORY = (
     "the GPU's memory does not suffice; try a smaller --batch_size, or --dtype float16; finished work is kept"
@@ -21,6 +23,14 @@ class UserError(Exception):
 
 class VideoError(Exception):
     """One video cannot be read; its text is the reason. The other videos go on (exit status 1)."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Tells a wrong flag in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a UserError instead of printing the usage."""
+        raise UserError(f"{message.removeprefix('argument ')} (see --help)")
 
 
 def run(main: Callable[[], int | None]) -> None:

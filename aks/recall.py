@@ -19,7 +19,6 @@ import numpy as np
 
 from aks import errors
 from aks.benchmarks import LabelSet, Question, load_labels
-from aks.cli import ArgumentParser
 from aks.outscores import (
     check_frame_numbers,
     read_json,
@@ -215,7 +214,7 @@ def format_table(rows: Sequence[Recall]) -> str:
 
 def parse_arguments() -> argparse.Namespace:
     """The command's flags."""
-    parser = ArgumentParser(
+    parser = errors.ArgumentParser(
         prog="python -m aks.recall",
         description="Share of labelled evidence positions with a selected frame nearby.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

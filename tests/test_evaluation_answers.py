@@ -29,7 +29,13 @@ class Upstream:
 
     rank = 0
 
-    def __init__(self, max_frames_num: int = 8, pretrained: str = "a/b", fps: float | None = None) -> None:
+    def __init__(
+        self,
+        max_frames_num: int = 8,
+        pretrained: str = "a/b",
+        fps: float | None = None,
+        revision: str | None = None,
+    ) -> None:
         self.asked: list[int] = []
 
     def generate_until(self, requests: list[Request]) -> list[Any]:
@@ -166,12 +172,14 @@ def test_uniform_frames_are_not_taken_for_those_in_place_of_a_short_selection(wo
 
 
 def test_another_revision_of_a_checkpoint_of_the_hub_is_asked_again(world, monkeypatch):
-    world.arguments = {"pretrained": "owner/model"}
+    world.arguments = {"pretrained": "owner/model", "revision": "main"}
     for revision in ("1a", "2b"):
         found = world.folder / "snapshots" / revision / "config.json"
-        monkeypatch.setattr(
-            keyframe_model, "try_to_load_from_cache", lambda name, file, found=found: str(found)
-        )
+
+        def cached(name, file, revision, found=found):
+            return str(found) if (name, file, revision) == ("owner/model", "config.json", "main") else None
+
+        monkeypatch.setattr(keyframe_model, "try_to_load_from_cache", cached)
         assert world.asked() == [0, 1]
         assert world.asked() == []
 
