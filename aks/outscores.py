@@ -529,5 +529,6 @@ def _remove_orphans(folder: Path) -> None:
         for path in orphans:
             match = re.search(rf"\.{_host()}-(\d+)-[0-9a-f]{{8}}\.tmp", path.name)
             is_dead = match and not Path(f"/proc/{match[1]}").exists()
-            if is_dead or path.stat().st_mtime < now - ORPHANED_AFTER_S:
-                path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # one that another run removes meanwhile shields no other
+                if is_dead or path.stat().st_mtime < now - ORPHANED_AFTER_S:
+                    path.unlink(missing_ok=True)

@@ -209,24 +209,19 @@ def test_a_video_in_work_elsewhere_is_waited_for_but_not_forever(
     os.waitpid(holder, 0)
 
 
-def test_on_a_file_system_without_locks_a_run_works_all_the_same(many, names, whole, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("module", "function", "code"), [(fcntl, "flock", errno.ENOTSUP), (os, "link", errno.EPERM)]
+)
+def test_on_a_file_system_without_locks_or_links_a_run_works_all_the_same(
+    many, names, whole, tmp_path, monkeypatch, module, function, code
+):
     def refuse(*_):
-        raise OSError(errno.ENOTSUP, "Operation not supported")
+        raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(module, function, refuse)
     run = RunFolder(tmp_path / "out")
     assert extract(write_labels(many, names), ToyScorer(), run).complete
     assert results(run) == whole and not list(run.parts.glob("*.lock"))
-
-
-def test_on_a_file_system_without_links_a_run_begins_all_the_same(many, names, whole, tmp_path, monkeypatch):
-    def refuse(*_):
-        raise OSError(errno.EPERM, "Operation not permitted")
-
-    monkeypatch.setattr(os, "link", refuse)
-    run = RunFolder(tmp_path / "out")
-    assert extract(write_labels(many, names), ToyScorer(), run).complete
-    assert results(run) == whole
 
 
 def test_a_damaged_partition_is_told(many, names, tmp_path):

@@ -268,9 +268,10 @@ def test_candidates_of_a_variable_rate_are_about_one_a_second(tmp_path, name):
     assert shown(path) == expected
 
 
-def test_avi_files_with_dropped_pictures_are_whole(tmp_path):
-    path = film(
-        tmp_path,
+def avi_in_bursts(folder):
+    """An AVI file in which most of the clock's ticks have no picture."""
+    return film(
+        folder,
         "v.avi",
         frames=len(BURSTS),
         pts=BURSTS,
@@ -278,6 +279,10 @@ def test_avi_files_with_dropped_pictures_are_whole(tmp_path):
         codec="mpeg4",
         options={"qmax": "2"},
     )
+
+
+def test_avi_files_with_dropped_pictures_are_whole(tmp_path):
+    path = avi_in_bursts(tmp_path)
     with Video(path) as video:
         assert video.num_frames == video.announced_frames == len(BURSTS)
     assert [number for _, number in shown(path)] == [BURSTS[n] // 40 for n in range(0, 36, 6)]
@@ -411,15 +416,7 @@ def test_where_times_repeat_damage_costs_no_other_picture(tmp_path):
 
 
 def test_of_an_avi_file_cut_short_dropped_pictures_are_not_missed(tmp_path):
-    path = film(
-        tmp_path,
-        "v.avi",
-        frames=len(BURSTS),
-        pts=BURSTS,
-        draw=in_bursts,
-        codec="mpeg4",
-        options={"qmax": "2"},
-    )
+    path = avi_in_bursts(tmp_path)
     with av.open(str(path)) as container:
         ends = [packet.pos + packet.size for packet in container.demux(video=0) if packet.size]
     path.write_bytes(path.read_bytes()[: ends[24]])
