@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 
 from aks import cli, errors
-from aks.outscores import RunFolder
+from aks.run_dir import RunDir
 
 
 def main() -> int:
     """Score, then say what was done; 1 if a video failed."""
-    parser = cli.parser(__doc__, output="./outscores")
+    parser = cli.build_parser(__doc__, output="./outscores")
     parser.add_argument("--blip_head", help="blip: itm (default, the paper's) or itc")
     parser.add_argument("--features", help="score the features stored in this folder; no video is needed")
     parser.add_argument(
@@ -25,20 +25,22 @@ def main() -> int:
         help="write the files although videos failed; empty lists for them",
     )
     args = parser.parse_args()
-    labels = cli.load_question_set(args)
+    labels = cli.load_labels_from_args(args)
 
-    from aks.extraction import assemble, extract
-    from aks.features import FeatureStore
+    from aks.extraction.api import assemble, extract
+    from aks.extraction.feature_store import FeatureStore
 
     store = FeatureStore.open(Path(args.features)) if args.features else None
-    run = RunFolder(Path(args.output_file).absolute() / args.dataset_name / args.extract_feature_model)
+    run = RunDir(Path(args.output_file).absolute() / args.dataset_name / args.extract_feature_model)
     work = functools.partial(extract, labels, run=run, features=store)
     if args.engine == "ray":
         summary = cli.run_on_ray(args, labels, run, work)
         assemble(summary, labels, run, args.allow_missing)
     else:
-        summary = work(cli.load_scorer(args), allow_missing=args.allow_missing, **cli.reading(args))
-    status = cli.report(summary, "scored")
+        summary = work(
+            cli.load_scorer_from_args(args), allow_missing=args.allow_missing, **cli.decode_config(args)
+        )
+    status = cli.print_summary(summary, "scored")
     if summary.complete:
         print(
             f"wrote {run.folder}/scores.json, frames.json and times.json ({len(labels.questions)} questions)"
@@ -57,4 +59,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run_main(main)

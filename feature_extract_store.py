@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from aks import cli, errors
 
 if TYPE_CHECKING:
-    from aks.extraction import Summary
-    from aks.scorers import Scorer
+    from aks.extraction.api import Summary
+    from aks.scorers.base import Scorer
 
 
 def main() -> int:
     """Encode and store, then say what was done; 1 if a video failed."""
-    parser = cli.parser(__doc__, output="./features")
+    parser = cli.build_parser(__doc__, output="./features")
     parser.add_argument(
         "--blip_features",
         choices=("patch", "itc", "itm-e"),
@@ -30,10 +30,10 @@ def main() -> int:
     if args.blip_features and args.extract_feature_model != "blip":
         raise errors.UserError("--blip_features goes with --extract_feature_model blip")
     args.blip_head = "itc" if args.blip_features == "itc" else None
-    labels = cli.load_question_set(args)
+    labels = cli.load_labels_from_args(args)
 
-    from aks.extraction import store_features
-    from aks.features import FRAME_FEATURES, QUESTION_BOUND, FeatureFiles, FeatureStore
+    from aks.extraction.api import store_features
+    from aks.extraction.feature_store import FRAME_FEATURES, PER_QUESTION, FeatureFiles, FeatureStore
 
     bound = args.blip_features == "itm-e"
     # Kinds of features do not mix, so each has a folder of its own name.
@@ -46,15 +46,15 @@ def main() -> int:
         if bound and not hasattr(scorer, "bind"):
             raise errors.UserError("--blip_features itm-e goes with --backend transformers")
         stored_type = args.feature_dtype or str(scorer.dtype).removeprefix("torch.")
-        features = FeatureStore(folder, stored_type, QUESTION_BOUND if bound else FRAME_FEATURES)
+        features = FeatureStore(folder, stored_type, PER_QUESTION if bound else FRAME_FEATURES)
         return store_features(labels, scorer, features, **reading)
 
     run = FeatureFiles(folder)
     if args.engine == "ray":
         summary = cli.run_on_ray(args, labels, run, store)
     else:
-        summary = store(cli.load_scorer(args), **cli.reading(args))
-    status = cli.report(summary, "stored")
+        summary = store(cli.load_scorer_from_args(args), **cli.decode_config(args))
+    status = cli.print_summary(summary, "stored")
     size = sum(path.stat().st_size for path in run.parts.glob("[!.]*.safetensors"))
     print(f"{folder}: {size / 1e6:.1f} MB")
     if not bound:
@@ -63,4 +63,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run_main(main)

@@ -17,7 +17,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # no products of matrices he
 import numpy as np
 
 from aks import errors
-from aks.outscores import read_json, read_number_lists, read_scores, stride_of, write_json
+from aks.jsonio import read_json, write_json
+from aks.score_lists import infer_stride, read_number_lists, read_scores
 from aks.selection import QUOTAS, STRATEGIES, select_positions
 
 
@@ -77,7 +78,7 @@ def main() -> None:
         "questions": len(chosen),
         "scores_sha256": _digest(score_path),
         "scored_by": _origin(score_path),
-        "strides": [stride_of(row) for row in frames],
+        "strides": [infer_stride(row) for row in frames],
     }
     folder = Path(args.output_file) / args.dataset_name / args.extract_feature_model
     try:
@@ -138,4 +139,4 @@ def _origin(score_path: Path) -> object:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run_main(main)

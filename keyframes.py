@@ -77,11 +77,11 @@ def main() -> None:
     import torch
     from PIL import Image
 
-    from aks.benchmarks import Question
-    from aks.extraction import find_keyframes
-    from aks.outscores import write_atomically
-    from aks.scorers import create_scorer
-    from aks.video import Video
+    from aks.extraction.api import find_keyframes
+    from aks.jsonio import write_atomically
+    from aks.labels import Question
+    from aks.scorers.base import load_scorer
+    from aks.video.reader import Video
 
     folder = Path(args.images) if args.images else None
     if folder is not None:  # a mistake here must not cost the scoring
@@ -94,7 +94,7 @@ def main() -> None:
         with Video(args.video) as video:
             limit_threads()
             device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-            scorer = create_scorer(args.extract_feature_model, checkpoint=args.checkpoint, device=device)
+            scorer = load_scorer(args.extract_feature_model, checkpoint=args.checkpoint, device=device)
             if scorer.name == "conse":
                 print(
                     "scored by conse, a small stand-in that knows ImageNet's objects; for the paper's scorer "
@@ -110,12 +110,12 @@ def main() -> None:
             )
             print("frame\ttime_s\tscore")
             for keyframe in keyframes:
-                print(f"{keyframe.number}\t{keyframe.time_s:.3f}\t{keyframe.score:.6f}")
+                print(f"{keyframe.frame_index}\t{keyframe.time_s:.3f}\t{keyframe.score:.6f}")
             if folder is not None:
                 for path in earlier:
                     path.unlink(missing_ok=True)
-                for frames in video.read([keyframe.number for keyframe in keyframes], chunk_frames=1):
-                    path = folder / f"frame_{frames.numbers[0]:07d}.jpg"
+                for frames in video.read([keyframe.frame_index for keyframe in keyframes], chunk_frames=1):
+                    path = folder / f"frame_{frames.frame_indices[0]:07d}.jpg"
                     image = Image.fromarray(frames.pixels[0])
                     save = functools.partial(image.save, quality=95, comment=COMMENT)
                     write_atomically(path, save)
@@ -125,4 +125,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run_main(main)

@@ -10,19 +10,19 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from aks.benchmarks import DATASETS, LabelSet, load_labels
 from aks.errors import ArgumentParser, UserError
+from aks.labels import DATASETS, LabelSet, load_labels
 
 if TYPE_CHECKING:  # torch takes seconds to load; a label mistake should not wait for it
-    from aks.extraction import Summary
-    from aks.outscores import RunFolder
-    from aks.scorers import Scorer
+    from aks.extraction.api import Summary
+    from aks.run_dir import RunDir
+    from aks.scorers.base import Scorer
 
 DTYPES = ("float32", "float16", "bfloat16")
 MODELS = ("blip", "clip", "sevila", "conse")
 # Flags that only some scorers take; passed on where given.
 SCORER_OPTIONS = ("blip_head", "truncation", "sevila_base")
-MOST_WORKERS = 16  # some 200 MB each; a GPU of today wants the frames of twice as many
+MAX_WORKERS = 16  # some 200 MB each; a GPU of today wants the frames of twice as many
 
 
 def at_least(minimum: float, kind: type = int) -> Callable[[str], float]:
@@ -41,7 +41,7 @@ def at_least(minimum: float, kind: type = int) -> Callable[[str], float]:
     return parse
 
 
-def parser(description: str | None, output: str) -> argparse.ArgumentParser:
+def build_parser(description: str | None, output: str) -> argparse.ArgumentParser:
     """The documented flags with the reference's defaults, and those of ours that both scripts have.
 
     Args:
@@ -128,14 +128,14 @@ def add_worker_flags(made: argparse.ArgumentParser) -> None:
     )
 
 
-def load_question_set(args: argparse.Namespace) -> LabelSet:
+def load_labels_from_args(args: argparse.Namespace) -> LabelSet:
     """Check the plain flags, then read the label file."""
-    reading(args)
+    decode_config(args)
     return load_labels(args.dataset_name, args.dataset_path, args.label_file)
 
 
-def reading(args: argparse.Namespace) -> dict[str, Any]:
-    """The flags that say how videos are read, as :class:`aks.extraction.Reading` takes them.
+def decode_config(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags that say how videos are read, as :class:`aks.extraction.api.DecodeConfig` takes them.
 
     Raises:
         UserError: a value that cannot be.
@@ -148,7 +148,7 @@ def reading(args: argparse.Namespace) -> dict[str, Any]:
         "workers": workers,
         "video_timeout": args.video_timeout,
         "on_corrupt": args.on_corrupt,
-        "shard": shard(args),
+        "shard": parse_shard(args),
     }
 
 
@@ -180,20 +180,20 @@ def limit_threads() -> None:
 
 def default_workers(cores: int) -> int:
     """Decoding processes for a model that has so many cores: one core is the model's."""
-    return min(max(cores - 1, 1), MOST_WORKERS)
+    return min(max(cores - 1, 1), MAX_WORKERS)
 
 
 def _check_engine(args: argparse.Namespace) -> None:
     if args.engine != "ray" and (args.ray_address is not None or args.ray_actors is not None):
         raise UserError("--ray_address and --ray_actors go with --engine ray")
-    if args.engine == "ray" and (args.shard is not None or torchrun()):
+    if args.engine == "ray" and (args.shard is not None or torchrun_rank()):
         raise UserError("--engine ray shares the videos out by itself: leave --shard and torchrun away")
     if args.engine == "ray" and ":" in args.device:
         raise UserError(f"--device {args.device}: Ray gives every actor a GPU of its own; say cuda")
 
 
 def run_on_ray(
-    args: argparse.Namespace, labels: LabelSet, run: RunFolder, work: Callable[..., Summary]
+    args: argparse.Namespace, labels: LabelSet, run: RunDir, work: Callable[..., Summary]
 ) -> Summary:
     """Process the videos on a Ray cluster.
 
@@ -203,18 +203,18 @@ def run_on_ray(
         run: where the parts go.
         work: called on the actors with the scorer, ``videos``, and the settings of reading.
     """
-    from aks import ray_engine
+    from aks.extraction import ray_runner
 
-    ray_engine.connect(args.ray_address)
-    layout = ray_engine.divide(args.device.split(":")[0], args.ray_actors)
-    how = reading(args)
+    ray_runner.connect(args.ray_address)
+    layout = ray_runner.plan_actors(args.device.split(":")[0], args.ray_actors)
+    how = decode_config(args)
     if args.workers is None:
         how["workers"] = default_workers(layout.cpus)
-    make_scorer, work = functools.partial(load_scorer, args), functools.partial(work, **how)
-    return ray_engine.run(labels, run, make_scorer, work, layout)
+    make_scorer, work = functools.partial(load_scorer_from_args, args), functools.partial(work, **how)
+    return ray_runner.run(labels, run, make_scorer, work, layout)
 
 
-def torchrun() -> tuple[int, int, int] | None:
+def torchrun_rank() -> tuple[int, int, int] | None:
     """Rank, world size and local rank where torchrun started this process."""
     try:
         rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
@@ -223,13 +223,13 @@ def torchrun() -> tuple[int, int, int] | None:
     return rank, size, local
 
 
-def shard(args: argparse.Namespace) -> tuple[int, int] | None:
+def parse_shard(args: argparse.Namespace) -> tuple[int, int] | None:
     """The share of the videos that this process does, from 1, and how many there are.
 
     Raises:
         UserError: no such share.
     """
-    launched = torchrun()
+    launched = torchrun_rank()
     if args.shard is None:
         return (launched[0] + 1, launched[1]) if launched and launched[1] > 1 else None
     if launched and launched[1] > 1:
@@ -240,20 +240,20 @@ def shard(args: argparse.Namespace) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
-def load_scorer(args: argparse.Namespace) -> Scorer:
+def load_scorer_from_args(args: argparse.Namespace) -> Scorer:
     """Load the scorer with the options that were given."""
-    from aks.scorers import create_scorer
+    from aks.scorers.base import load_scorer
 
     limit_threads()
     given = {name: getattr(args, name, None) for name in SCORER_OPTIONS}
     options = {name.removeprefix("sevila_"): value for name, value in given.items() if value is not None}
     device = args.device
-    launched = torchrun()
+    launched = torchrun_rank()
     if launched and device == "cuda":  # a GPU each; on a machine without any, as many processes
         import torch
 
         device = f"cuda:{launched[2]}" if torch.cuda.is_available() else "cpu"
-    return create_scorer(
+    return load_scorer(
         args.extract_feature_model,
         checkpoint=args.checkpoint,
         device=device,
@@ -263,7 +263,7 @@ def load_scorer(args: argparse.Namespace) -> Scorer:
     )
 
 
-def report(summary: Summary, done: str) -> int:
+def print_summary(summary: Summary, done: str) -> int:
     """Say what was done, name every video that failed or lacks frames; the exit status.
 
     Under torchrun the process that settles the last video tells the status of all, because torchrun
@@ -283,6 +283,6 @@ def report(summary: Summary, done: str) -> int:
         )
     if summary.elsewhere:
         print(f"  {summary.elsewhere} videos are not finished yet: other processes' share, or in work there")
-    if torchrun():
+    if torchrun_rank():
         return 1 if summary.settled and summary.any_failed else 0
     return 1 if summary.failures else 0

@@ -33,7 +33,7 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(f"{message.removeprefix('argument ')} (see --help)")
 
 
-def run(main: Callable[[], int | None]) -> None:
+def run_main(main: Callable[[], int | None]) -> None:
     """Run a script's ``main`` and end the process with its status.
 
     0 (or None) is success, 1 means some videos failed, 2 a user's mistake told in one line on
@@ -62,7 +62,7 @@ def run(main: Callable[[], int | None]) -> None:
     sys.exit(status)
 
 
-def reason(error: BaseException) -> str:
+def error_message(error: BaseException) -> str:
     """What an exception of a library or the operating system says, in one line."""
     text = str(getattr(error, "strerror", None) or error).strip().split("\n")[0]
     text = re.sub(r"^\[[\d:]+\] \S+: ", "", text)  # the time and source line that decord puts in front

@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 from typing import IO
 
+from aks.console import log
 from aks.errors import UserError
-from aks.outscores import RunFolder
-from aks.progress import say
+from aks.run_dir import RunDir
 
 # A file server keeps the locks of a machine that died for a while: NFS 4 for 90 s by default.
 MAX_WAIT_S = 120.0
@@ -27,7 +27,7 @@ POLL_INTERVAL_S = 0.5
 class VideoLocks:
     """The locks of this process on a run's videos; a context manager that releases them all at its end."""
 
-    def __init__(self, run: RunFolder) -> None:
+    def __init__(self, run: RunDir) -> None:
         """Nothing is locked yet."""
         self._run = run
         self._held: dict[str, IO[bytes]] = {}
@@ -63,7 +63,7 @@ class VideoLocks:
         deadline = time.monotonic() + MAX_WAIT_S
         locked = [video for video in videos if not self._is_free(video)]
         if locked:
-            say(f"{len(locked)} videos are in work in other runs; waiting for at most {MAX_WAIT_S:g} s")
+            log(f"{len(locked)} videos are in work in other runs; waiting for at most {MAX_WAIT_S:g} s")
         while locked and time.monotonic() < deadline:
             time.sleep(POLL_INTERVAL_S)
             locked = [video for video in locked if not self._is_free(video)]

@@ -18,14 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from aks import errors
-from aks.benchmarks import LabelSet, Question, load_labels
-from aks.outscores import (
-    check_frame_numbers,
-    read_json,
-    read_number_lists,
-    stride_of,
-    write_json,
-)
+from aks.jsonio import read_json, write_json
+from aks.labels import LabelSet, Question, load_labels
+from aks.score_lists import check_frame_numbers, infer_stride, read_number_lists
 
 TOLERANCES_S = (1.0, 3.0, 5.0)
 
@@ -95,7 +90,7 @@ class Recall:
 
 
 @dataclass(frozen=True)
-class _Case:
+class _Evidence:
     """Evidence of a question and selections in one unit, ``per_second`` units a second."""
 
     evidence: tuple[tuple[float, float], ...]
@@ -123,7 +118,7 @@ def recall_table(
         frames: selected frame numbers, one array a question.
         budget: frames that uniform sampling may use.
         strides: candidate stride of each question's video in frames; None guesses it by
-            :func:`stride_of`, which is for selections that come without their candidates.
+            :func:`infer_stride`, which is for selections that come without their candidates.
         times_s: selected frames' times, one array a question; needed for evidence in seconds.
         tolerances_s: tolerances in seconds.
 
@@ -135,26 +130,26 @@ def recall_table(
         ValueError: no question has evidence, evidence in seconds comes without ``times_s``, or one of several
             groups is named ``all``.
     """
-    cases: dict[str, list[list[_Case]]] = {}
+    cases: dict[str, list[list[_Evidence]]] = {}
     unknown = 0
     for question in questions:
         selected, of_question = frames[question.index], []
         if question.evidence_frames:
-            stride = strides[question.index] if strides is not None else stride_of(selected)
+            stride = strides[question.index] if strides is not None else infer_stride(selected)
             if not stride:
                 unknown += 1
                 continue
             uniform = None
             if question.duration_s is not None:
                 uniform = uniform_frames(question.duration_s, stride, budget)
-            of_question.append(_Case(question.evidence_frames, selected, uniform, stride))
+            of_question.append(_Evidence(question.evidence_frames, selected, uniform, stride))
         if question.evidence_times_s:
             if times_s is None:
                 raise ValueError("evidence in seconds needs the selected frames' times")
             uniform = None
             if question.duration_s is not None:
                 uniform = uniform_times(question.duration_s, budget)
-            of_question.append(_Case(question.evidence_times_s, times_s[question.index], uniform, 1))
+            of_question.append(_Evidence(question.evidence_times_s, times_s[question.index], uniform, 1))
         if of_question:
             cases.setdefault(question.group, []).append(of_question)
     if not cases and unknown:
@@ -169,7 +164,7 @@ def recall_table(
     return rows, unknown
 
 
-def _row(group: str, cases: list[list[_Case]], tolerances_s: Sequence[float]) -> Recall:
+def _row(group: str, cases: list[list[_Evidence]], tolerances_s: Sequence[float]) -> Recall:
     def mean(which: str, tolerance: float) -> float:
         found = [
             [_found(getattr(c, which), c.evidence, tolerance * c.per_second) for c in of_question]
@@ -278,7 +273,7 @@ def _strides(frame_path: str | None, selection: Path, labels: LabelSet) -> list[
     """Each question's stride, by frames.json or the record beside a selection; None if neither tells."""
     if frame_path:
         path = Path(frame_path)
-        return [stride_of(row) for row in check_frame_numbers(path, _for_labels(path, labels))]
+        return [infer_stride(row) for row in check_frame_numbers(path, _for_labels(path, labels))]
     record = selection.with_name("selection.json")
     if selection.name != "selected_frames.json" or not record.exists():
         return None
@@ -303,4 +298,4 @@ def _for_labels(path: Path, labels: LabelSet) -> list[np.ndarray]:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run_main(main)

@@ -28,7 +28,7 @@ class Segments(NamedTuple):
     depths: list[int]
 
 
-def normalise(scores: np.ndarray) -> np.ndarray:
+def normalize(scores: np.ndarray) -> np.ndarray:
     """Scores (n,) mapped to 0..1 over the whole video; equal scores all become 0."""
     low, high = scores.min(), scores.max()
     if low == high:
@@ -47,7 +47,7 @@ def judge_and_split(scores: np.ndarray, budget: int, t1: float, t2: float, max_d
     that even ``t1 = 0`` decides as it does.
 
     Args:
-        scores: normalised relevance, (n,), 0 to 1, n at least 1.
+        scores: normalized relevance, (n,), 0 to 1, n at least 1.
         budget: number of keyframes wanted.
         t1: least difference of means for which a segment stays whole.
         t2: least standard deviation for which a segment stays whole.
@@ -79,7 +79,7 @@ def _mean(values: np.ndarray) -> float:
     return np.add.reduce(values) / len(values)
 
 
-def spend(scores: np.ndarray, segments: Segments, budget: int, quota: str) -> np.ndarray:
+def allocate_frames(scores: np.ndarray, segments: Segments, budget: int, quota: str) -> np.ndarray:
     """Positions of the keyframes: from each segment its ``budget / 2**depth`` best.
 
     A quota that is not whole loses its fraction in the released code (``quota="paper"``: a budget of
@@ -89,7 +89,7 @@ def spend(scores: np.ndarray, segments: Segments, budget: int, quota: str) -> np
     one candidate of each other, so that every whole quota is there and the remainders use up the rest.
 
     Args:
-        scores: normalised relevance, (n,).
+        scores: normalized relevance, (n,).
         segments: as :func:`judge_and_split` returns them.
         budget: number of keyframes wanted, at most n.
         quota: ``full`` or ``paper``.
@@ -141,13 +141,13 @@ def select_positions(
     elif strategy == "uniform":
         chosen = uniform(len(kept), budget)
     else:
-        normalised = normalise(kept)
+        normalized = normalize(kept)
         if strategy == "top":
             segments = Segments([0, len(kept)], [0])
         else:
             never = np.inf  # no segment stays whole: pure BIN
-            segments = judge_and_split(normalised, budget, never if strategy == "bin" else t1, t2, max_depth)
-        chosen = spend(normalised, segments, budget, quota)
+            segments = judge_and_split(normalized, budget, never if strategy == "bin" else t1, t2, max_depth)
+        chosen = allocate_frames(normalized, segments, budget, quota)
     return chosen * ratio
 
 
@@ -175,8 +175,8 @@ def select_keyframes(
         strategy: ``ada`` (judge and split), ``top`` (best scores), ``bin`` (an equal share from each
             of ``2**max_depth`` bins) or ``uniform`` (scores ignored).
         ratio: use every ``ratio``-th candidate only.
-        t1: ADA's threshold on the difference of means, in normalised scores.
-        t2: ADA's threshold on the standard deviation, in normalised scores.
+        t1: ADA's threshold on the difference of means, in normalized scores.
+        t2: ADA's threshold on the standard deviation, in normalized scores.
         max_depth: most halvings, ``L`` in the paper.
         quota: ``full`` returns exactly ``min(budget, candidates)`` frames; ``paper`` drops the
             fractions of quotas as the released code does, and may return fewer, even none.

@@ -42,12 +42,12 @@ sys.path.insert(0, str(ROOT))
 
 from aks import errors  # noqa: E402
 from aks.cli import count_cores  # noqa: E402
-from aks.decoding import Batch, Manner  # noqa: E402
-from aks.fast_video import FastReader, _Converter, film, open_container  # noqa: E402
-from aks.pool import Job, Pool  # noqa: E402
-from aks.preparing import PrepareSquare  # noqa: E402
-from aks.progress import progress  # noqa: E402
-from aks.video import CHUNK_FRAMES, Video, calm_decoders  # noqa: E402
+from aks.console import progress  # noqa: E402
+from aks.extraction.decoding import DecodeSpec, FrameBatch  # noqa: E402
+from aks.extraction.workers import VideoJob, WorkerPool  # noqa: E402
+from aks.scorers.preprocess import SquarePreprocessor  # noqa: E402
+from aks.video.reader import CHUNK_FRAMES, Video, reset_decoder_globals  # noqa: E402
+from aks.video.sparse import SparseReader, _Converter, open_container, select_video_stream  # noqa: E402
 
 FILM = ROOT / "demo/work/sources/resources/bbb.mp4"  # as distributed: ten minutes of 720p H.264
 # Name: file, encoder, its options.
@@ -133,7 +133,7 @@ def by_everything(path: Path) -> Iterator[np.ndarray]:
         wanted = set(video.candidates().tolist())
     to_rgb = _Converter()
     with open_container(path) as container:
-        stream = film(container)
+        stream = select_video_stream(container)
         stream.codec_context.thread_count = 1
         for number, frame in enumerate(container.decode(stream)):
             if number in wanted:
@@ -190,7 +190,7 @@ def measure(path: Path, repeats: int, readers: list[str]) -> dict[str, object]:
     with Video(path) as video:
         by, needed = (
             video.decoder,
-            FastReader(path).needed(video.candidates()) if video.is_divisible else None,
+            SparseReader(path).needed(video.candidates()) if video.is_seekable else None,
         )
         pictures = video.num_frames
     alone = []
@@ -252,17 +252,17 @@ def print_table(results: dict[str, dict], readers: list[str]) -> None:
 
 def share(film: Path, repeats: int) -> dict[str, object]:
     """Seconds from start to end for one film, prepared for BLIP, by one process and by one for each core."""
-    manner = Manner(PrepareSquare(384), "auto", CHUNK_FRAMES, "skip")
+    spec = DecodeSpec(SquarePreprocessor(384), "auto", CHUNK_FRAMES, "skip")
     workers = sorted({1, count_cores()})
     times: dict[int, list[float]] = {count: [] for count in workers}
     digests = set()
     for _ in range(repeats):
         for count in workers:
             start, batches = time.perf_counter(), {}
-            with Pool(manner, count) as pool:
-                for _, event in pool.run(iter([Job(film.name, film)])):
-                    if isinstance(event, Batch):
-                        batches[event.at] = hashlib.sha256(event.inputs).hexdigest()
+            with WorkerPool(spec, count) as pool:
+                for _, event in pool.run(iter([VideoJob(film.name, film)])):
+                    if isinstance(event, FrameBatch):
+                        batches[event.offset] = hashlib.sha256(event.inputs).hexdigest()
             times[count].append(time.perf_counter() - start)
             digests.add(json.dumps(batches, sort_keys=True))
     if len(digests) != 1:
@@ -295,7 +295,7 @@ def main() -> None:
         raise errors.UserError(f"--video {args.video}: no such file (bash demo.sh makes the demo's film)")
     if "ours" not in args.readers:
         args.readers.append("ours")
-    calm_decoders()
+    reset_decoder_globals()
     results = {}
     shared = share(args.video, args.repeats) if args.share else None
     with tempfile.TemporaryDirectory() as temporary:
@@ -319,4 +319,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run_main(main)

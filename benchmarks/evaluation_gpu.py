@@ -31,7 +31,7 @@ from evaluation_setup import write_labels
 from qwen_setup import CHAT_TEMPLATE, QWEN2, TOKENS, VISION_TOKENS, evaluate, write_tokenizer
 
 from aks import errors
-from aks.video import Video
+from aks.video.reader import Video
 
 FRAMES = 32
 # Qwen/Qwen2-VL-7B-Instruct's config.json.
@@ -152,4 +152,4 @@ def write_checkpoint(folder: Path, layers: int | None, device: str) -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run_main(main)

@@ -72,10 +72,10 @@ def plain(folder: Path, video: Path) -> None:
     import decord
     import torch
 
-    from aks.benchmarks import load_labels
-    from aks.scorers import create_scorer
+    from aks.labels import load_labels
+    from aks.scorers.base import load_scorer
 
-    scorer = create_scorer("conse", device="cpu", dtype="float32")
+    scorer = load_scorer("conse", device="cpu", dtype="float32")
     scores, frames = [], []
     for question in load_labels("custom", label_file=folder / "labels.json").questions:
         reader = decord.VideoReader(str(video), ctx=decord.cpu(0), num_threads=1)
@@ -83,7 +83,7 @@ def plain(folder: Path, video: Path) -> None:
         numbers = [at * int(reader.get_avg_fps()) for at in range(len(reader) // int(reader.get_avg_fps()))]
         row = []
         for number in numbers:
-            inputs = scorer.prepare(reader[number].asnumpy())[None]
+            inputs = scorer.preprocess(reader[number].asnumpy())[None]
             row.append(float(scorer.score(scorer.encode_frames(inputs), [text])[0, 0]))
         scores.append(row)
         frames.append(numbers)
@@ -242,4 +242,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run_main(main)

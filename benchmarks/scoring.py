@@ -33,9 +33,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from model_setup import bert_vocabulary, package_file, randomise, write_clip_tokenizer  # noqa: E402
 
 from aks import errors  # noqa: E402
-from aks.benchmarks import Question  # noqa: E402
-from aks.scorers import Scorer, create_scorer  # noqa: E402
-from aks.video import Video  # noqa: E402
+from aks.labels import Question  # noqa: E402
+from aks.scorers.base import Scorer, load_scorer  # noqa: E402
+from aks.video.reader import Video  # noqa: E402
 
 QUESTIONS = [
     "In the meadow in front of the tree, what does the big grey rabbit do after it has left its burrow?",
@@ -144,7 +144,7 @@ def plain(scorer: Scorer, path: Path, numbers: list[int], questions: list[Questi
         text = scorer.encode_question(question)
         row = []
         for number in numbers:
-            inputs = scorer.prepare(reader[number].asnumpy())[None]
+            inputs = scorer.preprocess(reader[number].asnumpy())[None]
             row.append(scorer.score(scorer.encode_frames(inputs), [text])[0, 0])
         rows.append(row)
     return np.array(rows)
@@ -167,7 +167,7 @@ def measure(scorer: Scorer, path: Path, frames: int, device: str) -> dict[str, f
         start = now()
         (batch,) = video.read(numbers, chunk_frames=frames)
         times["decode"], start = now() - start, now()
-        inputs = torch.stack([scorer.prepare(pixels) for pixels in batch.pixels])
+        inputs = torch.stack([scorer.preprocess(pixels) for pixels in batch.pixels])
         times["prepare"] = now() - start
         scorer.encode_frames(inputs[:1])  # the first call allocates
         start = now()
@@ -206,7 +206,7 @@ def main() -> None:
     results = {}
     for name in args.scorers:
         with tempfile.TemporaryDirectory() as folder:
-            scorer = create_scorer(name, device=args.device, dtype=args.dtype, **MODELS[name](Path(folder)))
+            scorer = load_scorer(name, device=args.device, dtype=args.dtype, **MODELS[name](Path(folder)))
         results[name] = measure(scorer, video, args.frames, args.device)
         del scorer
     columns = list(next(iter(results.values())))
@@ -221,4 +221,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run_main(main)

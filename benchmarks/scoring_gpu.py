@@ -40,16 +40,16 @@ from scoring import OPTIONS, QUESTIONS, blip_large, plain, sevila_xl  # noqa: E4
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from aks import errors, select_keyframes  # noqa: E402
-from aks.benchmarks import Question, load_labels  # noqa: E402
 from aks.cli import count_cores  # noqa: E402
-from aks.decoding import Batch, Done, Manner  # noqa: E402
-from aks.extraction import BATCH_FRAMES, extract  # noqa: E402
-from aks.features import Encoded  # noqa: E402
-from aks.outscores import RunFolder  # noqa: E402
-from aks.passes import Mixer, frames_that_fit  # noqa: E402
-from aks.pool import Job, Pool  # noqa: E402
-from aks.scorers import Scorer, create_scorer  # noqa: E402
-from aks.video import Video  # noqa: E402
+from aks.extraction.api import BATCH_FRAMES, extract  # noqa: E402
+from aks.extraction.batching import CrossVideoBatcher, max_batch_size  # noqa: E402
+from aks.extraction.decoding import DecodeSpec, EndOfVideo, FrameBatch  # noqa: E402
+from aks.extraction.feature_store import FeatureBatch  # noqa: E402
+from aks.extraction.workers import VideoJob, WorkerPool  # noqa: E402
+from aks.labels import Question, load_labels  # noqa: E402
+from aks.run_dir import RunDir  # noqa: E402
+from aks.scorers.base import Scorer, load_scorer  # noqa: E402
+from aks.video.reader import Video  # noqa: E402
 
 Figures = dict[str, object]
 PASSES = 8  # through the model without decoding
@@ -93,8 +93,8 @@ def ceiling(device: str, dtype: torch.dtype, side: int) -> float:
 def measure_encoder(scorer: Scorer, ceilings: dict[str, float]) -> Figures:
     """The image encoder in the passes that fit, and with one frame at a time."""
     device = scorer.device.type
-    count = frames_that_fit(scorer) if device != "cpu" else 4
-    blank = scorer.prepare(np.zeros((32, 32, 3), dtype=np.uint8))
+    count = max_batch_size(scorer) if device != "cpu" else 4
+    blank = scorer.preprocess(np.zeros((32, 32, 3), dtype=np.uint8))
     inputs = torch.randn(count, *blank.shape).to(scorer.device, scorer.dtype)
     counter = FlopCounterMode(display=False)
     with counter:
@@ -141,7 +141,7 @@ def write_labels(folder: Path, videos: list[Path], questions: list[str]) -> None
 
 def scores_of(scorer: Scorer, folder: Path, workers: int) -> tuple[list, list]:
     """Scores and frame numbers of every question of ``labels.json``."""
-    run = RunFolder(folder / "out")
+    run = RunDir(folder / "out")
     labels = load_labels("custom", label_file=folder / "labels.json")
     summary = extract(labels, scorer, run, workers=workers)
     if not summary.complete:
@@ -152,32 +152,34 @@ def scores_of(scorer: Scorer, folder: Path, workers: int) -> tuple[list, list]:
 
 def read_alone(scorer: Scorer, videos: list[Path], workers: int) -> float:
     """Frames a second of the decoding processes, when nobody uses the frames."""
-    jobs = [Job(str(video), video) for video in videos]
+    jobs = [VideoJob(str(video), video) for video in videos]
     start, count = time.perf_counter(), 0
-    with Pool(Manner(scorer.preparer, "auto", BATCH_FRAMES, "skip"), workers) as pool:
+    with WorkerPool(DecodeSpec(scorer.preprocessor, "auto", BATCH_FRAMES, "skip"), workers) as pool:
         for _, event in pool.run(iter(jobs)):
-            if isinstance(event, Batch):
-                count += len(event.numbers)
+            if isinstance(event, FrameBatch):
+                count += len(event.frame_indices)
     return count / (time.perf_counter() - start)
 
 
 def model_alone(scorer: Scorer, questions: int) -> float:
     """Frames a second of encoding and scoring, when frames are always at hand."""
     texts = [scorer.encode_question(Question(0, "0", "", text)) for text in QUESTIONS[:questions]]
-    mixer = Mixer(scorer, frames_that_fit(scorer) if scorer.device.type == "cuda" else BATCH_FRAMES)
-    blank = scorer.preparer(np.zeros((32, 32, 3), dtype=np.uint8))
+    batcher = CrossVideoBatcher(
+        scorer, max_batch_size(scorer) if scorer.device.type == "cuda" else BATCH_FRAMES
+    )
+    blank = scorer.preprocessor(np.zeros((32, 32, 3), dtype=np.uint8))
     inputs = np.random.default_rng(0).standard_normal((BATCH_FRAMES, *blank.shape), dtype=np.float32)
     numbers = np.arange(BATCH_FRAMES)
-    batches = PASSES * mixer._frames // BATCH_FRAMES
+    batches = PASSES * batcher._frames // BATCH_FRAMES
 
-    def events() -> Iterator[tuple[str, Encoded | Done]]:
+    def events() -> Iterator[tuple[str, FeatureBatch | EndOfVideo]]:
         for at in range(batches):
-            yield from mixer.add("", Batch(at * BATCH_FRAMES, numbers, numbers / 1, inputs))
-        yield from mixer.rest()
+            yield from batcher.add("", FrameBatch(at * BATCH_FRAMES, numbers, numbers / 1, inputs))
+        yield from batcher.flush()
 
     start = time.perf_counter()
     for _, event in events():
-        if isinstance(event, Encoded):
+        if isinstance(event, FeatureBatch):
             scorer.score(event.features, texts)
     return batches * BATCH_FRAMES / (time.perf_counter() - start)
 
@@ -219,7 +221,7 @@ def measure_precision(options: dict[str, str], args: argparse.Namespace, folder:
     write_labels(folder, [args.video.absolute()], MORE_QUESTIONS)
     tables, frames = {}, []
     for dtype in ("float32", "bfloat16"):
-        scorer = create_scorer("blip", device=args.device, dtype=dtype, **options)
+        scorer = load_scorer("blip", device=args.device, dtype=dtype, **options)
         shutil.rmtree(folder / "out", ignore_errors=True)
         scores, frames = scores_of(scorer, folder, args.workers)
         tables[dtype] = np.array(scores)
@@ -253,9 +255,9 @@ def measure_precision(options: dict[str, str], args: argparse.Namespace, folder:
 
 def scores_at_once(device: str, pixels: np.ndarray, options: dict[str, str]) -> np.ndarray:
     """Scores of some frames in float32, (questions, frames)."""
-    scorer = create_scorer("blip", device=device, dtype="float32", **options)
+    scorer = load_scorer("blip", device=device, dtype="float32", **options)
     texts = [scorer.encode_question(Question(0, "0", "", text)) for text in MORE_QUESTIONS]
-    inputs = torch.stack([scorer.prepare(frame) for frame in pixels])
+    inputs = torch.stack([scorer.preprocess(frame) for frame in pixels])
     return scorer.score(scorer.encode_frames(inputs), texts)
 
 
@@ -263,11 +265,11 @@ def measure(name: str, args: argparse.Namespace, folder: Path) -> Iterator[tuple
     """The parts for one model, as they are done."""
     options = (TINY if args.tiny else MODELS)[name](folder / name, args.device)
     half = "bfloat16" if name == "blip" else None  # SeViLA's parts have types of their own
-    scorer = create_scorer(name, device=args.device, dtype=half, **options)
+    scorer = load_scorer(name, device=args.device, dtype=half, **options)
     if "encoder" in args.parts:
         yield "encoder", measure_encoder(scorer, args.ceilings)
     if "end_to_end" in args.parts or (half and "encoder" in args.parts):
-        original = create_scorer(name, device=args.device, **options) if half else scorer
+        original = load_scorer(name, device=args.device, **options) if half else scorer
         if half and "encoder" in args.parts:
             yield "encoder in float32", measure_encoder(original, args.ceilings)
         if "end_to_end" in args.parts:
@@ -322,4 +324,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run_main(main)

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from aks.outscores import write_atomically
+from aks.jsonio import write_atomically
 
 MARKS = {"ada": "o", "top": "^", "bin": "s", "uniform": "|"}
 

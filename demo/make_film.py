@@ -22,9 +22,9 @@ import numpy as np
 from PIL import Image
 
 from aks import errors
-from aks.outscores import read_json, write_atomically, write_json
-from aks.progress import progress
-from aks.video import calm_decoders
+from aks.console import progress
+from aks.jsonio import read_json, write_atomically, write_json
+from aks.video.reader import reset_decoder_globals
 
 SEED = 2025
 RECIPE = 1  # raise when the film or the labels would come out differently
@@ -237,7 +237,7 @@ def fit(photo: Path, width: int, height: int) -> np.ndarray:
 def splice(source: Path, splices: list[Splice], photos: Path, output: Path) -> None:
     """Re-encode the film as H.264 with the needles in the place of its own frames."""
     pictures: dict[int, np.ndarray] = {}
-    calm_decoders()
+    reset_decoder_globals()
     with av.open(str(source)) as film, av.open(str(output), "w", format="mp4") as target:
         stream = film.streams.video[0]
         stream.thread_type = "AUTO"
@@ -316,4 +316,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run_main(main)

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from aks import errors
-from aks.benchmarks import LabelSet, load_labels
-from aks.outscores import read_number_lists, read_scores
+from aks.labels import LabelSet, load_labels
 from aks.recall import recall_table
+from aks.score_lists import read_number_lists, read_scores
 from aks.selection import STRATEGIES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -77,7 +77,7 @@ def print_table(work: Path, labels: LabelSet, tolerance_s: float = 1.0) -> None:
 
 def draw(work: Path, labels: LabelSet) -> None:
     """A contact sheet of ADA's keyframes, and a score curve for every question."""
-    from aks.video import Video
+    from aks.video.reader import Video
     from demo.figures import clock, contact_sheet, question_figure
 
     scores, frames = read_scores(work / "outscores/custom/conse/scores.json", frames_path(work))
@@ -96,7 +96,7 @@ def draw(work: Path, labels: LabelSet) -> None:
     with Video(labels.video_path(labels.questions[0].video)) as video:
         for batch in video.read(wanted):
             # A quarter of the width is plenty for a thumbnail, and keeps a hundred frames small.
-            pictures.update(zip(batch.numbers.tolist(), batch.pixels[:, ::3, ::3].copy(), strict=True))
+            pictures.update(zip(batch.frame_indices.tolist(), batch.pixels[:, ::3, ::3].copy(), strict=True))
 
     folder = work / "pictures"
     folder.mkdir(exist_ok=True)
@@ -188,4 +188,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run_main(main)

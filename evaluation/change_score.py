@@ -20,9 +20,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, from anywhere
 
 from aks import errors
-from aks.benchmarks import DATASETS, LabelSet, load_labels, read_entries
 from aks.errors import UserError
-from aks.outscores import read_json, read_number_lists, write_json
+from aks.jsonio import read_json, write_json
+from aks.labels import DATASETS, LabelSet, load_labels, read_entries
+from aks.score_lists import read_number_lists
 
 MERGED = "include_frame_idx.json"
 
@@ -102,8 +103,8 @@ def read_selection(path: Path, labels: LabelSet, budget: int | None = None) -> S
     return Selection(
         path,
         hashlib.sha256(path.read_bytes()).hexdigest(),
-        budget_of(rows, record, budget, path),
-        [check_row(path, at, row) for at, row in enumerate(rows)],
+        resolve_budget(rows, record, budget, path),
+        [parse_frame_indices(path, at, row) for at, row in enumerate(rows)],
     )
 
 
@@ -162,7 +163,7 @@ def check_labels(record: dict[str, object] | None, digest: str, selection: Path,
         )
 
 
-def budget_of(
+def resolve_budget(
     chosen: list[np.ndarray], record: dict[str, object] | None, asked: int | None, selection: Path
 ) -> int:
     """Frames a question was selected for."""
@@ -176,7 +177,7 @@ def budget_of(
     return budget
 
 
-def check_row(selection: Path, at: int, row: np.ndarray) -> list[int]:
+def parse_frame_indices(selection: Path, at: int, row: np.ndarray) -> list[int]:
     """One question's frame numbers as integers (released selections hold whole floats)."""
     numbers = row.astype(np.int64)
     if (numbers != row).any() or (numbers < 0).any() or (np.diff(numbers) <= 0).any():
@@ -185,4 +186,4 @@ def check_row(selection: Path, at: int, row: np.ndarray) -> list[int]:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run_main(main)

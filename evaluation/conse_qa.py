@@ -14,14 +14,14 @@ import torch
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
-from aks.benchmarks import Question
-from aks.scorers import create_scorer
-from evaluation.frames import read_frames, uniform_linspace
-from evaluation.keyframe_model import KeyframeModel
-from evaluation.task import MOST_OPTIONS, NO_OPTION
+from aks.labels import Question
+from aks.scorers.base import load_scorer
+from evaluation.frame_policy import read_frames, uniform_linspace
+from evaluation.keyframe_mixin import KeyframeMixin
+from evaluation.task import MAX_OPTIONS, NO_OPTION
 
 
-class _Answerer(lmms):
+class _ConseBase(lmms):
     """``max_frames_num`` uniform frames, first to last, as LLaVA-OneVision shows them."""
 
     def __init__(
@@ -31,7 +31,7 @@ class _Answerer(lmms):
         if unknown:
             raise TypeError(f"conse_qa has no argument {', '.join(unknown)}")
         self.max_frames_num = max_frames_num
-        self._scorer = create_scorer("conse", device=str(device))
+        self._scorer = load_scorer("conse", device=str(device))
         self._features: dict[tuple[str, int], torch.Tensor] = {}
 
     def generate_until(self, requests: list[Any]) -> list[str]:
@@ -40,7 +40,7 @@ class _Answerer(lmms):
             _, _, doc_to_visual, doc_id, task, split = request.arguments
             doc = self.task_dict[task][split][doc_id]
             features = self._encoded(doc_to_visual(doc)[0], doc)
-            options = [Question(0, "", "", text) for text in options_of(doc)]
+            options = [Question(0, "", "", text) for text in parse_options(doc)]
             encoded = [self._scorer.encode_question(option) for option in options]
             scores = self._scorer.score(features, encoded)  # (options, frames)
             answers.append(chr(ord("A") + int(np.argmax(scores.max(axis=1)))))
@@ -51,14 +51,14 @@ class _Answerer(lmms):
         frames, _ = read_frames(
             path, lambda video: uniform_linspace(video.num_frames, self.max_frames_num), doc
         )
-        return frames.numbers, frames.pixels
+        return frames.frame_indices, frames.pixels
 
     def _encoded(self, path: str, doc: Mapping[str, Any]) -> torch.Tensor:
         numbers, pixels = self.load_video(path, doc)
         new = [at for at, number in enumerate(numbers) if (path, int(number)) not in self._features]
         if new:
             encoded = self._scorer.encode_frames(
-                torch.stack([self._scorer.prepare(pixels[at]) for at in new])
+                torch.stack([self._scorer.preprocess(pixels[at]) for at in new])
             )
             for at, features in zip(new, encoded, strict=True):
                 self._features[path, int(numbers[at])] = features
@@ -71,7 +71,7 @@ class _Answerer(lmms):
         raise NotImplementedError("conse_qa answers one question at a time")
 
 
-class ConseQA(KeyframeModel, _Answerer):
+class ConseQA(KeyframeMixin, _ConseBase):
     """``use_topk=True`` looks at the keyframes, otherwise at uniform frames."""
 
     def load_video(self, path: str, doc: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -80,12 +80,12 @@ class ConseQA(KeyframeModel, _Answerer):
         if numbers is None:
             return super().load_video(path, doc)
         frames, _ = read_frames(path, numbers, doc)
-        return frames.numbers, frames.pixels
+        return frames.frame_indices, frames.pixels
 
 
-def options_of(doc: Mapping[str, Any]) -> list[str]:
+def parse_options(doc: Mapping[str, Any]) -> list[str]:
     """A document's answer candidates without their letters (LongVideoBench's and VideoMME's fields)."""
     if "options" in doc and "option0" not in doc:
         return [option.split(". ", 1)[-1] for option in doc["options"]]
-    options = [doc[f"option{at}"] for at in range(MOST_OPTIONS)]
+    options = [doc[f"option{at}"] for at in range(MAX_OPTIONS)]
     return [option for option in options if option != NO_OPTION]

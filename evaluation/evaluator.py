@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a scri
 
 from aks import errors
 from aks.errors import UserError
-from evaluation.results import RESULTS, TASKS, Run, accuracy, format_table, groups_of, read_runs
+from evaluation.results import RESULTS, TASKS, Run, accuracy, format_table, group_samples, read_runs
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -43,7 +43,7 @@ def evaluate(folder: Path, questions: int | None = None, known: Collection[Path]
     except UserError as error:  # here it is the run that failed, not the command
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print("\n\n".join(report(run) for run in runs))
+    print("\n\n".join(print_summary(run) for run in runs))
     return 0
 
 
@@ -83,13 +83,13 @@ def read_newest(folder: Path, questions: int | None = None, known: Collection[Pa
     return runs
 
 
-def report(run: Run) -> str:
+def print_summary(run: Run) -> str:
     """Accuracy over all questions and by group, for people."""
     samples = list(run.samples.values())
     shown = f"keyframes ({run.short_selection})" if run.use_topk else "uniform frames"
     rows = [("all", "", str(len(samples)), f"{run.accuracy:.2f}")]
     for grouping in samples[0].groups:
-        for group, members in groups_of(samples, grouping).items():
+        for group, members in group_samples(samples, grouping).items():
             rows.append((grouping, group, str(len(members)), f"{accuracy(members):.2f}"))
     limit = "" if run.limit is None else f", limit {run.limit:g}: not comparable"
     title = f"{run.model} on {run.benchmark}, {shown}, at most {run.max_frames or '?'}{limit}"
@@ -99,4 +99,4 @@ def report(run: Run) -> str:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run_main(main)

@@ -14,9 +14,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, from anywhere
 
 from aks import errors
-from aks.benchmarks import read_entries
 from aks.errors import UserError
-from aks.outscores import write_json
+from aks.jsonio import write_json
+from aks.labels import read_entries
 
 
 def main() -> None:
@@ -44,4 +44,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run_main(main)

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from lmms_eval.models.simple import llava_onevision as upstream
 
-from evaluation.frames import EvaluationError, read_frames
-from evaluation.keyframe_model import KeyframeModel
+from evaluation.frame_policy import EvaluationError, read_frames
+from evaluation.keyframe_mixin import KeyframeMixin
 from evaluation.mm_utils import StopOnKeywords, model_name_for
 
 upstream.KeywordsStoppingCriteria = StopOnKeywords
 
 
-class LlavaOneVision(KeyframeModel, upstream.Llava_OneVision):
+class LlavaOneVision(KeyframeMixin, upstream.Llava_OneVision):
     """``use_topk=True`` shows the keyframes; otherwise exactly upstream's uniform frames."""
 
     def __init__(self, pretrained: str, **kwargs: Any) -> None:
@@ -35,6 +35,6 @@ class LlavaOneVision(KeyframeModel, upstream.Llava_OneVision):
         path = video_path if isinstance(video_path, str) else video_path[0]
         numbers = self.showing.keyframes(self.document)
         if numbers is None:  # upstream's uniform rule is also the released code's for short selections
-            return self.upstream_video(super().load_video, path, max_frames_num)
+            return self.load_uniform_frames(super().load_video, path, max_frames_num)
         frames, _ = read_frames(path, numbers, self.document)
         return frames.pixels

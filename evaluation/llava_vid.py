@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from lmms_eval.models.simple import llava_vid as upstream
 
-from evaluation.frames import EvaluationError, read_frames, uniform_linspace
-from evaluation.keyframe_model import KeyframeModel
+from evaluation.frame_policy import EvaluationError, read_frames, uniform_linspace
+from evaluation.keyframe_mixin import KeyframeMixin
 from evaluation.mm_utils import StopOnKeywords, model_name_for
 
 upstream.KeywordsStoppingCriteria = StopOnKeywords
 
 
-class LlavaVid(KeyframeModel, upstream.LlavaVid):
+class LlavaVid(KeyframeMixin, upstream.LlavaVid):
     """``use_topk=True`` shows the keyframes; otherwise exactly upstream's uniform frames."""
 
     rule_arguments = ("video_fps", "force_sample")
@@ -49,6 +49,6 @@ class LlavaVid(KeyframeModel, upstream.LlavaVid):
                 video_path, lambda video: uniform_linspace(video.num_frames, max_frames_num), self.document
             )
         else:
-            return self.upstream_video(super().load_video, video_path, max_frames_num, fps, force_sample)
+            return self.load_uniform_frames(super().load_video, video_path, max_frames_num, fps, force_sample)
         times = ",".join(f"{time:.2f}s" for time in frames.times_s)
         return frames.pixels, times, video.num_frames / video.fps

@@ -9,12 +9,12 @@ import decord
 import numpy as np
 from lmms_eval.models.simple.qwen2_vl import Qwen2_VL
 
-from evaluation.frames import EvaluationError, question_id
-from evaluation.keyframe_model import KeyframeModel
-from evaluation.qwen2_load_video import VideoWithFrames, wrap_readers
+from evaluation.frame_policy import EvaluationError, question_id
+from evaluation.keyframe_mixin import KeyframeMixin
+from evaluation.qwen2_load_video import KeyframePath, wrap_readers
 
 
-class QwenKeyframes(KeyframeModel):
+class QwenKeyframes(KeyframeMixin):
     """What the Qwen models share: paths that carry frame numbers, and a count of the videos really read."""
 
     frames_argument = "max_num_frames"
@@ -24,7 +24,7 @@ class QwenKeyframes(KeyframeModel):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Upstream's arguments and ours."""
         wrap_readers()
-        self._expected: list[VideoWithFrames] = []
+        self._expected: list[KeyframePath] = []
         super().__init__(*args, **kwargs)
 
     def reads(self, path: str) -> bool:
@@ -39,20 +39,20 @@ class QwenKeyframes(KeyframeModel):
             )
         return super().check_video(path, numbers)
 
-    def visuals_of(self, doc: Mapping[str, Any], visuals: list[Any]) -> list[Any]:
+    def wrap_visuals(self, doc: Mapping[str, Any], visuals: list[Any]) -> list[Any]:
         """Paths with the document's frames; pictures as they are."""
         return [self._with_frames(visual, doc) if isinstance(visual, str) else visual for visual in visuals]
 
-    def _with_frames(self, path: str, doc: Mapping[str, Any]) -> VideoWithFrames:
-        video = VideoWithFrames(path)
+    def _with_frames(self, path: str, doc: Mapping[str, Any]) -> KeyframePath:
+        video = KeyframePath(path)
         video.doc, video.patch_size = doc, self.patch_size
-        video.numbers = self.showing.keyframes(doc)
+        video.frame_indices = self.showing.keyframes(doc)
         video.refill = self.showing.budget if self.showing.refills(doc) else None
         self._expected.append(video)
         video.taken = lambda: self._forget(video)
         return video
 
-    def _forget(self, video: VideoWithFrames) -> None:
+    def _forget(self, video: KeyframePath) -> None:
         # By identity: two questions about one video are equal as texts.
         self._expected = [other for other in self._expected if other is not video]
 
@@ -66,7 +66,7 @@ class QwenKeyframes(KeyframeModel):
             "convert it to H.264"
         )
 
-    def after_answers(self, count: int) -> None:
+    def after_generate(self, count: int) -> None:
         """Upstream logs a video it cannot open and answers without it: no score then.
 
         Raises:

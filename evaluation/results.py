@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from aks.errors import UserError
-from aks.outscores import read_json
+from aks.jsonio import read_json
 
 RESULTS = "_results.json"
 ROUNDING = 0.00051  # points; LongVideoBench's score is recorded with five decimals of a fraction
@@ -339,7 +339,7 @@ def _value(text: str) -> bool | int | float | str:
         return text
 
 
-def groups_of(samples: Sequence[Sample], grouping: str) -> dict[str, list[Sample]]:
+def group_samples(samples: Sequence[Sample], grouping: str) -> dict[str, list[Sample]]:
     """A grouping's samples by group: durations ascending, others by name."""
     groups: dict[str, list[Sample]] = {}
     for sample in samples:

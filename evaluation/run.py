@@ -26,9 +26,9 @@ from typing import TypeVar
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, from anywhere
 
 from aks import errors
-from aks.benchmarks import LabelSet, find_video, load_labels, read_entries
 from aks.errors import UserError
-from aks.outscores import write_json
+from aks.jsonio import write_json
+from aks.labels import LabelSet, find_video, load_labels, read_entries
 from evaluation import task
 from evaluation.change_score import Selection, merge, read_selection
 from evaluation.evaluator import evaluate, results_files
@@ -203,7 +203,7 @@ def main() -> int:
     except OSError as error:
         raise UserError(f"{output}: cannot be created: {error.strerror}; check --output") from None
     # Beside the results, so that evaluations of several selections at once do not mix; and as a plain list,
-    # because the reader of Hugging Face datasets takes fewer forms of a label file than aks.benchmarks.
+    # because the reader of Hugging Face datasets takes fewer forms of a label file than aks.labels.
     if selection is not None:
         label_file = output / "include_frame_idx.json"
         merge(labels, selection, label_file)
@@ -401,9 +401,9 @@ def lmms_eval_command(
             f"frames_digest=sha256-{selection.sha256[:16]}",
         ]
     if not gpus:
-        arguments = without_repeats([*arguments, *model.cpu_arguments])
+        arguments = last_value_wins([*arguments, *model.cpu_arguments])
     if args.model_args:
-        arguments = without_repeats([*arguments, *args.model_args.split(",")])
+        arguments = last_value_wins([*arguments, *args.model_args.split(",")])
     launcher = [sys.executable, "-m"]
     if gpus > 1:
         launcher += ["accelerate.commands.launch", "--num_processes", str(gpus), "--multi_gpu"]
@@ -419,10 +419,10 @@ def lmms_eval_command(
     ]
 
 
-def without_repeats(arguments: list[str]) -> list[str]:
+def last_value_wins(arguments: list[str]) -> list[str]:
     """name=value arguments, of which a later one replaces an earlier one of the same name."""
     return list({argument.split("=", 1)[0]: argument for argument in arguments}.values())
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run_main(main)

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a scri
 
 from aks import errors
 from aks.errors import UserError
-from aks.outscores import read_json, write_atomically
+from aks.jsonio import read_json, write_atomically
 from evaluation.results import (
     TASKS,
     Run,
@@ -31,13 +31,13 @@ from evaluation.results import (
     accuracy,
     find_results,
     format_table,
-    groups_of,
+    group_samples,
     read_runs,
 )
 
 PUBLISHED = Path(__file__).with_name("published.json")
 RESAMPLES, SEED = 10_000, 0
-MOST_GROUPS = 40  # in the plot, all questions included
+MAX_GROUPS = 40  # in the plot, all questions included
 COLUMNS = (
     *("table", "model", "checkpoint", "frames", "short_selection", "benchmark", "grouping", "group"),
     *("n_uniform", "n_aks", "uniform", "aks", "difference", "low", "high", "resampled"),
@@ -334,7 +334,7 @@ def group_records(comparison: Comparison) -> list[Record]:
         aks = list(comparison.aks.samples.values()) if comparison.aks else []
     groups: list[tuple[str, str, list[Sample]]] = [("all", "", uniform or aks)]
     for grouping in (uniform or aks)[0].groups:
-        members = groups_of(uniform or aks, grouping)
+        members = group_samples(uniform or aks, grouping)
         if list(members) not in (["all"], ["-"]):  # one's own questions without groups
             groups += [(grouping, group, samples) for group, samples in members.items()]
     records = []
@@ -576,7 +576,7 @@ def plot(path: Path, records: Sequence[Record]) -> None:
     paper = {_title(record): record for record in records if "published_aks" in record}
     columns = min(2, len(panels))
     lines = -(-len(panels) // columns)
-    tallest = min(MOST_GROUPS, max(map(len, panels.values())))
+    tallest = min(MAX_GROUPS, max(map(len, panels.values())))
     size = (8 * columns, 0.7 + lines * (1.2 + 0.4 * tallest))
     with plt.rc_context({"text.parse_math": False}):  # a group's name may hold dollar signs
         figure, axes = plt.subplots(
@@ -590,10 +590,10 @@ def plot(path: Path, records: Sequence[Record]) -> None:
         pairs = axes.reshape(-1, 2)
         for (left, right), (title, members) in zip(pairs, panels.items(), strict=False):
             published = paper.get(title, {})
-            if len(members) > MOST_GROUPS:
+            if len(members) > MAX_GROUPS:
                 title += f" (the first of {len(members) - 1} groups)"
-            _plot_accuracy(left, title, members[:MOST_GROUPS], published)
-            _plot_difference(right, members[:MOST_GROUPS], published)
+            _plot_accuracy(left, title, members[:MAX_GROUPS], published)
+            _plot_difference(right, members[:MAX_GROUPS], published)
         for axis in pairs[len(panels) :].flat:
             axis.set_axis_off()
         entries = [axis.get_legend_handles_labels() for axis in axes.flat]
@@ -658,4 +658,4 @@ def _finish(axis: Any, count: int) -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run_main(main)

@@ -18,13 +18,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from aks.benchmarks import DATASETS, LabelSet, Question, find_video, load_labels, read_entries
 from aks.errors import UserError
-from evaluation.frames import EvaluationError
+from aks.labels import DATASETS, LabelSet, Question, find_video, load_labels, read_entries
+from evaluation.frame_policy import EvaluationError
 
 ROOT = Path(__file__).resolve().parent.parent
 MERGED = "include_frame_idx.json"
-MOST_OPTIONS = 5  # upstream's LongVideoBench text and scoring know option0 to option4
+MAX_OPTIONS = 5  # upstream's LongVideoBench text and scoring know option0 to option4
 NO_OPTION = "N/A"
 SUBTITLE_FOLDERS = {"longvideobench": "subtitles", "videomme": "subtitle"}
 
@@ -52,7 +52,7 @@ def label_file(dataset: str) -> Path:
 def dataset_kwargs(dataset: str, split: str) -> dict[str, Any]:
     """What a task's yaml gives to Hugging Face ``datasets``: the label file as one split."""
     path = label_file(dataset)
-    check_merged(path)
+    verify_merged_labels(path)
     return {"data_files": {split: str(path)}}
 
 
@@ -64,7 +64,7 @@ def metadata(dataset: str) -> dict[str, str]:
     return {"entries_sha256": hashlib.sha256(label_file(dataset).read_bytes()).hexdigest()}
 
 
-def check_merged(path: Path) -> None:
+def verify_merged_labels(path: Path) -> None:
     """Refuse merged labels whose label file has changed since.
 
     Raises:
@@ -119,13 +119,13 @@ def video_path(dataset: str, doc: Mapping[str, Any]) -> str:
     return str(path)
 
 
-def with_options(options: list[str], where: str) -> dict[str, str]:
+def pad_options(options: list[str], where: str) -> dict[str, str]:
     """Answer candidates as upstream's ``option0`` to ``option4``, padded with ``N/A``."""
-    if not 1 <= len(options) <= MOST_OPTIONS or NO_OPTION in options:
+    if not 1 <= len(options) <= MAX_OPTIONS or NO_OPTION in options:
         raise EvaluationError(
-            f"{where}: {len(options)} options; 1 to {MOST_OPTIONS} can be evaluated, none {NO_OPTION!r}"
+            f"{where}: {len(options)} options; 1 to {MAX_OPTIONS} can be evaluated, none {NO_OPTION!r}"
         )
-    padded = options + [NO_OPTION] * (MOST_OPTIONS - len(options))
+    padded = options + [NO_OPTION] * (MAX_OPTIONS - len(options))
     return {f"option{at}": option for at, option in enumerate(padded)}
 
 
@@ -133,7 +133,7 @@ def longvideobench_docs(dataset: Any) -> Any:
     """LongVideoBench's label entries with upstream's option fields."""
 
     def prepared(entry: dict[str, Any]) -> dict[str, Any]:
-        return with_options(entry["candidates"], f"question {entry['id']}")
+        return pad_options(entry["candidates"], f"question {entry['id']}")
 
     return dataset.map(prepared, load_from_cache_file=False)
 
@@ -194,7 +194,7 @@ def custom_doc(path: Path, question: Question) -> dict[str, Any]:
         "id": question.id,
         "video_path": question.video,
         "question": question.text,
-        **with_options(list(question.options), where),
+        **pad_options(list(question.options), where),
         "correct_choice": question.answer,
         "duration_group": question.group,
         "question_category": "all",
@@ -208,7 +208,7 @@ def check_questions(labels: LabelSet) -> str | None:
             if labels.dataset == "custom":
                 custom_doc(labels.path, question)
             elif labels.dataset == "longvideobench":
-                with_options(list(question.options), f"{labels.path}: question {question.id}")
+                pad_options(list(question.options), f"{labels.path}: question {question.id}")
     except EvaluationError as error:
         return str(error.code).removeprefix("error: ")
     return None

@@ -25,11 +25,11 @@ REFERENCE = Path(os.environ.get("AKS_REFERENCE_DATA", ROOT.parent / "shared/refe
 # Files whose tests share what is expensive: checkpoints, a Ray cluster, evaluations, a fork server.
 TOGETHER = {
     "test_blip_lavis",
-    "test_evaluation_llava",
-    "test_evaluation_qwen",
     "test_evaluation_scripts",
-    "test_features",
+    "test_feature_store",
     "test_lavis_cli",
+    "test_llava",
+    "test_qwen",
     "test_ray",
     "test_sevila",
 }
@@ -114,9 +114,9 @@ def whole(many, names, tmp_path_factory) -> dict[str, bytes]:
     """What one process that decodes by itself makes of them."""
     from extraction_setup import ToyScorer, results, write_labels
 
-    from aks.extraction import extract
-    from aks.outscores import RunFolder
+    from aks.extraction.api import extract
+    from aks.run_dir import RunDir
 
-    run = RunFolder(tmp_path_factory.mktemp("whole") / "out")
+    run = RunDir(tmp_path_factory.mktemp("whole") / "out")
     extract(write_labels(many, names), ToyScorer(), run)
     return results(run)

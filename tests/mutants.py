@@ -25,59 +25,63 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-VIDEO = "video odd_videos fast_video"
-MODELS = "evaluation_qwen evaluation_llava"
+VIDEO = "reader odd_videos sparse"
+MODELS = "qwen llava"
 # The tests that guard the files whose paths begin so, the fastest first; the longest such beginning counts.
 AREAS = {
-    "aks/": "cores keyframes extraction features conse",
-    "aks/benchmarks": "benchmarks recall extraction evaluation_labels",
-    "aks/bitstreams": VIDEO,
-    "aks/cli": "cores keyframes extraction extraction_faults lavis_cli ray",
-    "aks/decoding": f"{VIDEO} extraction extraction_faults sharing",
-    "aks/errors": "benchmarks recall extraction extraction_faults",
-    "aks/extraction": "extraction passes features odd_videos sharing extraction_faults extraction_scale ray",
-    "aks/fast_video": VIDEO,
-    "aks/features": "features extraction_faults sharing",
-    "aks/locks": "extraction_faults extraction_scale ray",
-    "aks/outscores": "extraction recall frame_select conse features odd_videos extraction_scale ray",
-    "aks/passes": "passes",
-    "aks/pool": "extraction sharing extraction_faults extraction_scale",
-    "aks/preparing": "conse clip blip",
-    "aks/ray": "ray",
+    "aks/": "cli keyframes extraction feature_store conse",
+    "aks/labels": "labels recall extraction merged_labels",
+    "aks/video/packets": VIDEO,
+    "aks/cli": "cli keyframes extraction faults lavis_cli ray",
+    "aks/extraction/decoding": f"{VIDEO} extraction faults workers",
+    "aks/errors": "labels recall extraction faults",
+    "aks/extraction": "extraction batching feature_store odd_videos workers faults scale ray",
+    "aks/video/sparse": VIDEO,
+    "aks/extraction/feature_store": "feature_store faults workers",
+    "aks/locks": "faults scale ray",
+    "aks/jsonio": "extraction recall frame_select conse feature_store scale",
+    "aks/score_lists": "frame_select recall selection",
+    "aks/run_dir": "extraction recall frame_select conse feature_store odd_videos scale ray",
+    "aks/extraction/batching": "batching",
+    "aks/extraction/workers": "extraction workers faults scale",
+    "aks/scorers/preprocess": "conse clip blip",
+    "aks/extraction/ray": "ray",
     "aks/recall": "recall",
-    "aks/scorers/": "conse clip blip sevila blip_lavis keyframes lavis_cli features",
+    "aks/scorers/": "conse clip blip sevila blip_lavis keyframes lavis_cli feature_store",
     "aks/scorers/clip": "clip",
     "aks/scorers/conse": "conse",
-    "aks/scorers/lavis_blip": "blip_lavis lavis_cli",
-    "aks/scorers/lavis_sevila": "sevila lavis_cli",
+    "aks/scorers/lavis/blip": "blip_lavis lavis_cli",
+    "aks/scorers/lavis/sevila": "sevila lavis_cli",
     "aks/scorers/minilm": "conse",
-    "aks/scorers/sevila": "sevila features",
+    "aks/scorers/sevila": "sevila feature_store",
     "aks/selection": "selection frame_select keyframes",
     "aks/video": f"{VIDEO} extraction",
-    "datasets/": "benchmarks evaluation_labels evaluation_tasks",
-    "evaluation/": f"evaluation_answers evaluation_labels evaluation_tasks {MODELS} evaluation_scripts",
-    "evaluation/answers": "evaluation_answers evaluation_scripts",
-    "evaluation/change_score": "evaluation_labels evaluation_scripts",
-    "evaluation/conse_qa": "evaluation_answers evaluation_scripts",
-    "evaluation/evaluator": "evaluation_tables evaluation_scripts",
-    "evaluation/insert_frame_num": "evaluation_labels",
-    "evaluation/llava": "evaluation_llava evaluation_scripts",
-    "evaluation/mm_utils": "evaluation_llava",
+    "datasets/": "labels merged_labels tasks",
+    "evaluation/": f"answer_cache merged_labels tasks {MODELS} evaluation_scripts",
+    "evaluation/answer_cache": "answer_cache evaluation_scripts",
+    "evaluation/change_score": "merged_labels evaluation_scripts",
+    "evaluation/conse_qa": "answer_cache evaluation_scripts",
+    "evaluation/evaluator": "tables evaluation_scripts",
+    "evaluation/insert_frame_num": "merged_labels",
+    "evaluation/llava": "llava evaluation_scripts",
+    "evaluation/mm_utils": "llava",
     "evaluation/models/": "evaluation_scripts",
-    "evaluation/qwen": "evaluation_qwen evaluation_scripts",
-    "evaluation/results": "evaluation_tables evaluation_scripts",
+    "evaluation/qwen": "qwen evaluation_scripts",
+    "evaluation/results": "tables evaluation_scripts",
     "evaluation/run": "evaluation_scripts",
-    "evaluation/tables": "evaluation_tables",
-    "evaluation/task": "evaluation_labels evaluation_tasks evaluation_scripts",
+    "evaluation/tables": "tables",
+    "evaluation/task": "merged_labels tasks evaluation_scripts",
 }
 SWAPS = {"<": "<=", ">": ">=", "==": "!=", "is": "is not", "in": "not in"}
 SWAPS |= {new: old for old, new in SWAPS.items()}
-LOGS = {"say", "print", "warning", "info"}
+LOGS = {"log", "print", "warning", "info"}
 COSMETIC = {"annotation", "returns", "help", "metavar", "desc", "unit", "indent", "frozen", "strict"}
 COSMETIC |= {"dpi", "fontsize", "lw", "ms", "zorder"}  # a plot's
 STATEMENTS = (ast.Expr, ast.Assign, ast.AugAssign, ast.With, ast.If, ast.For)
 # Calls whose order other processes see, or who reads the files after a crash.
-WRITES = re.compile("write|flush|sync|seek|replace|link|mkdir|acquire|release|wait|begin|upgrade|close|note_")
+WRITES = re.compile(
+    "write|flush|sync|seek|replace|link|mkdir|acquire|release|wait|open_or_create|upgrade|close|record_"
+)
 TEST_LIMIT_S = 300  # a test that takes longer hangs
 LEAVES = (ast.Raise, ast.Return, ast.Continue, ast.Break)
 
@@ -241,9 +245,14 @@ def first_failure(copy: Path, tests: list[str], limit_s: float) -> str | None:
         return None
     if failed := re.search(r"^(?:FAILED|ERROR) (.*?)(?: - .*)?$", output, re.MULTILINE):
         return failed[1]
-    if hangs := re.search(r'/(tests/test_\w+\.py)", line \d+ in (test_\w+)', output):
+    if hangs := re.search(r'/(tests/[\w/]*test_\w+\.py)", line \d+ in (test_\w+)', output):
         return f"a hang or crash in {hangs[1]}::{hangs[2]}"
     sys.exit(f"pytest ends with status {process.returncode} and names no test:\n{output[-3000:]}")
+
+
+def test_files(area: str) -> list[str]:
+    """The files of the tests named in an area."""
+    return [str(next((ROOT / "tests").glob(f"**/test_{name}.py")).relative_to(ROOT)) for name in area.split()]
 
 
 def main() -> None:
@@ -274,7 +283,7 @@ def main() -> None:
                 continue
             area = max((area for area in AREAS if fault.file.startswith(area)), key=len)
             (copy / fault.file).write_bytes(changed)
-            test = first_failure(copy, [f"tests/test_{name}.py" for name in AREAS[area].split()], args.limit)
+            test = first_failure(copy, test_files(AREAS[area]), args.limit)
             shutil.copy(ROOT / fault.file, copy / fault.file)
             if re.match("tests/.*::", test or "") and first_failure(copy, [test], args.limit):
                 sys.exit(f"{test} fails without any fault")

@@ -44,10 +44,10 @@ def check() -> None:
     from model_setup import save_blip, save_tiny_clip, tiny_blip
 
     import aks
-    from aks.benchmarks import Question
-    from aks.extraction import find_keyframes
-    from aks.scorers import create_scorer
-    from aks.video import Video
+    from aks.extraction.api import find_keyframes
+    from aks.labels import Question
+    from aks.scorers.base import load_scorer
+    from aks.video.reader import Video
 
     assert ROOT not in Path(aks.__file__).parents, f"{aks.__file__} is not the installed library"
     assert importlib.util.find_spec("decord") is None, "decord was installed"
@@ -58,7 +58,7 @@ def check() -> None:
         path = write_video(folder / "clip.mp4", frames=96)
         with Video(path) as video:
             (frames,) = video.read([0, 24, 48, 72])
-        for number, pixels in zip(frames.numbers, frames.pixels, strict=True):
+        for number, pixels in zip(frames.frame_indices, frames.pixels, strict=True):
             difference = np.abs(pixels.astype(int) - picture(int(number), 96, 64)).mean()
             assert difference < 20, f"frame {number} is another picture"
 
@@ -70,7 +70,7 @@ def check() -> None:
         }
         question = Question(0, "question", str(path), "Which colours move?")
         for scorer_name, checkpoint in checkpoints.items():
-            scorer = create_scorer(scorer_name, checkpoint=checkpoint and str(checkpoint))
+            scorer = load_scorer(scorer_name, checkpoint=checkpoint and str(checkpoint))
             with Video(path) as video, torch.inference_mode():
                 keyframes = find_keyframes(video, question, scorer, 3, workers=1)
             scores = [keyframe.score for keyframe in keyframes]

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aks import UserError, outscores, select_keyframes
+from aks import UserError, score_lists, select_keyframes
 
 ROOT = Path(__file__).resolve().parent.parent
 RNG = np.random.default_rng(3)
@@ -150,7 +150,7 @@ def test_a_mistake_is_one_line_status_2_and_nothing_is_written(
 def test_the_command_loads_nothing_slow():
     code = "import sys, frame_select; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    heavy = {"torch", "transformers", "matplotlib", "av", "decord", "PIL", "aks.benchmarks", "aks.video"}
+    heavy = {"torch", "transformers", "matplotlib", "av", "decord", "PIL", "aks.labels", "aks.video.reader"}
     assert not heavy & set(done.stdout.split())
 
 
@@ -165,8 +165,8 @@ def read_with(reader, path: Path) -> list[np.ndarray] | str:
 
 
 def assert_read_alike(path: Path) -> None:
-    expected = read_with(outscores._read_carefully, path)
-    found = read_with(outscores.read_number_lists, path)
+    expected = read_with(score_lists._read_carefully, path)
+    found = read_with(score_lists.read_number_lists, path)
     assert isinstance(found, str) == isinstance(expected, str), (found, expected)
     if isinstance(expected, str):
         assert found == expected
@@ -212,7 +212,7 @@ def test_the_fast_reader_takes_plain_lists_and_leaves_the_rest_to_json(tmp_path,
     path.write_text(text)
     assert_read_alike(path)
     try:
-        outscores._read_fast(path)
+        score_lists._read_fast(path)
     except (ValueError, TypeError, AttributeError, RuntimeError):
         assert not fast
     else:

@@ -11,7 +11,7 @@ import forkserver
 import numpy as np
 from PIL import Image
 
-from aks.video import Video
+from aks.video.reader import Video
 
 ROOT = Path(__file__).parent.parent
 
@@ -81,7 +81,7 @@ def test_pip_install_gives_the_library(tmp_path):
         names = archive.namelist()
         archive.extractall(tmp_path / "site")
     assert {name.split("/")[0] for name in names if not name.split("/")[0].endswith(".dist-info")} == {"aks"}
-    code = "import aks, aks.extraction; print(aks.__file__, aks.select_keyframes([0, 1], [0, 9], 1))"
+    code = "import aks, aks.extraction.api; print(aks.__file__, aks.select_keyframes([0, 1], [0, 9], 1))"
     done = subprocess.run(
         [forkserver.python("torch"), "-c", code],
         cwd=tmp_path / "site",

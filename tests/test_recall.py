@@ -8,9 +8,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from aks.benchmarks import Question, load_labels
-from aks.outscores import read_number_lists
-from aks.recall import evidence_recall, format_table, recall_table, stride_of, uniform_frames, uniform_times
+from aks.labels import Question, load_labels
+from aks.recall import (
+    evidence_recall,
+    format_table,
+    infer_stride,
+    recall_table,
+    uniform_frames,
+    uniform_times,
+)
+from aks.score_lists import read_number_lists
 
 
 def test_recall_by_hand():
@@ -28,8 +35,8 @@ def test_uniform_sampling_by_hand():
     assert uniform_times(3.3, 64).tolist() == pytest.approx([0, 1.1, 2.2])
     for duration_s in (0, 0.5):  # one frame, where not a second is whole
         assert uniform_frames(duration_s, 25, 4).tolist() == uniform_times(duration_s, 4).tolist() == [0]
-    assert stride_of(np.array([0, 58, 145])) == 29
-    assert stride_of(np.array([0])) == stride_of(np.array([50])) == 0
+    assert infer_stride(np.array([0, 58, 145])) == 29
+    assert infer_stride(np.array([0])) == infer_stride(np.array([50])) == 0
 
 
 @pytest.mark.parametrize(
@@ -150,7 +157,7 @@ def test_an_evenly_spaced_selection_is_measured_by_its_recorded_stride(tmp_path,
 
 def test_a_lost_candidate_does_not_change_the_stride():
     for frames, stride in (([0, 48, 72, 120], 24), ([48, 120], 24), ([0, 240], 240), ([5], 0), ([], 0)):
-        assert stride_of(np.array(frames, dtype=np.int64)) == stride
+        assert infer_stride(np.array(frames, dtype=np.int64)) == stride
 
 
 def test_strides_that_are_no_whole_numbers_are_one_line(files, tmp_path, run_script):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aks import select_keyframes
-from aks.selection import judge_and_split, normalise, select_positions, spend
+from aks.selection import allocate_frames, judge_and_split, normalize, select_positions
 
 # --- the naive reading: plain lists, level by level, as the method is described ----------------------
 
@@ -136,7 +136,7 @@ def test_thresholds_decide_to_the_last_bit(kind):
     for trial in range(60):
         n = int(rng.integers(1, 2001 if trial % 20 == 0 else 200))
         budget, depth = int(rng.integers(1, 65)), int(rng.integers(0, 6))
-        scores = normalise(score_list(kind, n, rng))
+        scores = normalize(score_list(kind, n, rng))
         found = all_differences(scores, budget, depth)
         differences, deviations = np.array(list(found.values())).T
         picked = rng.choice(differences, 4)
@@ -198,19 +198,19 @@ def test_constant_scores_give_the_same_as_any_equal_scores():
 
 def test_scores_at_both_ends_of_the_float_range_do_not_overflow():
     scores = np.array([-1.7e308, 0.0, 1.7e308])
-    assert normalise(scores).tolist() == [0.0, 0.5, 1.0]
+    assert normalize(scores).tolist() == [0.0, 0.5, 1.0]
     assert select_positions(scores, 1, strategy="top").tolist() == [2]
 
 
 def test_scores_too_close_for_a_float_to_tell_apart_count_as_equal():
-    assert normalise(np.array([0, 5e-324])).tolist() == [0.0, 0.0]
+    assert normalize(np.array([0, 5e-324])).tolist() == [0.0, 0.0]
 
 
 def test_equal_remainders_go_to_the_segment_with_the_better_next_frame():
     scores = np.array([0, 0.2, 0, 0.9, 0, 0.1, 0, 0.8], dtype=float)
     segments = judge_and_split(scores, 2, 2.0, -100, 2)
     assert segments == ([0, 2, 4, 6, 8], [2, 2, 2, 2])
-    assert spend(scores, segments, 2, "full").tolist() == [3, 7]
+    assert allocate_frames(scores, segments, 2, "full").tolist() == [3, 7]
 
 
 def test_uniform_spans_the_video_and_ignores_scores():

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from aks.benchmarks import Question
 from aks.errors import UserError
-from aks.preparing import PrepareSquare
-from aks.scorers import Scorer
+from aks.labels import Question
 from aks.scorers.attention import fuse_attention
+from aks.scorers.base import Scorer
 from aks.scorers.clip import cosine
-from aks.scorers.weights import find_folder, load_part, load_pretrained
+from aks.scorers.preprocess import SquarePreprocessor
+from aks.scorers.weights import load_component, load_pretrained, resolve_checkpoint
 
 DEFAULT_CHECKPOINT = "Salesforce/blip-itm-large-coco"
 HEADS = ("itm", "itc")
@@ -84,20 +84,22 @@ class BlipScorer(Scorer):
         self.checkpoint = checkpoint or DEFAULT_CHECKPOINT
         self.device, self.dtype, self.head = torch.device(device), dtype or torch.float32, blip_head
 
-        folder = find_folder(self.checkpoint, model_type="blip", needs=[("vocab.txt", "tokenizer.json")])
-        config = load_part(BlipConfig.from_pretrained, folder, "configuration")
+        folder = resolve_checkpoint(
+            self.checkpoint, model_type="blip", needs=[("vocab.txt", "tokenizer.json")]
+        )
+        config = load_component(BlipConfig.from_pretrained, folder, "configuration")
         _check_config(config, folder)
         config.vision_config.layer_norm_eps = VISION_EPS
-        self.preparer = PrepareSquare(config.vision_config.image_size)
-        self.tokenizer = load_part(AutoTokenizer.from_pretrained, folder, "tokenizer")
+        self.preprocessor = SquarePreprocessor(config.vision_config.image_size)
+        self.tokenizer = load_component(AutoTokenizer.from_pretrained, folder, "tokenizer")
         model = load_pretrained(BlipForImageTextRetrieval, folder, config)
         self.model = model.to(device=self.device, dtype=self.dtype)
         if self.device.type == "cuda":
             fuse_attention(self.model.vision_model)
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """The base's settings and the head."""
-        return {**super().identity(), "blip_head": self.head}
+        return {**super().fingerprint(), "blip_head": self.head}
 
     @torch.no_grad()
     def encode_frames(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -128,16 +130,16 @@ class BlipScorer(Scorer):
         scores = torch.empty(len(questions), len(features), dtype=torch.float64, device=self.device)
         for frames in _slices(len(features), FRAMES_PER_PASS):
             tokens = features[frames].to(device=self.device, dtype=self.dtype)
-            for group in _groups([len(ids) for ids in questions], TOKENS_PER_PASS):
+            for group in _token_batches([len(ids) for ids in questions], TOKENS_PER_PASS):
                 scores[group, frames] = self._match(tokens, questions[group]).T.double()
         return scores.cpu().numpy()
 
     def _match(self, tokens: torch.Tensor, questions: Sequence[torch.Tensor]) -> torch.Tensor:
         """Matching probability of frames (n, 577, width) and questions, (n, questions)."""
-        return self.model.itm_head(self.bind(tokens, questions)).float().softmax(dim=-1)[..., 1]
+        return self.model.itm_head(self.cross_encode(tokens, questions)).float().softmax(dim=-1)[..., 1]
 
     @torch.no_grad()
-    def bind(self, tokens: torch.Tensor, questions: Sequence[torch.Tensor]) -> torch.Tensor:
+    def cross_encode(self, tokens: torch.Tensor, questions: Sequence[torch.Tensor]) -> torch.Tensor:
         """The [ENC] vector of each frame and question after cross-attention, (n, questions, 768).
 
         The questions stand behind one another in one sequence, each blind to the others and
@@ -148,10 +150,10 @@ class BlipScorer(Scorer):
             tokens: vision tokens (n, 577, width).
             questions: token ids of each question, (length,).
         """
-        groups = _groups([len(question) for question in questions], TOKENS_PER_PASS)
-        return torch.cat([self._bind(tokens, questions[group]) for group in groups], dim=1)
+        groups = _token_batches([len(question) for question in questions], TOKENS_PER_PASS)
+        return torch.cat([self._cross_encode(tokens, questions[group]) for group in groups], dim=1)
 
-    def _bind(self, tokens: torch.Tensor, questions: Sequence[torch.Tensor]) -> torch.Tensor:
+    def _cross_encode(self, tokens: torch.Tensor, questions: Sequence[torch.Tensor]) -> torch.Tensor:
         ids = torch.cat(list(questions))
         lengths = torch.tensor([len(question) for question in questions], device=self.device)
         owner = torch.repeat_interleave(torch.arange(len(questions), device=self.device), lengths)
@@ -174,7 +176,7 @@ def _slices(total: int, step: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, total, step))
 
 
-def _groups(lengths: Sequence[int], limit: int) -> Iterator[slice]:
+def _token_batches(lengths: Sequence[int], limit: int) -> Iterator[slice]:
     """Runs of neighbours whose lengths add up to at most ``limit``."""
     start, used = 0, 0
     for index, length in enumerate(lengths):

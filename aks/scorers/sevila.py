@@ -20,19 +20,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from aks.benchmarks import Question
 from aks.errors import UserError
-from aks.preparing import PrepareSquare
-from aks.scorers import Scorer
+from aks.labels import Question
 from aks.scorers.attention import fuse_attention
+from aks.scorers.base import Scorer
 from aks.scorers.blip import clean_caption
+from aks.scorers.preprocess import SquarePreprocessor
 from aks.scorers.weights import (
     LOCAL_ROOT,
     check_keys,
     find_file,
-    find_folder,
-    load_part,
+    load_component,
     read_state_dict,
+    resolve_checkpoint,
     weight_files,
 )
 
@@ -75,7 +75,7 @@ _INSIDE = {
 }
 _QKV_BIAS = ".attn.qkv.bias"  # in LAVIS two parameters: q_bias and v_bias, the key's is always 0
 # T5's shared embedding once more; some files have the copies.
-_COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+TIED_KEYS = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 
 
 def prompt_text(question: Question) -> str:
@@ -120,7 +120,7 @@ def check_truncation(truncation: str) -> str:
     return truncation
 
 
-def precisions(dtype: torch.dtype | None, device: torch.device) -> dict[str, torch.dtype]:
+def part_dtypes(dtype: torch.dtype | None, device: torch.device) -> dict[str, torch.dtype]:
     """Type of each part: ``vision``, ``qformer`` and ``t5``.
 
     None is the original's mix: the vision tower in float16 on CUDA (its linear layers; float32 on a
@@ -182,9 +182,9 @@ def check_localizer(
     Raises:
         UserError: a key is missing, surplus or misshapen.
     """
-    present = {key.split(".", 1)[0] for key in state if not key.endswith(_COPIES)}
+    present = {key.split(".", 1)[0] for key in state if not key.endswith(TIED_KEYS)}
     localizer = {key for key in own if "_loc" in key}
-    whole = {key for key in own if not key.endswith(_COPIES) and key.split(".", 1)[0] in present}
+    whole = {key for key in own if not key.endswith(TIED_KEYS) and key.split(".", 1)[0] in present}
     answerer = {key.replace("_loc", "", 1) for key in localizer}
     check_keys(
         where,
@@ -201,7 +201,7 @@ class SevilaScorer(Scorer):
         checkpoint: ``sevila_pretrained.pth``: the file, or a folder that holds it; None for the published
             one. A whole model saved from LAVIS serves, too, with its own vision tower and T5.
         device: where the model runs.
-        dtype: float32 or bfloat16 for all of it; None for the original's mix, see :func:`precisions`.
+        dtype: float32 or bfloat16 for all of it; None for the original's mix, see :func:`part_dtypes`.
             T5's parameters pass through bfloat16 even on their way to float32, as in LAVIS.
         base: hub name or folder of BLIP-2 with Flan-T5-XL in the transformers layout, for the vision
             tower, T5 and the tokenizer; None for ``checkpoint`` where that is such a folder, else for
@@ -233,7 +233,7 @@ class SevilaScorer(Scorer):
 
         self.truncation = check_truncation(truncation)
         self.device = torch.device(device)
-        self.precision = precisions(dtype, self.device)
+        self.precision = part_dtypes(dtype, self.device)
         self.dtype = self.precision["t5"]
         self.checkpoint = str(checkpoint or DEFAULT_CHECKPOINT)
         if base is None and (Path(self.checkpoint) / "config.json").is_file():
@@ -241,15 +241,17 @@ class SevilaScorer(Scorer):
         self.base = base or DEFAULT_BASE
 
         path = find_localizer(checkpoint)
-        folder = find_folder(self.base, model_type="blip-2", needs=[("tokenizer.json", "spiece.model")])
-        config = load_part(Blip2Config.from_pretrained, folder, "configuration")
+        folder = resolve_checkpoint(
+            self.base, model_type="blip-2", needs=[("tokenizer.json", "spiece.model")]
+        )
+        config = load_component(Blip2Config.from_pretrained, folder, "configuration")
         kind = config.text_config.model_type
         if kind != "t5":
             raise UserError(f"{folder / 'config.json'}: another model: its language model is {kind}, not t5")
         config.text_config.dense_act_fn = "gelu"
         config.vision_config.layer_norm_eps = _VISION_EPS
-        self.preparer = PrepareSquare(config.vision_config.image_size)
-        self.tokenizer = load_part(T5TokenizerFast.from_pretrained, folder, "tokenizer")
+        self.preprocessor = SquarePreprocessor(config.vision_config.image_size)
+        self.tokenizer = load_component(T5TokenizerFast.from_pretrained, folder, "tokenizer")
         if self.tokenizer.convert_tokens_to_ids("▁yes") != YES_ID:
             raise UserError(f"{folder}: another tokenizer than T5's: its 'yes' is not token {YES_ID}")
         prefix = self.tokenizer(FRAME_PREFIX, add_special_tokens=False, return_tensors="pt")
@@ -258,11 +260,11 @@ class SevilaScorer(Scorer):
         if self.device.type == "cuda":
             fuse_attention(self._model.vision_model)
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """The base's settings, where vision tower and T5 came from, each part's type, and truncation."""
         precision = {part: str(kind).removeprefix("torch.") for part, kind in self.precision.items()}
         return {
-            **super().identity(),
+            **super().fingerprint(),
             "base": self.base,
             "precision": precision,
             "truncation": self.truncation,
@@ -270,7 +272,7 @@ class SevilaScorer(Scorer):
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """All weights under SeViLA's names, to save with ``torch.save`` and load here or on LAVIS."""
-        return _lavis_state(self._model.state_dict())
+        return _to_lavis_names(self._model.state_dict())
 
     @torch.no_grad()
     def encode_frames(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -322,18 +324,18 @@ class SevilaScorer(Scorer):
         from transformers import Blip2ForConditionalGeneration
 
         with torch.device("meta"):  # shapes alone; the weights come converted, tensor by tensor
-            model = load_part(lambda _: Blip2ForConditionalGeneration(config), folder, "configuration")
+            model = load_component(lambda _: Blip2ForConditionalGeneration(config), folder, "configuration")
         model.vision_model.post_layernorm.eps = _LN_VISION_EPS
         own = model.state_dict()
         state = read_state_dict(path)
-        check_localizer(state, _lavis_state(own), path)
-        loaded = {name: self._convert(name, value) for name, value in _take_from_lavis(state, own)}
+        check_localizer(state, _to_lavis_names(own), path)
+        loaded = {name: self._convert(name, value) for name, value in _pop_lavis_weights(state, own)}
         del state
-        lacking = {name for name in own if name not in loaded and not name.endswith(_COPIES)}
+        lacking = {name for name in own if name not in loaded and not name.endswith(TIED_KEYS)}
         if lacking:
             loaded |= self._read_base(folder, own, lacking)
         for name in own:
-            if name.endswith(_COPIES):
+            if name.endswith(TIED_KEYS):
                 loaded[name] = loaded["language_model.shared.weight"]
         model.load_state_dict(loaded, assign=True)
         return model.eval().requires_grad_(False)
@@ -386,7 +388,7 @@ def _lavis_name(name: str) -> str:
     return theirs + rest
 
 
-def _lavis_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _to_lavis_names(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A state dict in transformers' names as LAVIS has it."""
     renamed = {}
     for name, value in state.items():
@@ -399,7 +401,7 @@ def _lavis_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return renamed
 
 
-def _take_from_lavis(
+def _pop_lavis_weights(
     state: dict[str, torch.Tensor], names: Iterable[str]
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Those of ``names`` that a state dict of LAVIS has, with their tensors, which leave it."""
@@ -409,5 +411,5 @@ def _take_from_lavis(
         if key.endswith(_QKV_BIAS) and f"{stem}q_bias" in state:
             query, value = state.pop(f"{stem}q_bias"), state.pop(f"{stem}v_bias")
             yield name, torch.cat([query, torch.zeros_like(query), value])
-        elif key in state and not name.endswith(_COPIES):
+        elif key in state and not name.endswith(TIED_KEYS):
             yield name, state.pop(key)

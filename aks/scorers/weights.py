@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from aks.errors import UserError
-from aks.outscores import read_json
+from aks.jsonio import read_json
 
 LOCAL_ROOT = Path("checkpoints")  # relative to the working directory, see checkpoints/README.md
 
@@ -36,7 +36,7 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0].rstrip(' .:')}" if lines else type(error).__name__
 
 
-def find_folder(
+def resolve_checkpoint(
     checkpoint: str, *, model_type: str, needs: Sequence[Sequence[str]] = (), root: Path | None = None
 ) -> Path:
     """The local folder of a checkpoint in the transformers layout, downloaded if need be.
@@ -46,7 +46,7 @@ def find_folder(
 
     Args:
         checkpoint: folder or hub name (``owner/name``).
-        model_type: what ``config.json`` must say, e.g. ``blip``.
+        model_type: what ``config.json`` must log, e.g. ``blip``.
         needs: files wanted beside ``config.json`` and the weights, each as its alternatives:
             ``[("tokenizer.json", "vocab.txt")]``.
         root: folder to use for ``./checkpoints``.
@@ -181,7 +181,7 @@ def check_keys(
         raise UserError(f"{where}: these are the weights of another model ({'; '.join(parts)})")
 
 
-def load_state(model: torch.nn.Module, state: Mapping[str, torch.Tensor], where: str | Path) -> None:
+def load_strict(model: torch.nn.Module, state: Mapping[str, torch.Tensor], where: str | Path) -> None:
     """Copy a state dict into a model that it must fill exactly; see :func:`check_keys`."""
     own = model.state_dict()
     check_keys(
@@ -198,7 +198,7 @@ def load_pretrained(model_class: type, folder: Path, config: Any) -> Any:
 
     Args:
         model_class: a transformers model class.
-        folder: what :func:`find_folder` returned.
+        folder: what :func:`resolve_checkpoint` returned.
         config: the model's configuration.
 
     Raises:
@@ -223,7 +223,7 @@ def load_pretrained(model_class: type, folder: Path, config: Any) -> Any:
     return model.float().eval().requires_grad_(False)
 
 
-def load_part(load: Callable[[Path], Any], folder: Path, what: str) -> Any:
+def load_component(load: Callable[[Path], Any], folder: Path, what: str) -> Any:
     """A configuration, tokenizer or image processor of a folder: ``load(folder)``, errors in one line."""
     try:
         return load(folder)

@@ -23,9 +23,9 @@ from lmms_eval.tasks.longvideobench.utils import (  # noqa: E402, F401 - the yam
 )
 
 from aks.errors import VideoError  # noqa: E402
-from aks.video import Video, calm_decoders  # noqa: E402
+from aks.video.reader import Video, reset_decoder_globals  # noqa: E402
 from evaluation import task  # noqa: E402
-from evaluation.frames import EvaluationError, frame_numbers, read_frames  # noqa: E402
+from evaluation.frame_policy import EvaluationError, frame_numbers, read_frames  # noqa: E402
 
 UNIFORM_PICTURES = 16  # upstream's longvideobench_val_i
 
@@ -47,7 +47,7 @@ def doc_to_visual_i(doc: Mapping[str, Any]) -> list[Image.Image]:
     if doc["pictures"] == "keyframes":
         frames, _ = read_frames(path, _shown(doc), doc)
         return [Image.fromarray(pixels) for pixels in frames.pixels]
-    calm_decoders()
+    reset_decoder_globals()
     try:
         return load_video(path, doc["duration"], UNIFORM_PICTURES)
     except Exception as error:  # whatever decord raises

@@ -18,7 +18,7 @@ if str(ROOT) not in sys.path:  # started as a script from anywhere
     sys.path.append(str(ROOT))
 
 from aks import errors  # noqa: E402
-from aks.outscores import write_json  # noqa: E402
+from aks.jsonio import write_json  # noqa: E402
 
 # In the order of the published label file.
 COLUMNS = (
@@ -108,4 +108,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run_main(main)

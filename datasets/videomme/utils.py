@@ -22,9 +22,9 @@ from lmms_eval.tasks.videomme.utils import (  # noqa: E402, F401 - the yaml name
 from lmms_eval.tasks.videomme.utils import videomme_process_results as process_results  # noqa: E402, F401
 
 from aks.errors import VideoError  # noqa: E402
-from aks.video import Video  # noqa: E402
+from aks.video.reader import Video  # noqa: E402
 from evaluation import task  # noqa: E402
-from evaluation.frames import UNIFORM_RULES, EvaluationError, frame_numbers  # noqa: E402
+from evaluation.frame_policy import UNIFORM_RULES, EvaluationError, frame_numbers  # noqa: E402
 
 KNOWN = {
     "duration": VIDEO_TYPE,

@@ -1,0 +1,1 @@
+"""Step 1: videos and questions in, relevance scores or stored features out."""

@@ -1,0 +1,129 @@
+"""JSON files that are whole or absent, whatever happens to the process that writes them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import hashlib
+import json
+import os
+import re
+import socket
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from aks.errors import UserError
+
+STALE_TEMP_S = 2 * 86400.0  # no video takes so long
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file.
+
+    Raises:
+        UserError: it is missing, unreadable or not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path}: file not found") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
+        raise UserError(f"{path}: not JSON: {error}") from None
+
+
+def write_json(path: Path, data: Any, *, indent: int | None = None, exclusive: bool = False) -> None:
+    """Write JSON so that the file is whole or absent, whatever happens to this process.
+
+    Args:
+        path: the file.
+        data: what to write.
+        indent: spaces for people to read, or None for the reference's one-line form.
+        exclusive: leave a file that another process wrote meanwhile.
+
+    Raises:
+        UserError: it cannot be written (disk full, no permission), or the data holds NaN or infinity.
+    """
+    try:
+        text = json.dumps(data, indent=indent, allow_nan=False)
+    except ValueError as error:
+        raise UserError(f"{path}: not written: {error}") from None
+    write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"), exclusive)
+
+
+def write_atomically(path: Path, write: Callable[[Path], object], exclusive: bool = False) -> None:
+    """Let ``write`` fill a temporary file; see :func:`atomic`."""
+    with atomic(path, exclusive) as temporary:
+        write(temporary)
+
+
+@contextlib.contextmanager
+def atomic(path: Path, exclusive: bool = False) -> Iterator[Path]:
+    """A temporary file beside ``path`` (same suffix), moved there whole where the block ends well.
+
+    Args:
+        path: the file.
+        exclusive: leave a file that another process wrote meanwhile.
+
+    Raises:
+        UserError: it cannot be written (disk full, no permission).
+    """
+    mark = f"{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    temporary = path.with_name(f".{path.stem[:100]}.{mark}.tmp{path.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        if exclusive:
+            _rename_noreplace(temporary, path)
+        else:
+            os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}; finished work is kept") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _rename_noreplace(temporary: Path, path: Path) -> None:
+    """Give the file its name unless that is taken."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EACCES):
+            raise
+        if not path.exists():  # a file system without links: nearly as good
+            os.replace(temporary, path)
+
+
+@functools.cache
+def _host() -> str:
+    """This host, its start, and which of its process tables: within one, process ids tell processes."""
+    facts = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        facts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        facts.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.sha256(" ".join(facts).encode()).hexdigest()[:16]
+
+
+def remove_stale_temp_files(folder: Path) -> None:
+    """Delete temporary files of killed processes: of those of this machine, and of whoever's if very old."""
+    orphans = [*folder.glob(".*.tmp.*"), *folder.parent.glob(".*.tmp.*")]
+    if not orphans or not Path("/proc/self").exists():  # no way to tell which processes live
+        return
+    with contextlib.suppress(OSError):
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".clock-") as file:
+            now = os.stat(file.name).st_mtime  # by the file server's clock, which stamps the others, too
+        for path in orphans:
+            match = re.search(rf"\.{_host()}-(\d+)-[0-9a-f]{{8}}\.tmp", path.name)
+            is_dead = match and not Path(f"/proc/{match[1]}").exists()
+            with contextlib.suppress(OSError):  # one that another run removes meanwhile shields no other
+                if is_dead or path.stat().st_mtime < now - STALE_TEMP_S:
+                    path.unlink(missing_ok=True)

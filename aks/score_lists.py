@@ -1,0 +1,124 @@
+"""Reading ``scores.json``, ``frames.json`` and ``times.json``, written by this project or by anybody else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simdjson
+
+from aks.errors import UserError
+from aks.jsonio import read_json
+
+MAX_FRAME = 2**53  # the last whole number before floats skip some
+
+
+def read_scores(score_path: Path, frame_path: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Read and check ``scores.json`` and ``frames.json``, ours or anybody's in the reference's format.
+
+    Args:
+        score_path: a JSON list of lists of finite numbers, one list a question.
+        frame_path: likewise of ascending frame numbers, whole, written as integers or floats.
+
+    Returns:
+        Per question: scores (n,) float64, and frame numbers (n,) int64.
+
+    Raises:
+        UserError: a file is missing or malformed; names the file and the entry.
+    """
+    scores, frames = read_number_lists(score_path), read_number_lists(frame_path)
+    if len(scores) != len(frames):
+        raise UserError(
+            f"{score_path} holds {len(scores)} questions and {frame_path} {len(frames)}; "
+            "both must come from the same run"
+        )
+    for index, (score, frame) in enumerate(zip(scores, frames, strict=True)):
+        if len(score) != len(frame):
+            raise UserError(
+                f"{score_path}: entry {index} has {len(score)} scores, but {len(frame)} frames in "
+                f"{frame_path}; both must come from the same run"
+            )
+    return scores, check_frame_numbers(frame_path, frames)
+
+
+def infer_stride(frames: np.ndarray) -> int:
+    """Frames from one candidate to the next, by frame numbers (n,) of some of them; 0 for fewer than two.
+
+    Their greatest common divisor: candidates are its multiples. Right also where some are lost, or only a few
+    dozen scattered ones are selected; wrong where all positions share a factor.
+    """
+    return int(np.gcd.reduce(frames.astype(np.int64))) if len(frames) > 1 else 0
+
+
+def check_frame_numbers(path: Path, rows: list[np.ndarray]) -> list[np.ndarray]:
+    """Each entry's frame numbers as int64, checked to be whole, not negative and ascending.
+
+    Args:
+        path: their file, for messages.
+        rows: finite numbers, (n,) float64 each.
+
+    Raises:
+        UserError: they are not; names file, entry and position.
+    """
+    for index, row in enumerate(rows):
+        bad = np.flatnonzero((np.floor(row) != row) | (row < 0) | (row > MAX_FRAME))
+        if len(bad):
+            raise UserError(
+                f"{path}: entry {index}, position {bad[0]}: {row[bad[0]]:g} is no frame number (0, 1, 2, ...)"
+            )
+        falls = np.flatnonzero(row[1:] <= row[:-1])
+        if len(falls):
+            at = int(falls[0]) + 1
+            raise UserError(
+                f"{path}: entry {index}, position {at}: frame {row[at]:.0f} follows {row[at - 1]:.0f}; "
+                "frame numbers must ascend"
+            )
+    return [row.astype(np.int64) for row in rows]
+
+
+def read_number_lists(path: Path) -> list[np.ndarray]:
+    """A JSON list of lists of finite numbers, as float64 arrays.
+
+    Raises:
+        UserError: the file is missing or something else; names the entry.
+    """
+    try:
+        return _read_fast(path)
+    except (OSError, ValueError, TypeError, AttributeError, RuntimeError):  # simdjson's many complaints
+        return _read_carefully(path)
+
+
+def _read_fast(path: Path) -> list[np.ndarray]:
+    """Number lists straight into arrays, in a seventh of json's time; raises on all that might differ."""
+    text = path.read_bytes()
+    rows = [np.frombuffer(row.as_buffer(of_type="d")) for row in simdjson.Parser().parse(text)]
+    if text.count(b"[") != 1 + len(rows):
+        raise ValueError("as_buffer flattens lists in a list")
+    return rows
+
+
+def _read_carefully(path: Path) -> list[np.ndarray]:
+    """The same, entry by entry, of all that json reads; names what is wrong."""
+    rows = read_json(path)
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: holds {type(rows).__name__}, not a list of lists (one a question)")
+    return [_numbers(path, index, row) for index, row in enumerate(rows)]
+
+
+def _numbers(path: Path, index: int, row: Any) -> np.ndarray:
+    if not isinstance(row, list):
+        raise UserError(f"{path}: entry {index} is {type(row).__name__}, not a list of numbers")
+    # NumPy would read true as 1 and "2" as 2.
+    if not set(map(type, row)) <= {int, float}:
+        at = next(at for at, value in enumerate(row) if type(value) not in (int, float))
+        raise UserError(f"{path}: entry {index}, position {at}: {row[at]!r} is no number")
+    try:
+        array = np.array(row, dtype=np.float64)
+    except OverflowError:
+        raise UserError(f"{path}: entry {index}: holds a number too large for a float") from None
+    finite = np.isfinite(array)
+    if not finite.all():
+        at = int(np.flatnonzero(~finite)[0])
+        raise UserError(f"{path}: entry {index}, position {at}: {array[at]} is no finite number")
+    return array

@@ -1,0 +1,158 @@
+"""Relevance scorers: frames and a question in, one score a frame out.
+
+Every scorer follows the same order so that a video is decoded and encoded once, however many
+questions are asked of it::
+
+    pixels --preprocess--> model input --encode_frames--> features --+
+                                                                  +--score--> (questions, frames)
+    question ----------------------------encode_question----------+
+
+``preprocess`` runs on the CPU; its ``preprocessor``, which is without the model, goes to the decoding
+processes. ``encode_frames`` is the expensive step and never sees a question; features may be stored
+and scored later.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from aks.errors import UserError
+from aks.labels import Question
+from aks.scorers.preprocess import Preprocessor
+
+# name -> module and class; modules are imported only when asked for.
+SCORERS: dict[str, tuple[str, str]] = {
+    "blip": ("aks.scorers.blip", "BlipScorer"),
+    "clip": ("aks.scorers.clip", "ClipScorer"),
+    "sevila": ("aks.scorers.sevila", "SevilaScorer"),
+    "conse": ("aks.scorers.conse", "ConseScorer"),
+}
+
+# The original stack, for those who have it installed (requirements-lavis.txt).
+LAVIS_SCORERS: dict[str, tuple[str, str]] = {
+    "blip": ("aks.scorers.lavis.blip", "LavisBlipScorer"),
+    "sevila": ("aks.scorers.lavis.sevila", "LavisSevilaScorer"),
+}
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class Scorer(ABC):
+    """Base of all scorers.
+
+    Attributes:
+        name: the scorer's name on the command line.
+        checkpoint: hub name, folder or file the weights came from.
+        device: where ``encode_frames`` and ``score`` run.
+        dtype: floating type of the model's parameters.
+        preprocessor: what ``preprocess`` does, as a function of NumPy arrays that can be pickled.
+    """
+
+    name: ClassVar[str]
+    checkpoint: str
+    device: torch.device
+    dtype: torch.dtype
+    preprocessor: Preprocessor
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that changes a score, as JSON values; recorded with the scores it produced."""
+        return {
+            "scorer": self.name,
+            "checkpoint": self.checkpoint,
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+
+    def preprocess(self, pixels: np.ndarray) -> torch.Tensor:
+        """One decoded frame, (height, width, 3) uint8 RGB, to one CPU model input (3, side, side)."""
+        return torch.from_numpy(self.preprocessor(pixels))
+
+    @abstractmethod
+    def encode_frames(self, inputs: torch.Tensor) -> torch.Tensor:
+        """A batch of model inputs (n, 3, side, side) to features (n, ...) on ``device``."""
+
+    @abstractmethod
+    def encode_question(self, question: Question) -> Any:
+        """What ``score`` needs of a question; computed once a question."""
+
+    @abstractmethod
+    def score(self, features: torch.Tensor, questions: Sequence[Any]) -> np.ndarray:
+        """Features (n, ...) and encoded questions to scores, (len(questions), n) float64."""
+
+
+def resolve_device(device: str) -> torch.device:
+    """``cpu``, ``cuda`` or ``cuda:N`` as a torch device.
+
+    Raises:
+        UserError: no such device here.
+    """
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"--device {device}: not a device; use cpu, cuda or cuda:0") from None
+    if resolved.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {device}: use cpu, cuda or cuda:0")
+    if resolved.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            raise UserError(f"--device {device}: this machine has no usable CUDA device; use --device cpu")
+        if (resolved.index or 0) >= count:
+            raise UserError(f"--device {device}: this machine has {count} CUDA device(s), numbered from 0")
+    return resolved
+
+
+def load_scorer(
+    name: str,
+    *,
+    checkpoint: str | None = None,
+    device: str = "cpu",
+    dtype: str | None = None,
+    backend: str = "transformers",
+    **options: Any,
+) -> Scorer:
+    """Load a scorer by name.
+
+    Args:
+        name: ``blip``, ``clip``, ``sevila`` or ``conse``.
+        checkpoint: hub name, folder or file of the weights; None for the scorer's default.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        dtype: ``float32``, ``float16`` or ``bfloat16``; None for the precision of the scorer's
+            original (float32; SeViLA keeps its T5 in bfloat16).
+        backend: ``transformers``, or ``lavis`` for the original implementation of blip and sevila.
+        options: the scorer's own keyword arguments (``blip_head``; ``truncation``, ``base``).
+
+    Raises:
+        UserError: unknown name, device, dtype or backend, an option the scorer does not have, or weights
+            that cannot be loaded.
+    """
+    if name not in SCORERS:
+        raise UserError(f"--extract_feature_model {name}: unknown model; use one of {', '.join(SCORERS)}")
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"--dtype {dtype}: use one of {', '.join(DTYPES)}")
+    if backend not in ("transformers", "lavis"):
+        raise UserError(f"--backend {backend}: use transformers or lavis")
+    scorers = LAVIS_SCORERS if backend == "lavis" else SCORERS
+    if name not in scorers:
+        raise UserError(f"--backend lavis has no {name}; it has {', '.join(scorers)}")
+    resolved = resolve_device(device)
+    # cuDNN's convolutions would round float32 to TF32's 10 bits, and scores differ from a CPU's by 2e-4.
+    torch.backends.cudnn.allow_tf32 = False
+    module, cls = scorers[name]
+    # transformers and LAVIS import torchvision, whose reader of picture files does not load beside a CPU
+    # build of torch; nothing here uses it.
+    warnings.filterwarnings("ignore", message="Failed to load image Python extension")
+    scorer_class = getattr(importlib.import_module(module), cls)
+    accepted = inspect.signature(scorer_class.__init__).parameters
+    for option in options:
+        if option not in accepted:
+            flag = "sevila_base" if option == "base" else option
+            raise UserError(f"--{flag} does not go with the {name} scorer ({backend})")
+    precision = None if dtype is None else DTYPES[dtype]
+    return scorer_class(checkpoint=checkpoint, device=resolved, dtype=precision, **options)

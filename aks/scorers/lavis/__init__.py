@@ -1,0 +1,1 @@
+"""The original implementations of BLIP and SeViLA, for those who have LAVIS (requirements-lavis.txt)."""

@@ -1,0 +1,176 @@
+"""BLIP on the original stack: LAVIS's own ``BlipITM``, processors and checkpoint file.
+
+Same interface and same scores as :class:`aks.scorers.blip.BlipScorer`, for whoever wants the
+paper's code path; needs the packages of ``requirements-lavis.txt``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from aks.errors import UserError, error_message
+from aks.labels import Question
+from aks.scorers.base import Scorer
+from aks.scorers.blip import HEADS
+from aks.scorers.clip import cosine
+from aks.scorers.preprocess import preprocess_with_lavis
+from aks.scorers.weights import find_file, load_strict, read_state_dict
+
+# LAVIS's configuration names the same files; the vision tower's width tells them apart.
+SOURCE = "https://storage.googleapis.com/sfr-vision-language-research/BLIP/models"
+DEFAULT_CHECKPOINT = "model_large_retrieval_coco.pth"
+BASE_CHECKPOINT = "model_base_retrieval_coco.pth"
+MODEL_TYPES = {1024: "large", 768: "base"}
+FRAMES_PER_PASS = 16
+
+
+def import_lavis() -> None:
+    """Import LAVIS, and take back what it does to the process.
+
+    Raises:
+        UserError: LAVIS or something it needs is not installed.
+    """
+    try:
+        with warnings.catch_warnings():  # LAVIS imports by timm's old names
+            warnings.simplefilter("ignore")
+            import lavis.models  # noqa: F401
+    except Exception as error:  # a missing package, or torchvision's complaint about another torch
+        raise UserError(
+            f"--backend lavis: LAVIS cannot be imported ({error_message(error)}); "
+            "install requirements-lavis.txt"
+        ) from None
+    import decord
+
+    # LAVIS makes decord return torch tensors everywhere; the frame readers expect its own arrays.
+    decord.bridge.set_bridge("native")
+
+
+class LavisBlipScorer(Scorer):
+    """LAVIS's ``BlipITM``; features and scores as :class:`aks.scorers.blip.BlipScorer` gives them.
+
+    The tokenizer is what LAVIS asks for, ``bert-base-uncased``: a folder of that name in the working
+    directory, or the model hub.
+
+    Args:
+        checkpoint: LAVIS's ``.pth`` file, large or base, a path or a name in ``./checkpoints``.
+        device: where the model runs.
+        dtype: type of its parameters and features; None for the original's, float32.
+        blip_head: ``itm`` or ``itc``.
+
+    Raises:
+        UserError: LAVIS is not installed, unknown head, or weights that cannot be used.
+    """
+
+    name = "blip"
+
+    def __init__(
+        self,
+        checkpoint: str | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        *,
+        blip_head: str = "itm",
+    ) -> None:
+        """Load the checkpoint."""
+        if blip_head not in HEADS:
+            raise UserError(f"--blip_head {blip_head}: use one of {', '.join(HEADS)}")
+        self.checkpoint = checkpoint or DEFAULT_CHECKPOINT
+        self.device, self.dtype, self.head = torch.device(device), dtype or torch.float32, blip_head
+        import_lavis()
+        from lavis.processors.blip_processors import BlipCaptionProcessor, BlipImageEvalProcessor
+
+        base = Path(self.checkpoint).name == BASE_CHECKPOINT
+        published = BASE_CHECKPOINT if base else DEFAULT_CHECKPOINT  # whatever was asked for, say a hub name
+        path = find_file(self.checkpoint, source=f"{SOURCE}/{published}")
+        self.model = _load_model(path).to(device=self.device, dtype=self.dtype)
+        self.preprocessor = partial(preprocess_with_lavis, BlipImageEvalProcessor(image_size=384))
+        self.caption_processor = BlipCaptionProcessor()
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The base's settings, the head, and the stack."""
+        return {**super().fingerprint(), "blip_head": self.head, "backend": "lavis"}
+
+    @torch.no_grad()
+    def encode_frames(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Model inputs to vision tokens (n, 577, width), or for ``itc`` to projections (n, 256)."""
+        inputs = inputs.to(device=self.device, dtype=self.dtype)
+        tokens = self.model.visual_encoder.forward_features(inputs)
+        return self.model.vision_proj(tokens[:, 0]) if self.head == "itc" else tokens
+
+    @torch.no_grad()
+    def encode_question(self, question: Question) -> torch.Tensor:
+        """Token ids of a question, (length,), or for ``itc`` its projection, (256,)."""
+        model = self.model
+        text = model.tokenizer(
+            self.caption_processor(question.text),
+            truncation=True,
+            max_length=model.max_txt_len,
+            return_tensors="pt",
+        ).to(self.device)
+        if self.head == "itm":
+            text.input_ids[0, 0] = model.tokenizer.enc_token_id
+            return text.input_ids[0]
+        output = model.text_encoder(
+            text.input_ids, attention_mask=text.attention_mask, return_dict=True, mode="text"
+        )
+        return model.text_proj(output.last_hidden_state[0, 0])
+
+    @torch.no_grad()
+    def score(self, features: torch.Tensor, questions: Sequence[torch.Tensor]) -> np.ndarray:
+        """Probability of a match (``itm``) or cosine (``itc``), (questions, frames)."""
+        if self.head == "itc":
+            return cosine(features.to(self.device), questions)
+        rows = []
+        for ids in questions:
+            parts = []
+            for tokens in features.split(FRAMES_PER_PASS):
+                tokens = tokens.to(device=self.device, dtype=self.dtype)
+                output = self.model.text_encoder(
+                    ids.expand(len(tokens), -1),
+                    attention_mask=torch.ones(len(tokens), len(ids), device=self.device, dtype=torch.long),
+                    encoder_hidden_states=tokens,
+                    encoder_attention_mask=torch.ones(tokens.shape[:2], device=self.device, dtype=torch.long),
+                    return_dict=True,
+                )
+                logits = self.model.itm_head(output.last_hidden_state[:, 0])
+                parts.append(logits.float().softmax(dim=-1)[:, 1])
+            rows.append(torch.cat(parts))
+        return torch.stack(rows).double().cpu().numpy()
+
+
+def _load_model(path: Path) -> Any:
+    """LAVIS's model of the size the file holds, filled with it."""
+    from lavis.models.blip_models.blip_image_text_matching import BlipITM
+    from lavis.models.med import XBertEncoder
+    from lavis.models.vit import VisionTransformerEncoder
+    from omegaconf import OmegaConf
+    from transformers.modeling_utils import no_init_weights
+
+    state = read_state_dict(path)
+    patch = state.get("visual_encoder.cls_token", torch.empty(0))
+    model_type = MODEL_TYPES.get(patch.shape[-1])
+    if model_type is None:
+        raise UserError(f"{path}: is not LAVIS's BLIP image-text matching, base or large")
+    config = OmegaConf.load(BlipITM.default_config_path(model_type)).model
+    try:
+        # Not BlipITM.from_config, which would load the file itself and ignore keys that do not fit. No random
+        # weights, which take seconds to draw: load_strict replaces every one.
+        with no_init_weights():
+            model = BlipITM(
+                image_encoder=VisionTransformerEncoder.from_config(config),
+                text_encoder=XBertEncoder.from_config(config),
+                embed_dim=config.embed_dim,
+            )
+    except OSError:
+        raise UserError(
+            "--backend lavis: no BERT tokenizer; put vocab.txt of bert-base-uncased into ./bert-base-uncased/"
+        ) from None
+    load_strict(model, state, path)
+    return model.eval().requires_grad_(False)

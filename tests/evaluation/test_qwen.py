@@ -1,0 +1,754 @@
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL in lmms-eval: which frames reach the model, how large, at what times.
+
+With lmms-eval's and qwen-vl-utils' own code and small random checkpoints. Qwen3-VL is tested where
+transformers knows it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from evaluation_setup import (
+    change_entry,
+    merge_selection,
+    read_number,
+    read_numbers,
+    results_in,
+    run_lmms_eval,
+    samples_in,
+    write_labels,
+    write_longvideobench_labels,
+    write_numbered_video,
+    write_videomme_labels,
+)
+from llava_setup import offline, use_labels
+from qwen_recorder import Call
+from qwen_setup import (
+    QWEN2,
+    QWEN2_5,
+    QWEN3,
+    Qwen,
+    answer_nothing,
+    evaluate,
+    frames_of,
+    has_qwen3,
+    in_pairs,
+    pictures_of,
+    prompt_of,
+    question_of,
+    recorded,
+    upstreams_readers,
+    video_of,
+    write_checkpoint,
+)
+from qwen_vl_utils import process_vision_info, vision_process
+
+from aks.video.reader import Video
+from evaluation import insert_frame_num, qwen2_load_video
+from evaluation.frame_policy import EvaluationError
+from evaluation.qwen2_load_video import KeyframePath, wrap_readers
+
+BUDGET = 8
+FRAMES = {"long.mp4": 1100, "short.mp4": 150, "few.mp4": 5}
+FPS = {"long.mp4": 30, "short.mp4": 24, "few.mp4": 30}
+QUESTIONS = {  # video and keyframes of each
+    0: ("long.mp4", [0, 31, 257, 512, 600, 601, 1023, 1099]),
+    1: ("long.mp4", [1, 2, 3, 5, 8, 13, 21, 34]),
+    2: ("short.mp4", [149]),
+    3: ("long.mp4", [7, 300, 1000]),
+    4: ("few.mp4", [0, 1, 2, 3, 4]),
+}
+VIDEOS = [video for video, _ in QUESTIONS.values()]
+KEYFRAMES = [keyframes for _, keyframes in QUESTIONS.values()]
+TASK = "longvideobench_val_v_aks"
+READERS = sorted(upstreams_readers())
+
+needs_qwen3 = pytest.mark.skipif(
+    not has_qwen3(), reason="transformers has no Qwen3VLForConditionalGeneration"
+)
+MODELS = [QWEN2, QWEN2_5, pytest.param(QWEN3, marks=needs_qwen3)]
+each = pytest.mark.parametrize("qwen", MODELS, ids=lambda qwen: qwen.name)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with videos and checkpoints."""
+    place = tmp_path_factory.mktemp("qwen")
+    for name, count in FRAMES.items():
+        write_numbered_video(place / "videos" / name, count, fps=FPS[name])
+    with offline(place / "hub", place / "datasets_cache"):
+        for qwen in (QWEN2, QWEN2_5, *([QWEN3] if has_qwen3() else [])):
+            write_checkpoint(place / qwen.name, qwen)
+        yield place
+
+
+@pytest.fixture(autouse=True)
+def readers(monkeypatch) -> dict[str, Any]:
+    """qwen-vl-utils with its own readers, not wrapped before a test needs it; decord first."""
+    readers = upstreams_readers()
+    monkeypatch.setattr(vision_process, "VIDEO_READER_BACKENDS", readers)
+    use_reader(monkeypatch, "decord")
+    return readers
+
+
+def use_reader(patch: pytest.MonkeyPatch, name: str) -> None:
+    patch.setattr(vision_process, "get_video_reader_backend", lambda: name)
+
+
+@pytest.fixture
+def labels(place, tmp_path, monkeypatch) -> Path:
+    """The questions with their keyframes merged in, and the tasks told of them."""
+    merged = merge_selection(write_longvideobench_labels(tmp_path / "labels", VIDEOS), KEYFRAMES)
+    use_labels(monkeypatch, "longvideobench", merged, place / "videos")
+    return merged
+
+
+def calls_of(
+    qwen: Qwen, place: Path, *arguments: str, task: str = TASK, upstreams: bool = False, generate: Any = None
+) -> dict[int, Call]:
+    """An evaluation's calls of the model by question."""
+    model = qwen.create(place / qwen.name, f"max_num_frames={BUDGET}", *arguments, upstreams=upstreams)
+    with recorded(generate) as calls:
+        evaluate(model, qwen.name, task)
+    by_question = {question_of(call): call for call in calls}
+    assert len(by_question) == len(calls), "a question was asked twice"
+    return by_question
+
+
+@pytest.fixture(scope="module")
+def asked(place) -> Callable[[Qwen, bool], dict[int, Call]]:
+    """The calls of an evaluation of the questions as they are, on keyframes or not; each made once."""
+    merged = merge_selection(write_longvideobench_labels(place / "labels", VIDEOS), KEYFRAMES)
+
+    @functools.cache
+    def calls(qwen: Qwen, use_topk: bool) -> dict[int, Call]:
+        with pytest.MonkeyPatch.context() as patch:
+            use_labels(patch, "longvideobench", merged, place / "videos")
+            return calls_of(qwen, place, f"use_topk={use_topk}")
+
+    return calls
+
+
+def shown(qwen: Qwen, place: Path, *arguments: str, task: str = TASK) -> dict[int, list[int]]:
+    """The numbers of the frames that reach the model, by question."""
+    calls = calls_of(qwen, place, *arguments, task=task, generate=answer_nothing)
+    return {question: frames_of(call, qwen.patch_size) for question, call in sorted(calls.items())}
+
+
+def refusal(qwen: Qwen, place: Path, *arguments: str, task: str = TASK) -> tuple[str, list[Call]]:
+    """The one line with which an evaluation ends, and the calls of the model until then."""
+    with recorded(answer_nothing) as calls, pytest.raises(EvaluationError) as ended:
+        model = qwen.create(place / qwen.name, f"max_num_frames={BUDGET}", *arguments)
+        evaluate(model, qwen.name, task)
+    line = ended.value.code
+    assert line.startswith("error: ") and "\n" not in line
+    return line, calls
+
+
+def linspace(video: str, budget: int = BUDGET) -> list[int]:
+    """The released code's uniform frames."""
+    return np.linspace(0, FRAMES[video] - 1, budget, dtype=int).tolist()
+
+
+# Which frames
+
+
+@each
+def test_the_model_is_shown_exactly_the_keyframes(qwen, asked):
+    calls = asked(qwen, use_topk=True)
+
+    expected = {question: in_pairs(keyframes) for question, keyframes in enumerate(KEYFRAMES)}
+    assert {question: frames_of(call, qwen.patch_size) for question, call in calls.items()} == expected
+
+
+@each
+def test_every_number_of_keyframes_up_to_the_budget_is_shown_whole(qwen, place, tmp_path, monkeypatch):
+    keyframes = [list(range(3, 3 + 7 * count, 7)) for count in range(1, 14)]
+    plain = write_longvideobench_labels(tmp_path, ["short.mp4"] * 13)
+    use_labels(monkeypatch, "longvideobench", merge_selection(plain, keyframes, 13), place / "videos")
+
+    frames = shown(qwen, place, "max_num_frames=13", "use_topk=True")
+
+    assert frames == {question: in_pairs(row) for question, row in enumerate(keyframes)}
+
+
+@each
+def test_a_video_of_one_frame_is_shown_as_selected(qwen, place, tmp_path, monkeypatch):
+    write_numbered_video(tmp_path / "videos/one.mp4", 1)
+    merged = merge_selection(write_longvideobench_labels(tmp_path, ["one.mp4"]), [[0]], BUDGET)
+    use_labels(monkeypatch, "longvideobench", merged, tmp_path / "videos")
+
+    assert shown(qwen, place, "use_topk=True") == {0: [0, 0]}
+
+
+@each
+def test_uniform_frames_and_everything_else_are_upstreams_own(qwen, asked, place, labels, monkeypatch):
+    ours = asked(qwen, use_topk=False)
+    monkeypatch.setattr(vision_process, "VIDEO_READER_BACKENDS", upstreams_readers())
+    upstreams = calls_of(qwen, place, upstreams=True)
+
+    assert ours.keys() == upstreams.keys() == set(QUESTIONS)
+    for question, call in ours.items():
+        assert_same(call.inputs, upstreams[question].inputs)
+        assert torch.equal(call.answer, upstreams[question].answer)
+        assert len(frames_of(call, qwen.patch_size)) == (4 if VIDEOS[question] == "few.mp4" else BUDGET)
+
+
+@each
+def test_nothing_but_the_frames_differs_from_a_uniform_run(qwen, asked):
+    on_keyframes, on_uniform = asked(qwen, use_topk=True), asked(qwen, use_topk=False)
+
+    for question, call in on_keyframes.items():
+        assert without_video(prompt_of(call)) == without_video(prompt_of(on_uniform[question]))
+        assert call.inputs.keys() == on_uniform[question].inputs.keys()
+        if len(KEYFRAMES[question]) == BUDGET:
+            frames = {"input_ids", "attention_mask"} if qwen is QWEN3 else set()  # its prompt tells times
+            frames.add("pixel_values_videos")
+            assert_same(call.inputs, on_uniform[question].inputs, but=frames)
+
+
+def without_video(prompt: str) -> str:
+    return re.sub(r"(<[\d.]+ seconds>)?<\|vision_start\|>(<\|video_pad\|>)+<\|vision_end\|>", "", prompt)
+
+
+def assert_same(one: dict[str, Any], other: dict[str, Any], but: set[str] = frozenset()) -> None:
+    assert one.keys() == other.keys()
+    for name in one.keys() - but:
+        same = torch.equal if isinstance(one[name], torch.Tensor) else lambda a, b: a == b
+        assert same(one[name], other[name]), name
+
+
+@each
+def test_the_papers_way_refills_short_selections_and_counts_them(qwen, place, labels, capsys):
+    frames = shown(qwen, place, "use_topk=True", "short_selection=paper")
+
+    assert [frames[0], frames[1]] == KEYFRAMES[:2]
+    assert [frames[2], frames[3], frames[4]] == [linspace(VIDEOS[question]) for question in (2, 3, 4)]
+    said = capsys.readouterr().err
+    assert "3 of 5 questions have fewer: they are shown 8 uniform frames, as the released code does" in said
+
+
+@each
+def test_the_budget_is_upstreams_default_where_none_is_given(qwen, place, labels):
+    with pytest.raises(EvaluationError, match="selected for 8 frames, the model shows 32"):
+        evaluate(qwen.create(place / qwen.name, "use_topk=True"), qwen.name, TASK)
+
+
+@pytest.mark.parametrize("qwen", MODELS[1:], ids=lambda qwen: qwen.name)
+def test_lmms_evals_chat_class_refuses_use_topk(qwen, place):
+    """It would come first without --force_simple, and show uniform frames."""
+    chat = getattr(importlib.import_module(f"lmms_eval.models.chat.{qwen.name}"), qwen.upstreams)
+
+    with pytest.raises(AssertionError, match="use_topk"):
+        chat.create_from_arg_string(f"pretrained={place / qwen.name},use_topk=True", {"device": "cpu"})
+
+
+# Pictures in place of a video
+
+
+@each
+@pytest.mark.parametrize(("kind", "use_topk"), [("aks", True), ("uni", False)])
+def test_pictures_reach_the_model_in_their_order(qwen, kind, use_topk, place, labels, monkeypatch, tmp_path):
+    for at in QUESTIONS:
+        change_entry(labels, at, duration=FRAMES[VIDEOS[at]] / FPS[VIDEOS[at]] if at < 4 else 3.0)
+    change_entry(labels, 4, video_path="short.mp4", frame_idx=[9, 99])
+    for stem in ("long", "short"):
+        write_labels(tmp_path / f"subtitles/{stem}_en.json", [])
+    write_labels(tmp_path / "subtitles/few_en.json", [])
+    monkeypatch.setenv("AKS_LONGVIDEOBENCH_SUBTITLES", str(tmp_path / "subtitles"))
+
+    task = f"longvideobench_val_i_{kind}"
+    calls = calls_of(qwen, place, f"use_topk={use_topk}", task=task, generate=answer_nothing)
+
+    frames = {
+        question: [read_number(picture) for picture in pictures_of(call, qwen.patch_size)]
+        for question, call in calls.items()
+    }
+    every = 1100 // 16
+    uniform = {
+        0: [every * at for at in range(16)],
+        1: [every * at for at in range(16)],
+        2: [25 * at for at in range(6)],
+        3: [every * at for at in range(16)],
+        4: [24 * at for at in range(3)],
+    }
+    assert frames == (dict(enumerate([*KEYFRAMES[:4], [9, 99]])) if use_topk else uniform)
+
+
+# What the processor and the model are told of the frames
+
+
+def qwen_video(path: Path, numbers: list[int] | None = None, refill: int | None = None) -> KeyframePath:
+    """A path as our models hand it to qwen-vl-utils."""
+    video = KeyframePath(path)
+    video.doc, video.patch_size = {"id": "q7"}, 14
+    video.frame_indices = None if numbers is None else np.array(numbers)
+    video.refill = refill
+    video.taken = lambda: None
+    return video
+
+
+def process(video: str, metadata: bool = False, **element: Any) -> tuple[Any, dict[str, Any]]:
+    """What qwen-vl-utils makes of a video: the video (with metadata), and arguments for the processor."""
+    part = {"type": "video", "video": video, "min_pixels": 3136, "max_pixels": 602112, **element}
+    _, videos, told = process_vision_info(
+        [{"role": "user", "content": [part]}],
+        return_video_kwargs=True,
+        return_video_metadata=metadata,
+    )
+    return videos[0], told
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_metadata_are_the_true_numbers_and_the_videos_rate(question, place):
+    name, keyframes = QUESTIONS[question]
+    wrap_readers()
+
+    (frames, metadata), _ = process(qwen_video(place / "videos" / name, keyframes), metadata=True)
+
+    assert read_numbers(frames) == keyframes
+    assert metadata["frames_indices"] == keyframes
+    assert (metadata["fps"], metadata["total_num_frames"]) == (FPS[name], FRAMES[name])
+    with Video(place / "videos" / name) as video:
+        times_s = video.times_s(keyframes)
+    assert np.array(metadata["frames_indices"]) / metadata["fps"] == pytest.approx(times_s, abs=1e-3)
+
+
+def test_metadata_have_the_form_of_upstreams(place):
+    wrap_readers()
+    path = place / "videos/short.mp4"
+
+    (_, ours), _ = process(qwen_video(path, [3, 5]), metadata=True)
+    (_, upstreams), _ = process(str(path), metadata=True)
+
+    assert {name: type(value) for name, value in ours.items()} == {
+        name: type(value) for name, value in upstreams.items()
+    }
+    assert (ours["video_backend"], upstreams["video_backend"]) == ("pyav", "decord")
+
+
+def test_refilled_frames_have_their_own_numbers_in_the_metadata(place):
+    wrap_readers()
+
+    (frames, metadata), _ = process(qwen_video(place / "videos/few.mp4", refill=8), metadata=True)
+
+    assert read_numbers(frames) == metadata["frames_indices"] == linspace("few.mp4")
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_the_sampling_rate_is_the_shown_frames_over_the_duration(question, place):
+    name, keyframes = QUESTIONS[question]
+    wrap_readers()
+
+    _, told = process(qwen_video(place / "videos" / name, keyframes))
+
+    assert told["fps"] == [pytest.approx(len(keyframes) / (FRAMES[name] / FPS[name]))]
+
+
+def test_the_sampling_rate_of_as_many_uniform_frames_is_the_same(place):
+    wrap_readers()
+    path = place / "videos/long.mp4"
+
+    assert process(qwen_video(path, KEYFRAMES[0]))[1] == process(str(path), nframes=BUDGET)[1]
+
+
+@needs_qwen3
+def test_qwen3s_prompt_tells_the_keyframes_true_times(asked):
+    calls = asked(QWEN3, use_topk=True)
+
+    for question, (name, keyframes) in QUESTIONS.items():
+        times = np.array(in_pairs(keyframes)).reshape(-1, 2) / FPS[name]  # a time for each pair: its middle
+        told = re.findall(r"<([\d.]+) seconds><\|vision_start\|>", prompt_of(calls[question]))
+        assert told == [f"{time:.1f}" for time in times.mean(axis=1)], question
+
+
+@needs_qwen3
+def test_qwen3s_prompt_tells_the_refilled_frames_times(place, labels):
+    calls = calls_of(QWEN3, place, "use_topk=True", "short_selection=paper", generate=answer_nothing)
+
+    times = np.array(linspace("long.mp4")).reshape(-1, 2) / FPS["long.mp4"]
+    told = re.findall(r"<([\d.]+) seconds>", prompt_of(calls[3]))
+    assert told == [f"{time:.1f}" for time in times.mean(axis=1)]
+
+
+# How large the frames are
+
+SIZES = [  # frames, frames a second, width and height
+    (30, 10, (640, 480)),
+    (5, 10, (640, 480)),
+    (24, 2, (640, 480)),
+    (24, 2, (272, 640)),
+    (24, 1, (350, 262)),
+    (12, 2, (1280, 720)),
+    (24, 3, (64, 48)),
+]
+
+
+@pytest.fixture(scope="module")
+def sizes(tmp_path_factory) -> Path:
+    """Videos of several lengths and resolutions, as labels with four keyframes each (or all)."""
+    folder = tmp_path_factory.mktemp("sizes")
+    for at, (frames, fps, size) in enumerate(SIZES):
+        write_numbered_video(folder / f"videos/{at}.mp4", frames, fps, size, options={"preset": "ultrafast"})
+    keyframes = [list(range(frames))[:: max(1, frames // 4)][:4] for frames, _, _ in SIZES]
+    labels = write_longvideobench_labels(folder, [f"{at}.mp4" for at in range(len(SIZES))])
+    return merge_selection(labels, keyframes, 4)
+
+
+@pytest.mark.parametrize(
+    ("qwen", "argument"),
+    [
+        (QWEN2, "max_pixels=602112"),
+        (QWEN2, "max_pixels=100352"),
+        (QWEN2_5, "max_pixels=1605632"),
+        pytest.param(QWEN3, "max_pixels=1605632", marks=needs_qwen3),
+        pytest.param(QWEN3, "fps=2", marks=needs_qwen3),
+        pytest.param(QWEN3, "total_pixels=2000000", marks=needs_qwen3),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_keyframes_are_as_large_as_uniform_frames(qwen, argument, place, sizes, monkeypatch):
+    use_labels(monkeypatch, "longvideobench", sizes, sizes.parent / "videos")
+    # The budget of a whole prompt, a 32nd of the usual one: 24 frames then fare as 768 do.
+    monkeypatch.setattr(vision_process, "MODEL_SEQ_LEN", vision_process.MODEL_SEQ_LEN // 32)
+
+    def size_by_question(use_topk: bool) -> dict[int, tuple[int, ...]]:
+        arguments = ("max_num_frames=4", argument, f"use_topk={use_topk}")
+        calls = calls_of(qwen, place, *arguments, generate=answer_nothing)
+        return {
+            question: tuple(video_of(call, qwen.patch_size).shape[-2:]) for question, call in calls.items()
+        }
+
+    on_keyframes, on_uniform = size_by_question(True), size_by_question(False)
+    assert on_keyframes == on_uniform
+    assert len(on_uniform) == len(SIZES) and len(set(on_uniform.values())) > 3
+
+
+@pytest.fixture(scope="module")
+def long_video(tmp_path_factory) -> Path:
+    """400 seconds at two frames a second, so that qwen-vl-utils would read its most, 768 frames."""
+    path = tmp_path_factory.mktemp("long") / "long.mp4"
+    return write_numbered_video(path, 800, 2, (560, 448), options={"preset": "ultrafast"})
+
+
+def test_keyframes_of_a_long_video_are_as_small_as_its_768_uniform_frames(long_video, monkeypatch):
+    wrap_readers()
+    sizes = []
+
+    def noted_resize(video, size, **options):
+        sizes.append((len(video), *size))
+        return video[:1]
+
+    monkeypatch.setattr(vision_process.transforms.functional, "resize", noted_resize)
+    process(qwen_video(long_video, [0, 99, 300, 799]))
+    process(str(long_video))
+    process(str(long_video), nframes=4)
+
+    (shown, *size), (read, *uniform_size), (_, *size_of_four) = sizes
+    assert (shown, read) == (4, 768)
+    assert size == uniform_size < size_of_four == [448, 560]
+
+
+# The readers of qwen-vl-utils
+
+
+def test_every_reader_is_wrapped_once(readers):
+    own = dict(readers)
+    wrap_readers()
+    first = dict(readers)
+    wrap_readers()
+
+    assert readers == first and sorted(readers) == READERS
+    for name, reader in readers.items():
+        assert (reader.func, reader.args) == (qwen2_load_video.read, (own[name],))
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_every_reader_reads_a_path_with_frames_at_its_frames(name, place, monkeypatch):
+    wrap_readers()
+    use_reader(monkeypatch, name)
+
+    frames, _ = process(qwen_video(place / "videos/long.mp4", KEYFRAMES[0]))
+
+    assert read_numbers(frames) == KEYFRAMES[0]
+
+
+@pytest.mark.parametrize("name", ["decord", "torchvision"])
+def test_an_ordinary_path_is_read_as_before(name, place, monkeypatch):
+    use_reader(monkeypatch, name)
+    path = str(place / "videos/short.mp4")
+    (before, metadata), told = process(path, metadata=True)
+    wrap_readers()
+    (after, metadata_after), told_after = process(path, metadata=True)
+
+    assert torch.equal(before, after) and told == told_after
+    assert list(metadata["frames_indices"]) == list(metadata_after["frames_indices"])
+
+
+def test_an_ordinary_path_still_falls_back_to_torchvision(place, readers, monkeypatch):
+    def fails(element):
+        raise RuntimeError("no reader today")
+
+    readers["decord"] = fails
+    wrap_readers()
+
+    (_, metadata), _ = process(str(place / "videos/short.mp4"), metadata=True)
+    assert metadata["video_backend"] == "torchvision"
+
+
+@pytest.mark.parametrize("keyframes", [[0, 40, 75, 100, 149], None], ids=["keyframes", "uniform"])
+@pytest.mark.parametrize("name", READERS)
+def test_a_video_that_cannot_be_read_is_an_error_and_never_other_frames(
+    name, keyframes, place, tmp_path, readers, monkeypatch
+):
+    asked = []
+
+    def other(element):
+        asked.append(element)
+        raise RuntimeError("moov atom\nnot found")
+
+    readers.update(dict.fromkeys(readers, other))
+    wrap_readers()
+    use_reader(monkeypatch, name)
+    path = tmp_path / "corrupt.mp4"
+    path.write_bytes(corrupt((place / "videos/short.mp4").read_bytes()))
+
+    with pytest.raises(EvaluationError, match=rf"^error: question q7: {path}: [^\n]+$"):
+        process(qwen_video(path, keyframes))
+    assert len(asked) == (keyframes is None)  # upstream's own reader once, no second one
+
+
+def corrupt(whole: bytes) -> bytes:
+    """A video file with a hole in the middle of its pictures."""
+    first, last = whole.find(b"mdat"), whole.find(b"moov")
+    middle = first + (last - first) // 2
+    return whole[:middle] + bytes(2000) + whole[middle + 2000 :]
+
+
+# Errors instead of answers
+
+
+@pytest.fixture
+def video_folder(place, labels, tmp_path, monkeypatch) -> Path:
+    """The videos' folder, to be spoilt."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for name in FRAMES:
+        (folder / name).symlink_to(place / "videos" / name)
+    use_labels(monkeypatch, "longvideobench", labels, folder)
+    return folder
+
+
+def spoil(folder: Path, how: str) -> Path:
+    """Replace short.mp4, which question q2 is about."""
+    video = folder / "short.mp4"
+    whole = video.read_bytes()
+    video.unlink()
+    if how == "text":
+        video.write_text("403 Forbidden\n")
+    elif how == "av1":
+        write_av1(video)
+    elif how == "corrupt":
+        video.write_bytes(corrupt(whole))
+    return video
+
+
+def write_av1(video: Path) -> Path:
+    """Twenty frames in a codec that PyAV reads and decord does not."""
+    return write_numbered_video(video, 20, 24, codec="libaom-av1", options={"cpu-used": "8"})
+
+
+both_ways = pytest.mark.parametrize("use_topk", [True, False], ids=["keyframes", "uniform"])
+
+
+@each
+@both_ways
+def test_a_text_named_mp4_ends_the_evaluation_before_any_question(qwen, use_topk, place, video_folder):
+    video = spoil(video_folder, "text")
+
+    line, calls = refusal(qwen, place, f"use_topk={use_topk}")
+    assert f"{video}: cannot be opened" in line
+    assert not calls
+
+
+@each
+@both_ways
+def test_a_codec_that_upstream_cannot_open_is_no_answer(qwen, use_topk, place, labels, video_folder):
+    """Upstream's Qwen2-VL logs an error and answers without the video; the others stop with status 0."""
+    change_entry(labels, 2, frame_idx=[19])
+    video = spoil(video_folder, "av1")
+
+    line, _ = refusal(qwen, place, f"use_topk={use_topk}")
+    assert f"question q2: {video}" in line
+    assert "q0" not in line and "q4" not in line
+
+
+@each
+@both_ways
+def test_a_video_corrupt_in_the_middle_is_no_answer(qwen, use_topk, place, labels, video_folder):
+    change_entry(labels, 2, frame_idx=[0, 40, 75, 100, 149])
+    video = spoil(video_folder, "corrupt")
+
+    line, calls = refusal(qwen, place, f"use_topk={use_topk}")
+    assert line.startswith(f"error: question q2: {video}: ")
+    assert 2 not in map(question_of, calls)
+
+
+@pytest.mark.parametrize("qwen", MODELS[:2], ids=lambda qwen: qwen.name)
+@both_ways
+@pytest.mark.parametrize("ending", [".mkv", ".MP4"])
+def test_an_ending_that_upstream_passes_over_is_refused_before_any_question(
+    qwen, use_topk, ending, place, labels, video_folder
+):
+    video = write_numbered_video(video_folder / f"other{ending.lower()}", 60)
+    video = video.rename(video.with_suffix(ending))
+    change_entry(labels, 3, video_path=video.name, frame_idx=[0, 30, 59])
+
+    line, calls = refusal(qwen, place, f"use_topk={use_topk}")
+    assert f"{video}: lmms-eval's {qwen.ours} reads only .mp4, .avi, .mov" in line
+    assert not calls
+
+
+@needs_qwen3
+@both_ways
+def test_qwen3_reads_what_its_upstream_reads(use_topk, place, labels, video_folder):
+    for at, ending in ((2, ".mkv"), (3, ".MP4")):
+        video = write_numbered_video(video_folder / f"other{ending.lower()}", 60)
+        video.rename(video.with_suffix(ending))
+        change_entry(labels, at, video_path=f"other{ending}", frame_idx=[0, 30, 59])
+
+    frames = shown(QWEN3, place, f"use_topk={use_topk}")
+    expected = [0, 30, 59, 59] if use_topk else linspace_of(60)
+    assert [frames[2], frames[3]] == [expected] * 2
+
+
+def linspace_of(num_frames: int) -> list[int]:
+    return np.linspace(0, num_frames - 1, BUDGET).round().astype(int).tolist()
+
+
+@each
+def test_a_keyframe_beyond_the_video_is_refused(qwen, place, labels):
+    change_entry(labels, 4, frame_idx=[0, 4, 5])
+
+    line, calls = refusal(qwen, place, "use_topk=True")
+    assert "few.mp4: keyframe 5 lies beyond the video's 5 frames" in line
+    assert not calls
+
+
+@each
+def test_a_video_too_short_for_upstreams_uniform_frames_is_an_error(
+    qwen, place, labels, video_folder, readers
+):
+    (video_folder / "short.mp4").unlink()
+    video = write_numbered_video(video_folder / "short.mp4", 1)
+
+    line, _ = refusal(qwen, place, "use_topk=False")
+    assert f"question q2: {video}: cannot be read: nframes should in interval" in line
+
+
+# Subtitles are those of the frames that reach the model
+
+
+@each
+@both_ways
+def test_the_prompts_subtitles_are_spoken_at_the_frames_shown(qwen, use_topk, place, tmp_path, monkeypatch):
+    merged = merge_selection(
+        write_videomme_labels(tmp_path, ["long", "long", "short"]), KEYFRAMES[:3], BUDGET, "videomme"
+    )
+    for stem in ("long", "short"):
+        write_subtitles(tmp_path / f"subtitle/{stem}.srt", seconds=40)
+    use_labels(monkeypatch, "videomme", merged, place / "videos")
+    monkeypatch.setenv("AKS_VIDEOMME_SUBTITLES", str(tmp_path / "subtitle"))
+    say_which_frames(merged, BUDGET, use_topk)
+
+    calls = calls_of(
+        qwen, place, f"use_topk={use_topk}", task="videomme_w_subtitle_aks", generate=answer_nothing
+    )
+
+    for question, call in calls.items():
+        fps = FPS[VIDEOS[question]]
+        seconds = sorted({number // fps for number in frames_of(call, qwen.patch_size)})
+        spoken = re.findall(r"said in second (\d+)", prompt_of(call))
+        assert spoken == list(map(str, seconds)), question
+    assert len(calls) == 3
+
+
+def say_which_frames(labels: Path, frame_num: int, use_topk: bool) -> None:
+    flags = ["--frame_num", str(frame_num), "--use_topk", str(use_topk), "--path", str(labels)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["insert_frame_num.py", *flags])
+        insert_frame_num.main()
+
+
+def write_subtitles(path: Path, seconds: int) -> None:
+    """VideoMME's kind of subtitles, a line for each second."""
+    lines = [
+        f"{second + 1}\n00:00:{second:02},000 --> 00:00:{second + 1:02},000\n"
+        f'<font color="white" size=".72c">said in second {second}</font>\n'
+        for second in range(seconds)
+    ]
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+# The command
+
+
+def run_command(qwen: Qwen, place: Path, labels: Path, videos: Path) -> subprocess.CompletedProcess:
+    """The command, with results and recorded calls in folders beside the labels."""
+    folder = labels.parent
+    return run_lmms_eval(
+        qwen.name,
+        f"pretrained={place / qwen.name},{qwen.arguments},max_num_frames={BUDGET},use_topk=True",
+        TASK,
+        folder / "results",
+        *qwen.flags,
+        labels=labels,
+        videos=videos,
+        python_path=[Path(__file__).parents[1] / "support"],
+        environment={
+            "LMMS_EVAL_PLUGINS": "evaluation,qwen_recorder",
+            "AKS_RECORDED_CALLS": str(folder / "calls"),
+        },
+    )
+
+
+@each
+def test_the_command_shows_the_keyframes_and_writes_results(qwen, place, labels):
+    done = run_command(qwen, place, labels, place / "videos")
+    assert done.returncode == 0, done.stderr
+    files = sorted((labels.parent / "calls").iterdir())
+    calls = [Call(**torch.load(path, weights_only=False)) for path in files]
+
+    frames = {question_of(call): frames_of(call, qwen.patch_size) for call in calls}
+    assert frames == {question: in_pairs(keyframes) for question, keyframes in enumerate(KEYFRAMES)}
+    assert "keyframes, 8 at most; 3 of 5 questions have fewer: they are shown as selected" in done.stderr
+    (results,) = results_in(labels.parent / "results")
+    score = json.loads(results.read_text())["results"][TASK]["lvb_acc,none"]
+    samples = samples_in(labels.parent / "results")
+    assert [sample["lvb_acc"]["id"] for sample in samples] == [f"q{question}" for question in QUESTIONS]
+    correct = [sample["lvb_acc"]["parsed_pred"] == "A" for sample in samples]
+    assert score == pytest.approx(np.mean(correct))
+
+
+def test_the_command_gives_no_score_for_answers_without_the_video(place, tmp_path):
+    video = write_av1(tmp_path / "videos/a.mp4")
+    labels = merge_selection(write_longvideobench_labels(tmp_path / "labels", ["a.mp4"]), [[19]], BUDGET)
+    done = run_command(QWEN2, place, labels, tmp_path / "videos")
+
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "error: 1 of 1 questions were answered without their video, which could not be opened: "
+        f"question q0: {video}"
+    )
+    assert not results_in(labels.parent / "results") and not samples_in(labels.parent / "results")

@@ -1,0 +1,199 @@
+"""One long video, decoded by several processes: every frame once, and the files of one process."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import numpy as np
+import pytest
+from extraction_setup import ToyScorer, children, write_labels
+from media import scenes, write_video
+from preprocessors import slowly
+
+from aks import VideoError
+from aks.extraction.api import extract, find_keyframes, store_features
+from aks.extraction.decoding import DecodeSpec, EndOfVideo, FrameBatch, VideoInfo
+from aks.extraction.feature_store import FeatureStore
+from aks.extraction.workers import Restarted, SerialDecoder, VideoJob, WorkerPool
+from aks.labels import Question
+from aks.run_dir import RunDir
+from aks.video.reader import Video
+
+FRAMES = 800  # at 2 a second: 400 candidates
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+    path = tmp_path_factory.mktemp("film") / "film.mp4"
+    return write_video(path, frames=FRAMES, fps=2, size=(64, 48), gop=50, draw=scenes(1))
+
+
+def spec(on_corrupt="skip", batch_frames=8, decoder="auto", preprocessor=slowly):
+    return DecodeSpec(preprocessor, decoder, batch_frames, on_corrupt)
+
+
+def collect(source, path, jobs=1):
+    """All events of a video, batches copied."""
+    events = []
+    run = source.run(iter([VideoJob(f"{number}", path) for number in range(jobs)]))
+    for name, event in run:
+        if isinstance(event, FrameBatch):
+            event = FrameBatch(event.offset, event.frame_indices, event.times_s, event.inputs.copy())
+        events.append((name, event))
+    return events
+
+
+def check_whole(events, expected):
+    """The same batches, in whatever order, between the same header and the same end."""
+    (header, *batches, done), (_, *others, _) = ([event for _, event in all_] for all_ in (events, expected))
+    assert isinstance(header, VideoInfo) and done == EndOfVideo()
+    batches.sort(key=lambda batch: batch.offset)
+    assert [batch.offset for batch in batches] == [batch.offset for batch in others]
+    for batch, other in zip(batches, others, strict=True):
+        np.testing.assert_array_equal(batch.frame_indices, other.frame_indices)
+        np.testing.assert_array_equal(batch.times_s, other.times_s)
+        np.testing.assert_array_equal(batch.inputs, other.inputs)
+
+
+@pytest.fixture(scope="module")
+def expected(film):
+    with SerialDecoder(spec()) as source:
+        return collect(source, film)
+
+
+@pytest.mark.parametrize("workers", [2, 5])
+def test_processes_without_a_video_take_parts_of_anothers(film, expected, workers):
+    with WorkerPool(spec(), workers) as pool:
+        events = collect(pool, film)
+        assert sum(worker is not None for worker in pool._workers) == workers
+    check_whole(events, expected)
+    places = [event.offset for _, event in events if isinstance(event, FrameBatch)]
+    assert places != sorted(places)
+
+
+def test_whole_videos_come_first(film, expected):
+    with WorkerPool(spec(), 2) as pool:
+        events = collect(pool, film, jobs=3)
+    for number in range(3):
+        check_whole([item for item in events if item[0] == str(number)], expected)
+    by_name = {
+        name: [e.offset for n, e in events if n == name and isinstance(e, FrameBatch)]
+        for name in ("0", "1", "2")
+    }
+    assert by_name["0"] == sorted(by_name["0"]) and by_name["1"] == sorted(by_name["1"])
+    assert by_name["2"] != sorted(by_name["2"])
+
+
+@pytest.mark.parametrize("batch_frames", [1, 7, 50])
+def test_batches_are_the_same_whatever_their_size(film, batch_frames):
+    how = spec(batch_frames=batch_frames)
+    with SerialDecoder(how) as alone, WorkerPool(how, 3) as pool:
+        check_whole(collect(pool, film), collect(alone, film))
+
+
+def test_a_killed_helper_costs_its_video_one_more_try(film, expected):
+    with WorkerPool(spec(), 3) as pool:
+        events, killed = [], False
+        for name, event in pool.run(iter([VideoJob("0", film)])):
+            if isinstance(event, Restarted):
+                events = []
+                continue
+            if isinstance(event, FrameBatch):
+                event = FrameBatch(event.offset, event.frame_indices, event.times_s, event.inputs.copy())
+            events.append((name, event))
+            helpers = [worker for worker in pool._workers if worker is not None and worker._helps]
+            if helpers and not killed:
+                killed = True
+                os.kill(helpers[0]._process.pid, signal.SIGKILL)
+        assert killed
+    check_whole(events, expected)
+
+
+def test_a_video_that_is_given_up_is_left_by_all_and_the_next_one_goes_on(film, expected):
+    with WorkerPool(spec(), 3) as pool:
+        run = pool.run(iter([VideoJob("0", film)]))
+        next(run)
+        ahead = False
+        while True:
+            run.send(ahead)
+            ahead = any(worker is not None and worker._helps for worker in pool._workers)
+            if ahead:
+                break
+        with pytest.raises(StopIteration):
+            run.send(True)
+        assert all(worker is None or worker.job is None for worker in pool._workers)
+        check_whole(collect(pool, film), expected)
+
+
+def test_damage_that_a_helper_meets_is_told_once(film, tmp_path):
+    data = bytearray(film.read_bytes())
+    at = int(len(data) * 0.8)
+    data[at : at + 4000] = bytes(4000)
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(data)
+    how = spec(decoder="pyav")
+    with WorkerPool(how, 3) as pool:
+        events = collect(pool, bad)
+    last = events[-1][1]
+    assert isinstance(last, VideoError)
+    assert sum(isinstance(event, VideoError | EndOfVideo) for _, event in events) == 1
+
+
+def test_where_frames_may_be_lost_one_process_reads_all(film):
+    with WorkerPool(spec("partial"), 3) as pool:
+        events = collect(pool, film)
+        assert sum(worker is not None for worker in pool._workers) == 1
+    places = [event.offset for _, event in events if isinstance(event, FrameBatch)]
+    assert places == sorted(places)
+
+
+def test_a_helper_that_hangs_ends_the_video_in_time(film):
+    with WorkerPool(spec(), 2, limit_s=3) as pool:
+        stopped, last = False, None
+        for _, event in pool.run(iter([VideoJob("0", film)])):
+            last = event
+            helpers = [worker for worker in pool._workers if worker is not None and worker._helps]
+            if helpers and helpers[0].ready and not stopped:
+                stopped = True
+                os.kill(helpers[0]._process.pid, signal.SIGSTOP)
+        assert stopped and isinstance(last, VideoError) and "time limit" in str(last)
+        assert all(worker is None or worker.job is None for worker in pool._workers)
+
+
+@pytest.mark.parametrize("mix", [False, True])
+def test_scores_and_features_are_those_of_one_process(film, tmp_path, mix):
+    labels = write_labels(film.parent, [film.name])
+    files = []
+    for workers in (0, 4):
+        run = RunDir(tmp_path / f"{workers}")
+        scorer = ToyScorer(preprocessor=slowly)
+        assert extract(labels, scorer, run, workers=workers, batch_frames=8, mix=mix).complete
+        store = FeatureStore(tmp_path / f"features {workers}", "float16")
+        store_features(labels, scorer, store, workers=workers, batch_frames=8, mix=mix)
+        (part,) = store.run.parts.glob("*.safetensors")
+        files.append([(run.folder / "scores.json").read_bytes(), part.read_bytes()])
+    assert files[0] == files[1]
+
+
+def test_find_keyframes_with_processes_finds_the_same(film):
+    question = Question(0, "q", "", "Which ones?")
+    with Video(film) as video:
+        alone = find_keyframes(video, question, ToyScorer(), 8)
+        assert alone == find_keyframes(video, question, ToyScorer(preprocessor=slowly), 8, workers=3)
+
+
+def test_find_keyframes_begins_anew_where_a_process_dies(film):
+    question, killed = Question(0, "q", "", "Which ones?"), []
+
+    class Killing(ToyScorer):
+        def encode_frames(self, inputs):
+            if not killed:
+                killed.extend(children(os.getpid()))
+                os.kill(killed[-1], signal.SIGKILL)
+            return super().encode_frames(inputs)
+
+    with Video(film) as video:
+        alone = find_keyframes(video, question, ToyScorer(), 8)
+        assert alone == find_keyframes(video, question, Killing(preprocessor=slowly), 8, workers=1)
+    assert killed

@@ -1,0 +1,140 @@
+"""The CLIP scorer: transformers' own numbers, on version 4 and 5."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from model_setup import QUESTIONS, film_frames, question, save_tiny_clip
+from transformers import CLIPModel, CLIPTokenizer
+
+from aks.errors import UserError
+from aks.scorers.base import load_scorer
+from aks.scorers.clip import ClipScorer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tiny_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="module")
+def scorer(folder):
+    return load_scorer("clip", checkpoint=str(folder))
+
+
+def encode(scorer, frames):
+    return scorer.encode_frames(torch.stack([scorer.preprocess(frame) for frame in frames]))
+
+
+def test_scores_are_those_of_transformers_forward(scorer, folder):
+    processor_class = getattr(transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor)
+    processor, tokenizer = processor_class.from_pretrained(folder), CLIPTokenizer.from_pretrained(folder)
+    images = processor(film_frames(), return_tensors="pt")
+    texts = tokenizer(QUESTIONS, padding=True, truncation=True, max_length=77, return_tensors="pt")
+    model = CLIPModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        output = model(**images, **texts)
+        expected = (output.logits_per_text / model.logit_scale.exp()).numpy()
+
+    scores = scorer.score(
+        encode(scorer, film_frames()), [scorer.encode_question(question(q)) for q in QUESTIONS]
+    )
+    assert scores.shape == (len(QUESTIONS), len(film_frames()))
+    assert scores.dtype == np.float64
+    assert np.ptp(scores, axis=1).min() > 1e-3  # the frames do differ
+    np.testing.assert_allclose(scores, expected, atol=1e-6)
+
+
+def test_prepared_pixels_are_the_pil_processor_s_to_the_bit(scorer):
+    from PIL import Image
+
+    frame = film_frames()[2]
+    height, width = frame.shape[:2]
+    image = Image.fromarray(frame).resize((int(224 * width / height), 224), Image.Resampling.BICUBIC)
+    left = (image.width - 224) // 2
+    pixels = np.asarray(image)[:, left : left + 224].astype(np.float32)
+    mean = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
+    std = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
+    expected = ((pixels / 255 - mean) / std).transpose(2, 0, 1)
+    np.testing.assert_allclose(scorer.preprocess(frame).numpy(), expected, atol=1e-6)  # grey level: 1.5e-2
+
+
+@pytest.mark.parametrize("shape", [(3, 40), (40, 3), (1, 1), (224, 224), (300, 50)])
+def test_any_frame_shape_can_be_prepared(scorer, shape):
+    prepared = scorer.preprocess(np.zeros((*shape, 3), dtype=np.uint8))
+    assert prepared.shape == (3, 224, 224)
+    assert prepared.dtype == torch.float32
+
+
+def test_text_is_cut_at_77_tokens(scorer):
+    words = "tree " * 75
+    whole, longer = (
+        scorer.encode_question(question(text)) for text in (words, words + "then a rabbit appears")
+    )
+    shorter = scorer.encode_question(question("tree " * 74))
+    torch.testing.assert_close(longer, whole, atol=0, rtol=0)
+    assert (shorter - whole).abs().max() > 1e-3
+
+
+def test_frames_encoded_one_by_one_score_the_same(scorer):
+    prepared = [scorer.preprocess(frame) for frame in film_frames()]
+    texts = [scorer.encode_question(question(text)) for text in QUESTIONS]
+    together = scorer.score(scorer.encode_frames(torch.stack(prepared)), texts)
+    single = np.hstack([scorer.score(scorer.encode_frames(one[None]), texts) for one in prepared])
+    np.testing.assert_allclose(together, single, atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.05), ("float16", 0.01)])
+def test_half_precision_stays_close(scorer, folder, dtype, tolerance):
+    half = load_scorer("clip", checkpoint=str(folder), dtype=dtype)
+    features = encode(half, film_frames())
+    assert features.dtype == half.dtype
+    scores = half.score(features, [half.encode_question(question(QUESTIONS[0]))])
+    full = scorer.score(encode(scorer, film_frames()), [scorer.encode_question(question(QUESTIONS[0]))])
+    np.testing.assert_allclose(scores, full, atol=tolerance)
+
+
+def test_identity_names_checkpoint_and_type(scorer, folder):
+    assert scorer.fingerprint() == {"scorer": "clip", "checkpoint": str(folder), "dtype": "float32"}
+
+
+def fails(folder, *parts):
+    with pytest.raises(UserError) as caught:
+        ClipScorer(str(folder))
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message, message
+
+
+@pytest.mark.parametrize(
+    "missing", ["config.json", "model.safetensors", "vocab.json", "merges.txt", "preprocessor_config.json"]
+)
+def test_a_missing_file_is_named(folder, tmp_path, missing):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / missing).unlink()
+    fails(copy, str(copy), missing)
+
+
+def test_a_damaged_image_processor_is_named(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "preprocessor_config.json").write_text("{")
+    fails(copy, str(copy), "image processor")
+
+
+def test_weights_of_another_width_are_refused(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    config["projection_dim"] = 16
+    (copy / "config.json").write_text(json.dumps(config))
+    fails(copy, "another model", "of another shape: text_projection.weight")
+
+
+def test_another_type_of_model_is_refused(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "model_type": "siglip"}))
+    fails(copy, "config.json", "'siglip'")

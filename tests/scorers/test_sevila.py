@@ -1,0 +1,644 @@
+"""Our SeViLA, our model for LAVIS, LAVIS's own processors and SeViLA's own code: the same scores.
+
+The weights are random but large, so that a wrong token, epsilon or activation shows in the scores.
+"""
+
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import decord
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from model_setup import film_frames, save_blip, tiny_blip
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from sevila_setup import bf16_steps, build_world, edit_json, small_lavis
+
+from aks.errors import UserError
+from aks.labels import Question, load_labels
+from aks.scorers import sevila as module
+from aks.scorers.attention import fuse_attention
+from aks.scorers.lavis.blip import import_lavis
+from aks.scorers.lavis.sevila import DEFAULT_T5, LavisSevilaScorer
+from aks.scorers.sevila import ENDING, SevilaScorer, clean_caption, prompt_ids, prompt_text
+
+import_lavis()
+
+from lavis.common.registry import registry  # noqa: E402
+from lavis.models import load_model_and_preprocess  # noqa: E402
+from lavis.processors.blip_processors import BlipCaptionProcessor, BlipImageEvalProcessor  # noqa: E402
+
+import sevila  # noqa: E402
+
+CPU = torch.device("cpu")
+PRECISIONS = [None, torch.float32]
+LONG = (
+    "At the beginning of the video, a person wearing a grey hooded sweatshirt stands in front of a wooden "
+    "house with a red roof, holding an umbrella in the left hand, when a white van passes behind the fence; "
+    "which of the following objects appears next to the person after the van has driven away?"
+)
+WORDY = "Which antediluvian xylophonists ostentatiously chrysanthemumed " * 6  # 77 tokens before 50 words
+LVB_ENTRY = {
+    "id": "a_0",
+    "video_path": "a.mp4",
+    "question": "What is the rabbit (the big one) doing?",
+    "candidates": ["Sleeping in its burrow", "Throwing nuts!"],
+}
+VIDEOMME_ENTRY = {
+    "question_id": "001-1",
+    "videoID": "b",
+    "question": "Which animal is shown?",
+    "options": ["A. Bird.", "B. Squirrel.", "C. Both."],
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """The models are small: more threads only wait for one another, long where the machine is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    return build_world(tmp_path_factory.mktemp("sevila"))
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory) -> list[Question]:
+    """A short and a too long one of each label format, through the real label reader."""
+    folder = tmp_path_factory.mktemp("labels")
+    long = {**LVB_ENTRY, "id": "a_1", "question": LONG}
+    wordy = {**VIDEOMME_ENTRY, "question_id": "001-2", "question": WORDY}
+    found = []
+    for dataset, entries in (("longvideobench", [LVB_ENTRY, long]), ("videomme", [VIDEOMME_ENTRY, wordy])):
+        path = folder / f"{dataset}.json"
+        path.write_text(json.dumps(entries))
+        found += load_labels(dataset, label_file=path).questions
+    return found
+
+
+@pytest.fixture(scope="module")
+def ours(world):
+    return {dtype: make_ours(world, dtype=dtype) for dtype in PRECISIONS}
+
+
+@pytest.fixture(scope="module")
+def theirs(world):
+    return {dtype: make_lavis(world, dtype=dtype) for dtype in PRECISIONS}
+
+
+def make_ours(world, file="sevila_pretrained.pth", dtype=None, **options) -> SevilaScorer:
+    return SevilaScorer(str(world / file), CPU, dtype, base=str(world / "base"), **options)
+
+
+def make_lavis(world, file="sevila_pretrained.pth", dtype=None, **options) -> LavisSevilaScorer:
+    with small_lavis(world / "parts"):
+        return LavisSevilaScorer(str(world / file), CPU, dtype, **options)
+
+
+def run(scorer, questions) -> tuple[torch.Tensor, np.ndarray]:
+    """Features and scores of the film's frames."""
+    inputs = torch.stack([scorer.preprocess(frame) for frame in film_frames()])
+    features = scorer.encode_frames(inputs)
+    return features, scorer.score(features, [scorer.encode_question(question) for question in questions])
+
+
+def assert_same(scores, expected, dtype) -> None:
+    scores, expected = torch.as_tensor(scores).double(), torch.as_tensor(expected).double()
+    assert scores.std() > 0.1
+    if dtype is None:
+        assert bf16_steps(scores, expected).max() <= 1
+    else:
+        torch.testing.assert_close(scores, expected, rtol=0, atol=1e-4)
+
+
+# Scores
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_scores_are_lavis_scores(dtype, ours, theirs, questions):
+    features, scores = run(ours[dtype], questions)
+    expected_features, expected = run(theirs[dtype], questions)
+    assert features.shape == (len(film_frames()), 32, 32)
+    torch.testing.assert_close(features, expected_features, rtol=0, atol=1e-4)
+    assert_same(scores, expected, dtype)
+
+
+def test_released_procedure_on_lavis_gives_our_scores(world, ours, questions):
+    """Frame by frame through LAVIS's own loader and processors, which on a CPU lift all to float32."""
+    checkpoints = world / "parts" / "sevila_checkpoints"
+    checkpoints.mkdir(exist_ok=True)
+    shutil.copy(world / "sevila_pretrained.pth", checkpoints)
+    with small_lavis(world / "parts"):
+        model, image, text = load_model_and_preprocess(
+            "sevila", "pretrain_flant5xl", is_eval=True, device="cpu"
+        )
+    assert type(model) is sevila.SeViLA
+    expected = [
+        [
+            float(
+                model.generate_score(
+                    {
+                        "video": image["eval"](Image.fromarray(frame))[None, None],
+                        "loc_input": text["eval"](prompt_text(question)),
+                    }
+                )
+            )
+            for frame in film_frames()
+        ]
+        for question in questions
+    ]
+    assert_same(run(ours[torch.float32], questions)[1], expected, torch.float32)
+
+
+def test_generate_score_takes_several_videos_and_texts(theirs):
+    model = theirs[torch.float32]._model
+    video = torch.stack([theirs[torch.float32].preprocess(frame) for frame in film_frames()])
+    videos = torch.stack([video[:2], video[2:4]])
+    both = model.generate_score(
+        {"video": videos, "loc_input": ["a rabbit?", "is it a bird"]}, frames_per_pass=1
+    )
+    one = model.generate_score({"video": videos, "loc_input": "is it a bird"})
+    assert both.shape == one.shape == (2, 2)
+    torch.testing.assert_close(both[1], one[1], rtol=0, atol=1e-5)
+    assert (both[0] - one[0]).abs().min() > 1e-3
+    with pytest.raises(ValueError, match="2 videos but 1 texts"):
+        model.generate_score({"video": videos, "loc_input": ["only one"]})
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_one_decoder_step_is_the_first_of_generate(dtype, ours, theirs, questions):
+    """The original generates up to 30 tokens, to read the first."""
+    for scorer, parts in ((ours[dtype], None), (theirs[dtype], theirs[dtype]._model)):
+        features, scores = run(scorer, questions[:1])
+        t5 = scorer._model.language_model if parts is None else parts.t5_model
+        tokenizer = scorer.tokenizer if parts is None else parts.t5_tokenizer
+        before, after = (
+            t5.encoder.embed_tokens(torch.tensor([ids])).expand(len(features), -1, -1)
+            for ids in (
+                tokenizer("Frame: ", add_special_tokens=False).input_ids,
+                scorer.encode_question(questions[0]).flatten().tolist(),
+            )
+        )
+        inputs = torch.cat([before, features, after], dim=1)
+        with torch.no_grad():
+            steps = t5.generate(
+                inputs_embeds=inputs,
+                attention_mask=torch.ones(inputs.shape[:2], dtype=torch.long),
+                do_sample=False,
+                num_beams=1,
+                max_new_tokens=30,
+                min_length=1,
+                return_dict_in_generate=True,
+                output_scores=True,
+            ).scores
+        assert_same(scores[0], steps[0][:, module.YES_ID], dtype)
+
+
+def test_features_know_no_question(ours, questions, monkeypatch):
+    """FeatureBatch once and scored for all, or each by itself, in whatever portions."""
+    scorer = ours[None]
+    features, scores = run(scorer, questions)
+    assert len({tuple(row) for row in scores.tolist()}) == len(questions)
+    monkeypatch.setattr(module, "FRAMES_PER_PASS", 2)
+    separate = np.concatenate([run(scorer, [question])[1] for question in questions])
+    assert bf16_steps(torch.tensor(scores), torch.tensor(separate)).max() <= 1
+    assert torch.equal(run(scorer, questions[:1])[0], features)
+
+
+def test_fused_attention_of_the_gpu_gives_the_same_features(world, ours, questions):
+    fused = make_ours(world, dtype=torch.float32)
+    expected, _ = run(make_ours(world, dtype=torch.float32), questions)
+    fuse_attention(fused._model.vision_model)
+    found, _ = run(fused, questions)
+    torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
+
+
+def test_default_precision_is_the_originals(ours, questions):
+    """T5 in bfloat16: its scores are bfloat16 numbers, and not float32's rounded."""
+    scores = run(ours[None], questions)[1]
+    exact = run(ours[torch.float32], questions)[1]
+    assert torch.equal(torch.tensor(scores).bfloat16().double(), torch.tensor(scores))
+    assert bf16_steps(torch.tensor(scores), torch.tensor(exact)).max() > 1
+    identity = ours[None].fingerprint()
+    assert identity["precision"] == {"vision": "float32", "qformer": "float32", "t5": "bfloat16"}
+    assert identity["truncation"] == "paper" and identity["base"] == ours[None].base
+
+
+def test_all_bfloat16_runs_and_is_another_run(world, ours, questions):
+    scorer = make_ours(world, dtype=torch.bfloat16)
+    features, scores = run(scorer, questions)
+    assert features.dtype == torch.bfloat16
+    assert np.abs(scores - run(ours[None], questions)[1]).max() < 0.5
+    assert scorer.fingerprint() != ours[None].fingerprint()
+
+
+def test_layer_norms_have_lavis_epsilons(ours, theirs):
+    """Too small a difference for the scores to show: 8e-5 with the real weights."""
+    mine, lavis = ours[None]._model.vision_model, theirs[None]._model
+    assert mine.post_layernorm.eps == lavis.ln_vision_loc.eps == 1e-5
+    layers, blocks = mine.encoder.layers, lavis.visual_encoder.blocks
+    assert layers[0].layer_norm1.eps == blocks[0].norm1.eps == layers[0].layer_norm2.eps == 1e-6
+
+
+def test_prepared_frames_are_lavis_frames_to_the_bit(ours):
+    image = BlipImageEvalProcessor(image_size=224)
+    for frame in film_frames():
+        assert torch.equal(ours[None].preprocess(frame), image(Image.fromarray(frame)))
+
+
+@pytest.mark.skipif("AKS_SEVILA_SOURCE" not in os.environ, reason="AKS_SEVILA_SOURCE: no SeViLA checkout")
+@pytest.mark.parametrize("replaced", [False, True], ids=["original", "our-file-in-its-place"])
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_scores_are_the_original_codes(dtype, replaced, world, ours, questions, tmp_path):
+    """SeViLA's checkout on the same weights, with its own model file and with ours in its place."""
+    checkout = tmp_path / "checkout"
+    shutil.copytree(Path(os.environ["AKS_SEVILA_SOURCE"]) / "lavis", checkout / "lavis")
+    if replaced:
+        shutil.copy(sevila.__file__, checkout / "lavis/models/sevila_models/sevila.py")
+    np.save(world / "frames.npy", np.stack(film_frames()))
+    (world / "prompts.json").write_text(json.dumps([prompt_text(question) for question in questions]))
+    here = Path(__file__).parents[1] / "support"
+    subprocess.run(
+        [sys.executable, here / "sevila_original.py", world, "float32" if dtype else "default"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (checkout, here, here.parent)))},
+        check=True,
+    )
+    expected = json.loads((world / "original.json").read_text())
+    scores = run(ours[dtype], questions)[1]
+    difference = torch.tensor(scores) - torch.tensor(expected, dtype=torch.float64)
+    steps = bf16_steps(torch.tensor(scores), torch.tensor(expected, dtype=torch.float64))
+    print(f"{dtype}: largest difference {difference.abs().max():.1e}, bfloat16 steps {steps.max()}")
+    assert_same(scores, expected, dtype)
+
+
+# Prompts
+
+
+def test_prompts_are_the_papers(questions):
+    assert prompt_text(questions[0]) == (
+        "Question: What is the rabbit (the big one) doing? Candidate: A. Sleeping in its burrow "
+        "B. Throwing nuts! . Is this a good frame can answer the question?"
+    )
+    assert prompt_text(questions[2]) == (
+        "Question: Which animal is shown? Candidate: A. Bird.B. Squirrel.C. Both.. "
+        "Is this a good frame can answer the question?"
+    )
+    assert prompt_text(Question(0, "0", "v", text="Who?")) == f"Question: Who?. {ENDING}"
+
+
+def test_prompts_through_lavis(theirs, ours, questions):
+    """Text processor and tokenizer of LAVIS, and ours: the same ids; long ones lose the final question."""
+    for question in questions:
+        ids = ours[None].encode_question(question)
+        assert torch.equal(ids[None], theirs[None].encode_question(question))
+    assert [ending_survives(ours[None], ours[None].encode_question(question)) for question in questions] == [
+        True,
+        False,
+        True,
+        False,
+    ]
+    words, tokens = (len(ours[None].encode_question(questions[i])) for i in (1, 3))
+    assert words < 77 == tokens
+
+
+def ending_survives(scorer, ids) -> bool:
+    return scorer.tokenizer.decode(ids).endswith(f"{clean_caption(ENDING)}</s>")
+
+
+@pytest.mark.parametrize("index", [1, 3], ids=["50 words", "77 tokens"])
+def test_keep_prompt_shortens_what_comes_before(index, world, ours, questions):
+    keep = make_ours(world, truncation="keep_prompt")
+    kept, cut = (scorer.encode_question(questions[index]) for scorer in (keep, ours[None]))
+    assert ending_survives(keep, kept)
+    text = keep.tokenizer.decode(kept, skip_special_tokens=True)
+    words = len(text.split(" "))
+    assert words == 50 if index == 1 else 70 < len(kept) <= 77 and words < 50
+    head = text.removesuffix(clean_caption(ENDING))
+    assert ours[None].tokenizer.decode(cut).startswith(head)
+
+
+def test_truncations_differ_only_where_something_is_cut(world, ours, questions):
+    keep = make_ours(world, truncation="keep_prompt")
+    lavis = make_lavis(world, truncation="keep_prompt")
+    same = [torch.equal(keep.encode_question(q), ours[None].encode_question(q)) for q in questions]
+    assert same == [True, False, True, False]
+    for question in questions:
+        assert torch.equal(keep.encode_question(question)[None], lavis.encode_question(question))
+    assert keep.fingerprint() != ours[None].fingerprint()
+
+
+WORDS = st.text("abé .,!?\"'()*#:;~\t\n-ßİ01", max_size=40)
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=WORDS | st.lists(st.sampled_from(["what", "Antediluvian", "x" * 300, "is;", "7"]), max_size=70))
+def test_both_truncations_keep_their_limits(ours, text):
+    tokenizer = ours[None].tokenizer
+    question = Question(
+        0, "0", "v", text=text if isinstance(text, str) else " ".join(text), options_prompt="A. b "
+    )
+    lavis = BlipCaptionProcessor()(prompt_text(question))
+    paper = prompt_ids(tokenizer, question, "paper")
+    assert paper == tokenizer(lavis, truncation=True, max_length=77).input_ids
+    keep = prompt_ids(tokenizer, question, "keep_prompt")
+    assert len(keep) <= 77 and ending_survives(ours[None], keep)
+    if ending_survives(ours[None], paper):
+        assert keep == paper
+
+
+# Weights
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_a_saved_lavis_model_loads_here(dtype, world, ours, questions):
+    """The whole model in one file; the folder's ViT and T5 are then not read."""
+    assert np.array_equal(
+        run(make_ours(world, "whole.pth", dtype), questions)[1], run(ours[dtype], questions)[1]
+    )
+
+
+def test_our_saved_model_loads_on_lavis(world, ours, theirs, questions, tmp_path):
+    path = tmp_path / "ours.pth"
+    torch.save(ours[None].state_dict(), path)
+    with small_lavis(world / "parts"):
+        (world / "parts" / "eva.pth").rename(tmp_path / "eva.pth")  # so that the vision tower is random
+        try:
+            scorer = LavisSevilaScorer(str(path), CPU, None)
+        finally:
+            (tmp_path / "eva.pth").rename(world / "parts" / "eva.pth")
+    expected = theirs[None]._model.state_dict()
+    found = scorer._model.state_dict()
+    assert found.keys() == expected.keys()
+    for name in found:
+        assert torch.equal(found[name], expected[name]), name
+    assert_same(run(scorer, questions)[1], run(ours[None], questions)[1], None)
+    assert_same(run(make_ours(world, path), questions)[1], run(ours[None], questions)[1], None)
+
+
+def test_training_checkpoints_load(world, ours, questions, tmp_path):
+    """Those that SeViLA's training saves: no answerer, two copies of T5's embedding."""
+    state = torch.load(world / "sevila_pretrained.pth", weights_only=True)["model"]
+    state = {key: value for key, value in state.items() if "_loc" in key and "position_ids" not in key}
+    shared = load_file(world / "base/model.safetensors")["language_model.shared.weight"]
+    state["t5_model.encoder.embed_tokens.weight"] = shared
+    state["t5_model.decoder.embed_tokens.weight"] = shared
+    torch.save({"model": state, "optimizer": {"state": {}}, "scaler": None}, tmp_path / "checkpoint_best.pth")
+    scorer = make_ours(world, tmp_path / "checkpoint_best.pth")
+    assert np.array_equal(run(scorer, questions)[1], run(ours[None], questions)[1])
+
+
+def test_one_folder_can_hold_both(world, tmp_path):
+    shutil.copytree(world / "base", tmp_path / "both")
+    shutil.copy(world / "sevila_pretrained.pth", tmp_path / "both")
+    scorer = SevilaScorer(str(tmp_path / "both"), CPU)
+    assert scorer.base == str(tmp_path / "both")
+
+
+def test_a_sharded_base_is_the_same(world, ours, questions, tmp_path):
+    shutil.copytree(world / "base", tmp_path / "base")
+    path = tmp_path / "base/model.safetensors"
+    tensors = load_file(path)
+    path.unlink()
+    names = sorted(tensors)
+    index = {}
+    for part, keys in enumerate((names[::2], names[1::2])):
+        shard = f"model-{part}.safetensors"
+        save_file({key: tensors[key] for key in keys}, tmp_path / "base" / shard, {"format": "pt"})
+        index.update(dict.fromkeys(keys, shard))
+    (tmp_path / "base/model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    scorer = SevilaScorer(str(world / "sevila_pretrained.pth"), CPU, base=str(tmp_path / "base"))
+    assert np.array_equal(run(scorer, questions)[1], run(ours[None], questions)[1])
+
+
+def fails(*needles, make) -> None:
+    """``make`` ends in one line that says each of ``needles``."""
+    with pytest.raises(UserError) as caught:
+        make()
+    text = str(caught.value)
+    assert "\n" not in text and len(text) < 500
+    for needle in needles:
+        assert str(needle) in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "needle"),
+    [
+        ({"t5_proj_loc.weight": None}, "missing: t5_proj_loc.weight"),
+        (
+            {"Qformer_loc.bert.encoder.layer.1.output_query.dense.bias": None},
+            "layer.1.output_query.dense.bias",
+        ),
+        ({"ln_vision_loc.extra": torch.zeros(1)}, "unexpected: ln_vision_loc.extra"),
+        ({"query_tokens_loc": torch.zeros(1, 16, 24)}, "of another shape: query_tokens_loc"),
+        (
+            {"visual_encoder.cls_token": torch.zeros(1, 1, 32)},
+            "missing: visual_encoder.blocks.0.attn.proj.bias",
+        ),
+        ({"t5_model.lm_head.weight": torch.zeros(32128, 32)}, "missing: t5_model.decoder"),
+    ],
+)
+def test_a_wrong_key_is_named(changes, needle, world, tmp_path):
+    state = torch.load(world / "sevila_pretrained.pth", weights_only=True)["model"]
+    state = {key: value for key, value in {**state, **changes}.items() if value is not None}
+    path = tmp_path / "wrong.pth"
+    torch.save(state, path)
+    fails(path, needle, make=lambda: make_ours(world, path))
+    if needle.startswith("missing: visual") or needle.startswith("missing: t5_model"):
+        return  # LAVIS has loaded these from elsewhere already
+    fails(path, needle, make=lambda: make_lavis(world, path))
+    with pytest.raises(RuntimeError, match="not SeViLA's weights") as caught, small_lavis(world / "parts"):
+        sevila.SeViLA(t5_model="google/flan-t5-xl", vit_precision="fp32").load_checkpoint(str(path))
+    assert next(iter(changes)) in str(caught.value)
+
+
+class Trap:
+    """A pickle that would run code."""
+
+    def __reduce__(self):
+        return (os.system, ("touch trap-was-run",))
+
+
+@pytest.mark.parametrize(
+    "kind", ["another model", "code", "truncated", "text", "not tensors", "none", "folder"]
+)
+def test_a_wrong_file_is_named_and_never_unpickled(kind, world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "sevila_pretrained.pth"
+    whole = (world / "sevila_pretrained.pth").read_bytes()
+    needle = "cannot be read"
+    if kind == "another model":
+        torch.save(tiny_blip().state_dict(), path)
+        needle = "weights of another model"
+    elif kind == "code":
+        torch.save({"model": {"query_tokens_loc": Trap()}}, path)
+    elif kind == "truncated":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif kind == "text":
+        path.write_text("version https://git-lfs.github.com/spec/v1")
+    elif kind == "not tensors":
+        torch.save({"query_tokens_loc": 3}, path)
+        needle = "is not a state dict"
+    elif kind == "none":
+        path = tmp_path / "elsewhere.pth"
+        needle = "no such checkpoint file; download sevila_pretrained.pth"
+    else:
+        path = tmp_path
+        needle = "has no sevila_pretrained.pth"
+    for make in (make_ours, make_lavis):
+        fails(path, needle, make=lambda make=make: make(world, path))
+    assert not (tmp_path / "trap-was-run").exists()
+
+
+def test_nothing_local_and_no_hub_says_what_to_get(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    fails("hf download Shoubin/SeViLA", make=lambda: SevilaScorer(None, CPU))
+    (tmp_path / "checkpoints").mkdir()
+    shutil.copy(world / "sevila_pretrained.pth", tmp_path / "checkpoints")
+    fails("Salesforce/blip2-flan-t5-xl", make=lambda: SevilaScorer(None, CPU))
+    shutil.copytree(world / "base", tmp_path / "checkpoints/blip2-flan-t5-xl")
+    assert SevilaScorer(None, CPU).preprocessor.side == 224
+
+
+def lose(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def truncate(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def drop_tensor(folder):
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["vision_model.encoder.layers.1.mlp.fc1.bias"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def add_tensor(folder):
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, "ghost": torch.zeros(1)}, folder / "model.safetensors", {"format": "pt"})
+
+
+def lose_tokenizer(folder):
+    lose("tokenizer.json")(folder)
+    lose("spiece.model")(folder)
+
+
+@pytest.mark.parametrize(
+    ("damage", "needle"),
+    [
+        (lose("config.json"), "has no config.json"),
+        (lose("model.safetensors"), "has no model.safetensors"),
+        (lose_tokenizer, "has no tokenizer.json or spiece.model"),
+        (truncate, "damaged or incomplete"),
+        (drop_tensor, "missing: vision_model.encoder.layers.1.mlp.fc1.bias"),
+        (add_tensor, "unexpected: ghost"),
+        (lambda folder: edit_json(folder / "config.json", model_type="blip"), "another model"),
+        (
+            lambda folder: edit_json(folder / "config.json", text_config={"model_type": "opt"}),
+            "language model is opt, not t5",
+        ),
+    ],
+)
+def test_a_wrong_base_is_named(damage, needle, world, tmp_path):
+    folder = tmp_path / "base"
+    shutil.copytree(world / "base", folder)
+    damage(folder)
+    fails(
+        folder, needle, make=lambda: SevilaScorer(str(world / "sevila_pretrained.pth"), CPU, base=str(folder))
+    )
+
+
+def test_another_tokenizer_is_refused(world, tmp_path):
+    folder = tmp_path / "base"
+    shutil.copytree(world / "base", folder)
+    text = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(text.replace('"▁yes"', '"▁yess"', 1))
+    fails(folder, "is not token 4273", make=lambda: make_base(world, folder))
+
+
+def make_base(world, folder):
+    return SevilaScorer(str(world / "sevila_pretrained.pth"), CPU, base=str(folder))
+
+
+def test_another_models_folder_as_base(world, tmp_path):
+    save_blip(tiny_blip(), tmp_path / "blip")
+    (tmp_path / "blip/tokenizer.json").write_text("{}")
+    fails("model_type is 'blip', not 'blip-2'", make=lambda: make_base(world, tmp_path / "blip"))
+
+
+def test_unknown_options(world):
+    for make in (make_ours, make_lavis):
+        fails(
+            "--truncation long", "paper, keep_prompt", make=lambda make=make: make(world, truncation="long")
+        )
+        fails("--dtype", make=lambda make=make: make(world, dtype=torch.float16))
+
+
+# LAVIS
+
+
+def test_registered_and_decord_left_alone():
+    assert registry.get_model_class("sevila") is sevila.SeViLA
+    decord.bridge.set_bridge("torch")  # what importing LAVIS does
+    assert importlib.reload(sevila).SeViLA is registry.get_model_class("sevila")
+    assert decord.bridge._CURRENT_BRIDGE.type == "native"
+
+
+def test_answers_are_refused(theirs):
+    with pytest.raises(NotImplementedError, match="scores frames"):
+        theirs[None]._model.generate({})
+
+
+def test_without_lavis_one_line(world, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lavis.models", None)
+    fails("--backend lavis", make=lambda: make_lavis_plain(world))
+
+
+def make_lavis_plain(world):
+    return LavisSevilaScorer(str(world / "sevila_pretrained.pth"), CPU)
+
+
+def test_lavis_without_its_parts_one_line(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    fails("LAVIS cannot load", make=lambda: make_lavis_plain(world))
+
+
+def test_a_run_on_lavis_is_known_by_all_that_changes_a_score(theirs, world):
+    """With other values of any of them the scores are those of another run."""
+    assert theirs[None].fingerprint() == {
+        "scorer": "sevila",
+        "checkpoint": str(world / "sevila_pretrained.pth"),
+        "dtype": "bfloat16",
+        "t5_model": DEFAULT_T5,
+        "precision": {"vision": "float32", "qformer": "float32", "t5": "bfloat16"},
+        "truncation": "paper",
+        "backend": "lavis",
+    }
+
+
+@pytest.mark.parametrize("vision", [torch.float32, torch.float16, torch.bfloat16])
+def test_lavis_takes_frames_in_the_type_of_its_layers_but_casts_to_half_by_itself(
+    theirs, vision, monkeypatch
+):
+    scorer = theirs[None]
+    monkeypatch.setitem(scorer.precision, "vision", vision)
+    monkeypatch.setattr(scorer._model, "encode_frames", lambda inputs: inputs.dtype)
+    expected = torch.float32 if vision == torch.float16 else vision
+    assert scorer.encode_frames(torch.zeros(1, 3, 224, 224)) == expected

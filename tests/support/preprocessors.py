@@ -1,0 +1,45 @@
+"""Preparers of frames for the tests; decoding processes import them, so this needs little."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def preprocess_small(pixels: np.ndarray) -> np.ndarray:
+    """A frame to (3, 8, 8)."""
+    return np.asarray(Image.fromarray(pixels).resize((8, 8)), dtype=np.float32).transpose(2, 0, 1)
+
+
+def slowly(pixels: np.ndarray) -> np.ndarray:
+    """The same, in a while that lets other processes take part."""
+    time.sleep(0.002)
+    return preprocess_small(pixels)
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """A preprocessor that meets frames 48 pixels wide as a broken decoder would: it hangs or dies.
+
+    Attributes:
+        how: ``hang``, or the name of the signal that ends the process.
+        marker: if given, a file; the trouble comes once and makes it.
+    """
+
+    how: str
+    marker: Path | None = None
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        if pixels.shape[1] == 48 and not (self.marker and self.marker.exists()):
+            if self.marker:
+                self.marker.touch()
+            if self.how == "hang":
+                time.sleep(1000)
+            os.kill(os.getpid(), signal.Signals[self.how])
+        return preprocess_small(pixels)

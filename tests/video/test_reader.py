@@ -1,0 +1,298 @@
+"""Candidate frames: the rule, the numbering, equal pixels from both readers, and honest failures."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import decord
+import numpy as np
+import pytest
+from media import copy_streams, picture, rotate, write_audio, write_video
+
+from aks import UserError, VideoError
+from aks.video.reader import Video, estimate_candidates
+
+
+def read_all(path, decoder):
+    with Video(path, decoder) as video:
+        parts = list(video.read(np.arange(video.num_frames), chunk_frames=7))
+    return (
+        np.concatenate([part.frame_indices for part in parts]),
+        np.concatenate([part.times_s for part in parts]),
+        np.concatenate([part.pixels for part in parts]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("fps", "frames", "stride", "count"), [(24, 60, 24, 2), (25, 125, 25, 5), (1, 5, 1, 5), (30, 29, 30, 0)]
+)
+def test_candidates_are_one_a_second_by_the_papers_rule(tmp_path, fps, frames, stride, count):
+    path = write_video(tmp_path / "v.mp4", fps=fps, frames=frames)
+    for decoder in ("auto", "pyav", "decord"):
+        with Video(path, decoder) as video:
+            assert (video.num_frames, video.fps, video.stride_frames) == (frames, fps, stride)
+            assert video.candidates().tolist() == [k * stride for k in range(count)]
+
+
+@pytest.mark.parametrize("file", ["v.mp4", "v.mkv"])
+@pytest.mark.parametrize(("rate", "stride"), [(Fraction(24000, 1001), 23), (Fraction(30000, 1001), 29)])
+def test_stride_is_the_whole_part_of_a_fractional_rate(tmp_path, file, rate, stride):
+    path = write_video(tmp_path / file, frames=70, fps=rate)
+    for decoder in ("auto", "pyav", "decord"):
+        with Video(path, decoder) as video:
+            assert video.fps == pytest.approx(float(rate), abs=1e-3) and video.fps % 1 > 0.9
+            assert video.candidates().tolist() == [k * stride for k in range(70 // stride)]
+            times = video.times_s(video.candidates())
+            clock_s = 1e-3 if file == "v.mkv" else 1e-6
+            np.testing.assert_allclose(times, video.candidates() / float(rate), atol=clock_s)
+
+
+def test_below_one_frame_a_second_every_frame_is_a_candidate(tmp_path):
+    path = write_video(tmp_path / "slow.mp4", frames=5, pts=[0, 4000, 8000, 12000, 16000])
+    with Video(path) as video:
+        assert video.fps < 1
+        assert video.candidates().tolist() == [0, 1, 2, 3, 4]
+
+
+VARIANTS = {
+    "h264": ("v.mp4", {}),
+    "hevc": ("v.mp4", {"codec": "libx265", "options": {"x265-params": "log-level=none"}}),
+    "vp9": ("v.webm", {"codec": "libvpx-vp9", "options": {"cpu-used": "8", "deadline": "realtime"}}),
+    "mkv": ("v.mkv", {}),
+    "mpeg4 avi": ("v.avi", {"codec": "mpeg4"}),
+    "mpeg2 program stream": ("v.mpg", {"codec": "mpeg2video", "fps": 25}),
+    "variable rate": ("v.mp4", {"pts": [0, 30, 100, 110, 300, 340, 400, 480, 500, 900], "frames": 10}),
+    "odd sizes": ("v.mkv", {"codec": "ffv1", "size": (97, 65)}),
+    "10 bit": (
+        "v.mp4",
+        {"codec": "libx265", "pixel_format": "yuv420p10le", "options": {"x265-params": "log-level=none"}},
+    ),
+    "4:4:4": ("v.mp4", {"pixel_format": "yuv444p", "size": (97, 65)}),
+    "full range": ("v.mp4", {"options": {"x264-params": "fullrange=on"}}),
+    "bt709": ("v.mp4", {"options": {"x264-params": "colormatrix=bt709:colorprim=bt709:transfer=bt709"}}),
+    "bt709 full range": ("v.mp4", {"options": {"x264-params": "fullrange=on:colormatrix=bt709"}}),
+    "interlaced": ("v.mp4", {"options": {"flags": "+ilme+ildct", "x264-params": "interlaced=1:tff=1"}}),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_all_readers_give_the_same_numbers_times_and_pixels(tmp_path, name):
+    file, options = VARIANTS[name]
+    path = write_video(tmp_path / file, **{"frames": 30, **options})
+    decord_numbers, decord_times, decord_pixels = read_all(path, "decord")
+    for decoder in ("auto", "pyav"):
+        numbers, times, pixels = read_all(path, decoder)
+        np.testing.assert_array_equal(decord_numbers, numbers)
+        np.testing.assert_array_equal(decord_pixels, pixels)
+        # decord reads no times from a program stream: there they follow from the frame rate.
+        np.testing.assert_allclose(decord_times, times, atol=0.05 if name == "mpeg2 program stream" else 0)
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_all_readers_turn_a_rotated_video_upright(tmp_path, degrees):
+    path = rotate(write_video(tmp_path / "v.mp4", frames=5), tmp_path / "r.mp4", degrees)
+    expected = read_all(path, "decord")[2]
+    assert expected.shape[1:3] == ((96, 64) if degrees != 180 else (64, 96))
+    for decoder in ("auto", "pyav"):
+        np.testing.assert_array_equal(read_all(path, decoder)[2], expected)
+
+
+def test_frames_are_the_ones_that_were_encoded(tmp_path):
+    path = write_video(tmp_path / "v.mkv", codec="ffv1", pixel_format="bgr0", frames=30)  # lossless
+    for decoder in ("auto", "pyav", "decord"):
+        with Video(path, decoder) as video:
+            numbers = [3, 4, 17, 29]
+            (frames,) = video.read(numbers)
+        assert frames.frame_indices.tolist() == numbers
+        for number, pixels in zip(numbers, frames.pixels, strict=True):
+            np.testing.assert_array_equal(pixels, picture(number, 96, 64))
+
+
+def test_times_are_presentation_times_where_the_rate_varies(tmp_path):
+    stamps = [0, 40, 500, 520, 1000, 2500]
+    path = write_video(tmp_path / "v.mp4", frames=6, pts=stamps)
+    for decoder in ("auto", "pyav", "decord"):
+        with Video(path, decoder) as video:
+            np.testing.assert_allclose(video.times_s(range(6)), np.array(stamps) / 1000, atol=1e-6)
+
+
+def test_chunks_bound_how_many_frames_are_held(tmp_path):
+    path = write_video(tmp_path / "v.mp4", frames=50)
+    for decoder in ("auto", "pyav", "decord"):
+        with Video(path, decoder) as video:
+            assert [len(part.frame_indices) for part in video.read(range(0, 50, 5), chunk_frames=4)] == [
+                4,
+                4,
+                2,
+            ]
+
+
+def test_av1_is_read_by_pyav_automatically(tmp_path):
+    path = write_video(tmp_path / "v.mp4", codec="libaom-av1", frames=25, fps=5, options={"cpu-used": "8"})
+    with Video(path) as video:
+        assert video.decoder == "pyav"
+        assert len(video.candidates()) == 5
+        assert sum(len(part.frame_indices) for part in video.read(video.candidates())) == 5
+    with pytest.raises(VideoError, match="decord"):
+        Video(path, "decord")
+
+
+def test_frames_stay_arrays_when_another_library_asked_decord_for_tensors(tmp_path):
+    path = write_video(tmp_path / "v.mp4")
+    decord.bridge.set_bridge("torch")
+    try:
+        assert type(next(Video(path, "decord").read([0])).pixels) is np.ndarray
+    finally:
+        decord.bridge.set_bridge("native")
+
+
+def test_reading_does_not_hang_where_another_library_routes_the_codecs_log_through_python(tmp_path):
+    path = write_video(tmp_path / "v.mp4", frames=50)
+    # As importing torchvision does; readers given up early close while codec threads still work.
+    code = (
+        "import av, sys; from aks.video.reader import Video; av.logging.set_level(av.logging.ERROR)\n"
+        "for _ in range(200):\n"
+        "    with Video(sys.argv[1], 'pyav') as video: next(video.read([0, 5, 10], chunk_frames=1))"
+    )
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", code, str(path)], cwd=root, check=True, timeout=60)
+
+
+def test_a_bad_file_is_told_by_its_reason(tmp_path):
+    good = write_video(tmp_path / "good.mp4").read_bytes()
+    files = {
+        "empty": b"",
+        "text": b"this is no video\n" * 100,
+        "without moov": good[: good.find(b"moov") - 4],
+    }
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    write_audio(tmp_path / "sound.m4a")
+    reasons = {
+        "absent": "file not found",
+        "empty": "file is empty",
+        "text": "cannot be opened: Invalid data",
+        "without moov": "cannot be opened",
+        "folder": "not a regular file",
+        "pipe": "not a regular file",
+        "loop": "cannot be opened|file not found|symbolic links",
+        "sound.m4a": "no video stream",
+    }
+    for name, reason in reasons.items():
+        with pytest.raises(VideoError, match=reason) as caught:
+            Video(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("decoder", ["auto", "pyav"])
+def test_a_file_cut_short_is_a_failure_that_says_so(tmp_path, decoder):
+    options = {"container_options": {"movflags": "faststart"}, "options": {"bf": "0"}}
+    whole = write_video(tmp_path / "v.mp4", frames=200, **options)
+    with av.open(str(whole)) as container:
+        ends = [packet.pos + packet.size for packet in container.demux(video=0) if packet.size]
+    for count in (1, 100, 120, 160, 189):
+        (tmp_path / "part.mp4").write_bytes(whole.read_bytes()[: ends[count - 1]])
+        with pytest.raises(VideoError, match=f"cut short: {count} of 200 frames"):
+            Video(tmp_path / "part.mp4", decoder)
+    (tmp_path / "part.mp4").write_bytes(whole.read_bytes()[: ends[190]])  # headers may count a few too many
+    with Video(tmp_path / "part.mp4", decoder) as video:
+        assert video.num_frames == video.header_num_frames == 191
+
+
+@pytest.mark.parametrize("decoder", ["auto", "pyav"])
+def test_on_request_a_file_cut_short_gives_the_frames_that_are_there(tmp_path, decoder):
+    whole = write_video(tmp_path / "v.mp4", frames=250, container_options={"movflags": "faststart"})
+    (tmp_path / "half.mp4").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    with Video(whole, decoder, partial=True) as video:
+        assert (video.num_frames, video.header_num_frames) == (250, 250)
+        expected = np.concatenate([part.pixels for part in video.read(range(0, 250, 24))])
+    with Video(tmp_path / "half.mp4", decoder, partial=True) as video:
+        assert video.header_num_frames == 250
+        assert 24 < video.num_frames < 200
+        numbers = video.candidates()
+        numbers = numbers[numbers < video.num_frames - 12]  # the last group of pictures may be torn
+        pixels = np.concatenate([part.pixels for part in video.read(numbers)])
+    np.testing.assert_array_equal(pixels, expected[: len(numbers)])
+    with Video(write_video(tmp_path / "v.mkv")) as video:  # its header does not log
+        assert video.header_num_frames == video.num_frames
+
+
+def test_a_title_that_is_not_utf8_does_not_matter(tmp_path):
+    path = write_video(tmp_path / "v.mkv", frames=30, metadata={"title": "XXXXXXXX"})
+    path.write_bytes(path.read_bytes().replace(b"XXXXXXXX", b"caf\xe9 \xff\xfe!"))
+    assert estimate_candidates(path) == 1
+    with Video(path) as video:
+        assert video.num_frames == 30
+
+
+def test_a_colon_in_a_file_name_is_no_protocol(tmp_path, monkeypatch):
+    write_video(tmp_path / "Intro: x.mp4")
+    monkeypatch.chdir(tmp_path)
+    for decoder in ("auto", "pyav", "decord"):
+        with Video("Intro: x.mp4", decoder) as video:
+            assert video.num_frames == 60
+
+
+def test_a_transport_stream_is_read_from_its_first_frame(tmp_path):
+    # decord shifts its frames by the first group of pictures, or fails.
+    path = write_video(tmp_path / "v.mp4")
+    np.testing.assert_array_equal(
+        read_all(copy_streams(path, to=tmp_path / "v.ts"), "auto")[2], read_all(path, "auto")[2]
+    )
+
+
+def test_a_picture_that_changes_its_size_is_a_failure(tmp_path):
+    parts = [
+        write_video(tmp_path / f"{n}.h264", frames=30, size=size)
+        for n, size in enumerate([(96, 64), (64, 96)])
+    ]
+    (tmp_path / "both.h264").write_bytes(b"".join(part.read_bytes() for part in parts))
+    with pytest.raises(VideoError, match=r"changes its size|cannot be decoded|decoding stops"):
+        read_all(tmp_path / "both.h264", "pyav")
+
+
+def test_a_damaged_stream_is_a_failure_not_other_frames(tmp_path):
+    data = bytearray(write_video(tmp_path / "v.mp4", frames=200, gop=10).read_bytes())
+    start = data.find(b"mdat") + 8
+    middle = start + (len(data) - start) // 2
+    data[middle:] = b"\0" * (len(data) - middle)
+    if data.find(b"moov") < 0 or data.find(b"moov") > middle:  # keep the index: it lies behind the data
+        original = (tmp_path / "v.mp4").read_bytes()
+        at = original.rfind(b"moov") - 4
+        data[at:] = original[at:]
+    (tmp_path / "bad.mp4").write_bytes(data)
+    for decoder in ("auto", "pyav", "decord"):
+        with (
+            pytest.raises(VideoError, match=r"cannot be decoded|decoding stops"),
+            Video(tmp_path / "bad.mp4", decoder) as video,
+        ):
+            list(video.read(video.candidates()))
+
+
+@pytest.mark.parametrize("decoder", ["auto", "decord", "pyav"])
+def test_a_video_may_be_closed_twice(tmp_path, decoder):
+    with Video(write_video(tmp_path / "v.mp4"), decoder) as video:
+        video.close()
+
+
+def test_unknown_decoder_and_numbers_out_of_range(tmp_path):
+    path = write_video(tmp_path / "v.mp4", frames=10)
+    with pytest.raises(UserError, match="--decoder gpu"):
+        Video(path, "gpu")
+    with Video(path) as video:
+        for numbers in ([-1], [10], [3, 3], [4, 2]):
+            with pytest.raises(ValueError, match="frame numbers must ascend"):
+                next(video.read(numbers))
+
+
+def test_the_headers_estimate_serves_the_progress_bar(tmp_path):
+    assert estimate_candidates(write_video(tmp_path / "v.mp4", frames=125, fps=25)) == 5
+    assert estimate_candidates(tmp_path / "absent.mp4") == 0
