@@ -44,7 +44,8 @@ from aks import errors  # noqa: E402
 from aks.cli import count_cores  # noqa: E402
 from aks.console import progress  # noqa: E402
 from aks.extraction.decoding import DecodeSpec, FrameBatch  # noqa: E402
-from aks.extraction.workers import VideoJob, WorkerPool  # noqa: E402
+from aks.extraction.workers import WorkerPool  # noqa: E402
+from aks.labels import VideoJob  # noqa: E402
 from aks.scorers.preprocess import SquarePreprocessor  # noqa: E402
 from aks.video.reader import CHUNK_FRAMES, Video, reset_decoder_globals  # noqa: E402
 from aks.video.sparse import SparseReader, _Converter, open_container, select_video_stream  # noqa: E402

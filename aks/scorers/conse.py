@@ -25,7 +25,7 @@ import torch
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from aks.errors import UserError
-from aks.jsonio import atomic
+from aks.jsonio import write_atomically
 from aks.labels import Question
 from aks.scorers import minilm
 from aks.scorers.base import Scorer
@@ -181,8 +181,7 @@ def _embed_once(encoder: SentenceEncoder, tokens: list[list[int]], model: Path) 
     embeddings = encoder(tokens)
     with contextlib.suppress(OSError, UserError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(path) as temporary:
-            np.save(temporary, embeddings.numpy())
+        write_atomically(path, lambda temporary: np.save(temporary, embeddings.numpy()))
     return embeddings
 
 

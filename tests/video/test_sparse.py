@@ -456,7 +456,7 @@ def test_memory_stays_flat_however_slow_the_reader_of_the_frames_is(tmp_path):
 def test_decoding_processes_stay_small_however_slow_the_model_is(tmp_path):
     path = write_video(tmp_path / "long.flv", frames=500, fps=10, size=(640, 360), gop=100, codec="flv")
     sizes = []
-    with WorkerPool(DecodeSpec(SquarePreprocessor(8), "auto", 8, "skip"), workers=1) as pool:
+    with WorkerPool(DecodeSpec(SquarePreprocessor(8), "auto", 8, "skip"), num_workers=1) as pool:
         for number, (_, event) in enumerate(pool.run(iter([VideoJob("long", path)]))):
             if isinstance(event, FrameBatch) and number < 4:
                 time.sleep(0.5)
