@@ -12,7 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from aks.console import progress
 from aks.errors import VideoError
@@ -33,7 +36,7 @@ from aks.extraction.writers import FeatureWriter, ScoreTable, ScoreWriter
 from aks.labels import LabelSet, Question, VideoJob
 from aks.locks import VideoLocks
 from aks.run_dir import RunDir
-from aks.scorers.base import Scorer
+from aks.scorers.base import Scorer, load_scorer
 from aks.selection import select_positions
 from aks.video.reader import Video
 
@@ -224,6 +227,53 @@ class Keyframe:
     frame_index: int
     time_s: float
     score: float
+
+
+def keyframes(
+    video: str | Path,
+    question: str,
+    budget: int = 8,
+    *,
+    scorer: str | Scorer = "conse",
+    strategy: str = "ada",
+    device: str | None = None,
+    workers: int = 0,
+    video_timeout: float | None = None,
+) -> list[Keyframe]:
+    """The keyframes of one video for one question, in order of time.
+
+    >>> keyframes("talk.mp4", "When does the speaker show a bicycle?", budget=8)  # doctest: +SKIP
+    [Keyframe(frame_index=1250, time_s=50.0, score=0.41), ...]
+
+    Args:
+        video: a video file.
+        question: what to look for.
+        budget: number of keyframes, 1 or more.
+        scorer: ``conse`` (needs no download), ``blip`` (the paper's), ``clip`` or ``sevila``; or a loaded
+            scorer, so that several calls share it.
+        strategy: ``ada``, ``top``, ``bin`` or ``uniform``.
+        device: ``cpu``, ``cuda`` or ``cuda:N`` for a scorer given by name; None for a GPU if there is one.
+        workers: decoding processes; 0 decodes in this one.
+        video_timeout: seconds that decoding may take, with workers; None for 60 and four times the length.
+
+    Raises:
+        VideoError: the video cannot be read, or is too short.
+        UserError: the scorer cannot be loaded.
+        ValueError: budget or strategy out of range.
+    """
+    with Video(video) as opened:
+        if isinstance(scorer, str):
+            device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+            scorer = load_scorer(scorer, device=device)
+        return find_keyframes(
+            opened,
+            Question(0, "question", str(video), question),
+            scorer,
+            budget,
+            strategy=strategy,
+            workers=workers,
+            video_timeout=video_timeout,
+        )
 
 
 def find_keyframes(
