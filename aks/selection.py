@@ -122,7 +122,7 @@ def normalize(scores: np.ndarray) -> np.ndarray:
     low, high = scores.min(), scores.max()
     if low == high:
         return np.zeros(len(scores))
-    # Halves do not overflow where scores lie near both ends of the float range; of the least float they are 0.
+    # Halved first: a span over the whole float range would overflow. Half of the smallest float is 0.
     span = high / 2 - low / 2
     return (scores / 2 - low / 2) / span if span > 0 else np.zeros(len(scores))
 
