@@ -73,8 +73,9 @@ def allocate_frames(
         whole, remainder = divmod(budget, 2**depth)
         best = np.argsort(-scores[start:stop], kind="stable")[: whole + 1].tolist()
         chosen += [start + offset for offset in best[:whole]]
-        if whole < len(best):
+        if remainder and whole < len(best):
             following = start + best[whole]
+            # Sorts by largest fraction, then highest score, then earliest position.
             waiting.append((-remainder / 2**depth, -scores[following], following))
     if quota == "full":
         chosen += [following for *_, following in sorted(waiting)[: budget - len(chosen)]]
