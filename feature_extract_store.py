@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aks import cli, errors
+from aks.scorers import DTYPES
 
 if TYPE_CHECKING:
     from aks.extraction.api import Summary
@@ -25,7 +26,7 @@ def main() -> int:
         help="blip: patch (default; the vision tokens that scoring needs), itc (256 values), or itm-e (the "
         "reference's vectors, bound to the label file's questions)",
     )
-    parser.add_argument("--feature_dtype", choices=cli.DTYPES, help="type on disk (default: --dtype's)")
+    parser.add_argument("--feature_dtype", choices=DTYPES, help="type on disk (default: --dtype's)")
     args = parser.parse_args()
     if args.blip_features and args.extract_feature_model != "blip":
         raise errors.UserError("--blip_features goes with --extract_feature_model blip")

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 from aks.console import configure_logging
 from aks.errors import ArgumentParser, UserError
 from aks.labels import DATASETS, LabelSet, load_labels
+from aks.scorers import DTYPES, SCORERS
 
 if TYPE_CHECKING:  # torch takes seconds to load; a label mistake should not wait for it
     from aks.extraction.api import Summary
     from aks.run_dir import RunDir
     from aks.scorers.base import Scorer
 
-DTYPES = ("float32", "float16", "bfloat16")
-MODELS = ("blip", "clip", "sevila", "conse")
+
 # Flags that only some scorers take; they are passed on where given.
 SCORER_OPTIONS = ("blip_head", "truncation", "sevila_base")
 MAX_WORKERS = 16  # some 200 MB each; a GPU of today wants the frames of twice as many
@@ -65,7 +65,7 @@ def build_parser(description: str | None, output: str) -> argparse.ArgumentParse
     parser.add_argument(
         "--label_file", help="a label file in place of the data set's own (needed for custom)"
     )
-    parser.add_argument("--extract_feature_model", default="blip", choices=MODELS, help="who scores")
+    parser.add_argument("--extract_feature_model", default="blip", choices=SCORERS, help="who scores")
     parser.add_argument(
         "--checkpoint", help="weights: a hub name, a folder, or SeViLA's file (default: the model's own)"
     )

@@ -28,7 +28,7 @@ from aks.extraction.decoding import EndOfVideo, VideoInfo
 from aks.jsonio import read_json
 from aks.labels import LabelSet, VideoJob
 from aks.run_dir import RunDir, check_same_video
-from aks.scorers.base import DTYPES, Scorer
+from aks.scorers.base import Scorer
 
 # safetensors' names of the types that a store may have
 STORED_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -91,7 +91,7 @@ class FeatureStore:
         if dtype not in STORED_TYPES:
             raise UserError(f"{folder}: features of type {dtype}; use one of {', '.join(STORED_TYPES)}")
         self.folder, self.kind, self.dtype_name = folder, kind, dtype
-        self.dtype = DTYPES[dtype]
+        self.dtype = getattr(torch, dtype)
         self.run = FeatureDir(folder)
 
     @classmethod

@@ -14,3 +14,4 @@ LAVIS_SCORERS = {
     "blip": "aks.scorers.lavis.blip:LavisBlipScorer",
     "sevila": "aks.scorers.lavis.sevila:LavisSevilaScorer",
 }
+DTYPES = ("float32", "float16", "bfloat16")  # of a model, by their names in torch

@@ -25,10 +25,9 @@ import torch
 
 from aks.errors import UserError
 from aks.labels import Question
-from aks.scorers import LAVIS_SCORERS, SCORERS
+from aks.scorers import DTYPES, LAVIS_SCORERS, SCORERS
 from aks.scorers.preprocess import Preprocessor
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class Scorer(ABC):
@@ -142,4 +141,5 @@ def load_scorer(
         if option not in accepted:
             flag = "sevila_base" if option == "base" else option
             raise UserError(f"--{flag} does not go with the {name} scorer ({backend})")
-    return scorer_class(checkpoint=checkpoint, device=resolved_device, dtype=DTYPES.get(dtype), **options)
+    torch_dtype = None if dtype is None else getattr(torch, dtype)
+    return scorer_class(checkpoint=checkpoint, device=resolved_device, dtype=torch_dtype, **options)
