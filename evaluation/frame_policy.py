@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from aks.errors import VideoError
-from aks.video.reader import DecodedFrames, Video, read_header, reset_decoder_globals
+from aks.video.backends import reset_decoder_globals
+from aks.video.reader import DecodedFrames, Video, read_header
 
 SHORT_SELECTIONS = ("strict", "paper")
 

@@ -11,8 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from aks.video.reader import reset_decoder_globals
-from aks.video.sparse import _Converter
+from aks.video.backends import RGBConverter, reset_decoder_globals
 
 
 def picture(number: int, width: int, height: int) -> np.ndarray:
@@ -174,7 +173,7 @@ def everything(path):
 def everything_by_pts(path):
     """All frames by their times of presentation, in the order in which FFmpeg gives them."""
     reset_decoder_globals()
-    to_rgb, pictures = _Converter(), {}
+    to_rgb, pictures = RGBConverter(), {}
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1  # with more, damage is not concealed alike every time
