@@ -15,6 +15,7 @@ import pytest
 from media import copy_streams, picture, rotate, write_audio, write_video
 
 from aks import UserError, VideoError
+from aks.video.backends import average_rate
 from aks.video.reader import Video, estimate_candidates
 
 
@@ -296,3 +297,24 @@ def test_unknown_decoder_and_numbers_out_of_range(tmp_path):
 def test_the_headers_estimate_serves_the_progress_bar(tmp_path):
     assert estimate_candidates(write_video(tmp_path / "v.mp4", frames=125, fps=25)) == 5
     assert estimate_candidates(tmp_path / "absent.mp4") == 0
+
+
+@pytest.mark.parametrize(
+    ("header", "times_s", "expected"),
+    [
+        (Fraction(24000, 1001), np.arange(100) / 24, 24000 / 1001),
+        (Fraction(24), np.arange(1000) / 25, 24),  # within the tolerance: rounding
+        (Fraction(30), np.arange(1000) / 25, 25),  # beyond it: a variable rate
+        (Fraction(20), np.arange(1000) / 25, 25),
+        (Fraction(3, 2), np.arange(3), 1.5),  # the last frame may last no time
+        (None, np.arange(9) / 25, 25),
+        (Fraction(25), np.zeros(1), 25),
+    ],
+)
+def test_the_headers_rate_counts_unless_the_pts_contradict_it(header, times_s, expected):
+    assert average_rate(header, times_s) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_rate_in_neither_header_nor_pts_is_an_error():
+    with pytest.raises(VideoError, match="states no frame rate"):
+        average_rate(None, np.zeros(1))
