@@ -100,14 +100,14 @@ def stack_in_chunks(frames: Iterator[np.ndarray], count: int, size: int) -> Iter
 class RGBConverter:
     """Converts frames to RGB as a player shows them: by their own colour matrix and range, and upright."""
 
-    _colours: tuple | None = None  # matrix and range of the latest frame
+    _color_settings: tuple | None = None  # matrix and range of the latest frame
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
         """Return the pixels, (height, width, 3) uint8, as a view into the codec library's memory."""
         # A reformatter keeps the first matrix that it sees, and creating one costs as much as half a frame.
-        colours = frame.colorspace, frame.color_range
-        if colours != self._colours:
-            self._colours, self._reformatter = colours, VideoReformatter()
+        settings = frame.colorspace, frame.color_range
+        if settings != self._color_settings:
+            self._color_settings, self._reformatter = settings, VideoReformatter()
         converted = self._reformatter.reformat(
             frame,
             format="rgb24",

@@ -28,8 +28,8 @@ def frames_until_failure(reader, stride):
 def check_damaged(path, original):
     """Check that the sparse reader refuses a damaged file, or stops, or gives right frames.
 
-    A frame is right if it equals that of decoding everything, or the frame before the damage: a reader that
-    leaves a damaged frame out decodes frames right that refer to it when everything is decoded.
+    A frame is right if it equals the undamaged original, or what decoding everything gives: full decoding
+    may spoil a whole frame by the damage of another one, which the sparse reader leaves out.
 
     Returns:
         How many frames were compared.
