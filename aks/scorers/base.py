@@ -29,7 +29,6 @@ from aks.scorers import DTYPES, LAVIS_SCORERS, SCORERS
 from aks.scorers.preprocess import Preprocessor
 
 
-
 class Scorer(ABC):
     """Base of all scorers.
 

@@ -12,7 +12,8 @@ import pytest
 from media import everything, rotate, scenes, write_video
 
 from aks.extraction.decoding import DecodeSpec, EndOfVideo, FrameBatch
-from aks.extraction.workers import VideoJob, WorkerPool
+from aks.extraction.workers import WorkerPool
+from aks.labels import VideoJob
 from aks.scorers.preprocess import SquarePreprocessor
 from aks.video import sparse
 from aks.video.reader import Video
