@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 
 from aks import errors
-from aks.cli import add_log_flags, add_worker_flags, at_least, count_workers, limit_threads
+from aks.cli import add_log_flags, add_worker_flags, at_least, count_workers
 from aks.console import configure_logging
+from aks.cores import limit_threads
 from aks.selection import STRATEGIES
 
 COMMENT = b"keyframe by aks"  # in the pictures, by which they are known again

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from aks.console import configure_logging
+from aks.cores import count_cores, default_workers, limit_threads
 from aks.errors import ArgumentParser, UserError
 from aks.labels import DATASETS, LabelSet, load_labels
 from aks.scorers import DTYPES, SCORERS
@@ -24,7 +25,6 @@ if TYPE_CHECKING:  # torch takes seconds to load; a label mistake should not wai
 
 # Flags that only some scorers take; they are passed on where given.
 SCORER_OPTIONS = ("blip_head", "truncation", "sevila_base")
-MAX_WORKERS = 16  # some 200 MB each; a GPU of today wants the frames of twice as many
 
 
 def at_least(minimum: float, kind: type = int) -> Callable[[str], float]:
@@ -178,25 +178,6 @@ def count_workers(args: argparse.Namespace) -> int:
         raise UserError("--video_timeout needs --workers 1 or more: only a process of its own can be ended")
     cores = count_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return default_workers(cores) if args.workers is None else args.workers
-
-
-def count_cores() -> int:
-    """The CPU cores that this process may use, no more than its container's quota."""
-    from loky import cpu_count
-
-    return cpu_count()
-
-
-def limit_threads() -> None:
-    """Keep torch, which ignores quotas, from starting more threads than there are cores."""
-    import torch
-
-    torch.set_num_threads(min(torch.get_num_threads(), count_cores()))
-
-
-def default_workers(cores: int) -> int:
-    """The number of decoding processes beside a model on so many cores: one core is the model's."""
-    return min(max(cores - 1, 1), MAX_WORKERS)
 
 
 def _check_engine(args: argparse.Namespace) -> None:

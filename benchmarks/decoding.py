@@ -41,8 +41,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from aks import errors  # noqa: E402
-from aks.cli import count_cores  # noqa: E402
 from aks.console import progress  # noqa: E402
+from aks.cores import count_cores  # noqa: E402
 from aks.extraction.decoding import DecodeSpec, FrameBatch  # noqa: E402
 from aks.extraction.workers import WorkerPool  # noqa: E402
 from aks.labels import VideoJob  # noqa: E402

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from aks import errors, select_keyframes  # noqa: E402
-from aks.cli import count_cores  # noqa: E402
+from aks.cores import count_cores  # noqa: E402
 
 QUESTIONS = [
     "What does the big grey rabbit do after it has left its burrow in front of the tree?",

@@ -40,7 +40,7 @@ from scoring import OPTIONS, QUESTIONS, blip_large, plain, sevila_xl  # noqa: E4
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from aks import errors, select_keyframes  # noqa: E402
-from aks.cli import count_cores  # noqa: E402
+from aks.cores import count_cores  # noqa: E402
 from aks.extraction.api import extract  # noqa: E402
 from aks.extraction.batching import CrossVideoBatcher, max_batch_size  # noqa: E402
 from aks.extraction.config import BATCH_FRAMES  # noqa: E402

@@ -14,7 +14,7 @@ from aks.extraction.batching import CrossVideoBatcher, FeatureBatch, PerVideoEnc
 from aks.extraction.decoding import EndOfVideo, VideoInfo
 from aks.extraction.feature_store import StoredFeatureSource
 from aks.extraction.workers import Restarted, SerialDecoder, WorkerPool
-from aks.extraction.writers import VideoWriter
+from aks.extraction.writers import FeatureWriter, ScoreWriter
 from aks.labels import VideoJob
 from aks.locks import VideoLocks
 from aks.run_dir import RunDir
@@ -23,7 +23,8 @@ logger = logging.getLogger(__name__)
 
 Source = WorkerPool | SerialDecoder | StoredFeatureSource
 Encoder = CrossVideoBatcher | PerVideoEncoder
-WriterFactory = Callable[[VideoJob, VideoInfo], VideoWriter]
+Writer = ScoreWriter | FeatureWriter
+WriterFactory = Callable[[VideoJob, VideoInfo], Writer]
 
 
 class Pipeline:
@@ -58,7 +59,7 @@ class Pipeline:
         self._run, self._source, self._encoder = run, source, encoder
         self._open_writer, self._locks = open_writer, locks
         self._progress = _FrameProgress(bar)
-        self._writers: dict[str, VideoWriter] = {}
+        self._writers: dict[str, Writer] = {}
         self.num_done = 0
 
     def process(self, jobs: list[VideoJob], wait: bool = True) -> None:

@@ -16,8 +16,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from aks.cli import count_cores
 from aks.console import progress
+from aks.cores import count_cores
 from aks.errors import UserError, error_message, is_out_of_memory
 from aks.extraction.api import Summary, summarize
 from aks.jsonio import read_json

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -25,19 +24,6 @@ from aks.scorers.base import Scorer
 MAX_REASON = 500  # characters kept of the reason why frames are missing
 # Bytes: MAX_REASON characters may take as many as JSON escapes, beside the other facts known only at the end.
 HEADER_RESERVE = 4096
-
-
-class VideoWriter(Protocol):
-    """What the pipeline asks of a writer."""
-
-    def add(self, batch: FeatureBatch) -> None:
-        """Take a batch."""
-
-    def close(self, end: EndOfVideo) -> None:
-        """Complete the file."""
-
-    def abort(self) -> None:
-        """Discard what has been written."""
 
 
 class ScoreTable:
