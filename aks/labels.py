@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -99,18 +98,6 @@ class LabelSet:
         for question in self.questions:
             questions.setdefault(question.video, []).append(question)
         return [VideoJob(name, self.video_path(name), tuple(found)) for name, found in questions.items()]
-
-    def check_video_folder(self) -> None:
-        """Fail once where the folder of the videos is missing, instead of once for each video.
-
-        Raises:
-            UserError: the folder is missing and some video lies in it.
-        """
-        if not self.video_root.is_dir() and not all(Path(job.name).is_absolute() for job in self.jobs):
-            raise UserError(
-                f"{self.video_root}: no such folder on {socket.gethostname()}; the videos belong there (see "
-                "--dataset_path)"
-            )
 
 
 class _Entry:

@@ -76,8 +76,14 @@ class RunDir:
         self.parts = folder / parts
         self.suffix = suffix
 
-    def open_or_create(self, settings: dict[str, Any]) -> None:
+    def open_or_create(self, settings: dict[str, Any], jobs: Sequence[VideoJob] = ()) -> None:
         """Create the folder and record the run's settings, or compare them with the recorded ones.
+
+        Parts that an earlier version may have misread are deleted, where their videos are there.
+
+        Args:
+            settings: everything that changes the parts.
+            jobs: the videos of the run.
 
         Raises:
             UserError: the folder was made with other settings, or cannot be written.
@@ -109,9 +115,13 @@ class RunDir:
                 "use another --output_file or remove that folder"
             )
         remove_stale_temp_files(self.parts)
+        self._upgrade(jobs)
 
     def describe_part(self, video: str) -> dict[str, Any]:
-        """How a finished video was read: ``format``, ``decoder``, ``fps``, ``frames`` and ``times_s``."""
+        """How a finished video was read.
+
+        Its ``format``, ``decoder``, ``fps``, ``video_bytes``, ``frames`` and ``times_s``.
+        """
         return {**asdict(self.read_part(video)), "format": read_json(self.part_path(video)).get("format")}
 
     def misread(self, jobs: Sequence[VideoJob]) -> list[VideoJob]:
@@ -137,8 +147,18 @@ class RunDir:
                 found.append(job)
         return found
 
-    def upgrade(self, jobs: Sequence[VideoJob]) -> None:
-        """Delete the parts that an earlier version may have misread, where their videos are there."""
+    def check_videos(self, jobs: Sequence[VideoJob]) -> None:
+        """Refuse damaged parts, and parts made from other videos of the same names.
+
+        Raises:
+            UserError: names the first such part.
+        """
+        for job in jobs:
+            if self.has_part(job.name):
+                video_bytes = self.describe_part(job.name)["video_bytes"]
+                check_same_video(self.part_path(job.name), video_bytes, job.path)
+
+    def _upgrade(self, jobs: Sequence[VideoJob]) -> None:
         any_kept = False
         for job in self.misread(jobs):
             if job.path.exists():

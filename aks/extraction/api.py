@@ -10,6 +10,7 @@ number of runs may share a folder (:mod:`aks.locks`).
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 
 from aks.console import progress
-from aks.errors import VideoError
+from aks.errors import UserError, VideoError
 from aks.extraction.batching import FeatureBatch, PerVideoEncoder
 from aks.extraction.config import BATCH_FRAMES, DecodeConfig
 from aks.extraction.decoding import DecodeSpec, VideoInfo, probe
@@ -30,7 +31,7 @@ from aks.extraction.feature_store import (
     check_free_space,
 )
 from aks.extraction.pipeline import Pipeline, Source, WriterFactory
-from aks.extraction.sharding import assign_shard
+from aks.extraction.sharding import choose_jobs
 from aks.extraction.workers import Restarted, SerialDecoder, WorkerPool
 from aks.extraction.writers import FeatureWriter, ScoreTable, ScoreWriter
 from aks.labels import LabelSet, Question, VideoJob
@@ -101,8 +102,7 @@ def extract(
         settings.update(features.quantization())
     else:
         settings.update(config.record())
-    run.open_or_create(settings)
-    run.upgrade(labels.jobs)
+    run.open_or_create(settings, labels.jobs)
 
     def open_writer(job: VideoJob, info: VideoInfo) -> ScoreWriter:
         return ScoreWriter(run, scorer, job, info)
@@ -170,17 +170,17 @@ def _process(
         source, encoder = StoredFeatureSource(features, config.num_encoded), PerVideoEncoder(scorer)
 
     def count_frames(jobs: list[VideoJob]) -> dict[str, int]:
-        if jobs and features is None:
-            labels.check_video_folder()
+        root = labels.video_root
+        is_missing = jobs and features is None and not root.is_dir()
+        if is_missing and not all(Path(job.name).is_absolute() for job in jobs):
+            raise UserError(  # once, instead of one failure for each video
+                f"{root}: no such folder on {socket.gethostname()}; the videos belong there (see "
+                "--dataset_path)"
+            )
         return source.count_frames(jobs)
 
     with source:
-        jobs = labels.jobs
-        if videos is not None:
-            by_name = {job.name: job for job in jobs}
-            jobs = [by_name[name] for name in videos]
-        elif config.shard:
-            jobs = assign_shard(config.shard, labels, run, count_frames)
+        jobs = choose_jobs(labels, run, config.shard, videos, count_frames)
         pending = [job for job in jobs if not run.has_part(job.name)]
         counts = count_frames(pending)
         pending = [replace(job, expected_frames=counts[job.name]) for job in pending]

@@ -27,7 +27,7 @@ from aks.extraction.batching import FeatureBatch
 from aks.extraction.decoding import EndOfVideo, VideoInfo
 from aks.jsonio import read_json
 from aks.labels import LabelSet, VideoJob
-from aks.run_dir import RunDir, check_same_video
+from aks.run_dir import RunDir
 from aks.scorers.base import Scorer
 
 # safetensors' names of the types that a store may have
@@ -68,7 +68,8 @@ class FeatureDir(RunDir):
         with self.open_part(video) as file:
             metadata = {"format": 1, **file.metadata()}
             columns = {key: file.get_tensor(key).tolist() for key in ("frames", "times_s")}
-        return {**metadata, **columns, "format": int(metadata["format"])}
+        facts = {"format": int(metadata["format"]), "video_bytes": json.loads(metadata["video_bytes"])}
+        return {**metadata, **columns, **facts}
 
 
 class FeatureStore:
@@ -121,9 +122,8 @@ class FeatureStore:
         }
         if self.kind == PER_QUESTION:
             settings["label_sha256"] = labels.sha256
-        self.run.open_or_create(settings)
-        self.check_videos(labels.jobs)
-        self.run.upgrade(labels.jobs)
+        self.run.open_or_create(settings, labels.jobs)
+        self.run.check_videos(labels.jobs)
 
     def check(self, scorer: Scorer, labels: LabelSet) -> None:
         """Refuse features that this scorer cannot score, and damaged ones.
@@ -146,24 +146,12 @@ class FeatureStore:
             raise UserError(f"{self.folder}: features of another model ({'; '.join(differences)})")
         if record.get("dataset") != labels.dataset:
             raise UserError(f"{self.folder}: features of {record.get('dataset')}, not of {labels.dataset}")
-        self.check_videos(labels.jobs)
+        self.run.check_videos(labels.jobs)
         if misread := self.run.misread(labels.jobs):
             raise UserError(
                 f"{self.folder}: of {len(misread)} videos ({misread[0].name}) an earlier version may have "
                 "stored other frames than a player shows; feature_extract_store.py reads these again"
             )
-
-    def check_videos(self, jobs: list[VideoJob]) -> None:
-        """Refuse damaged files, and features of other videos of the same names.
-
-        Raises:
-            UserError: names the first such file.
-        """
-        for job in jobs:
-            if self.run.has_part(job.name):
-                with self.run.open_part(job.name) as file:
-                    video_bytes = json.loads(file.metadata()["video_bytes"])
-                check_same_video(self.run.part_path(job.name), video_bytes, job.path)
 
     def quantization(self) -> dict[str, str]:
         """What storing lost, for the record of scores made from these features; empty if nothing."""

@@ -1,8 +1,8 @@
-"""Divides the videos of a label file among processes that know nothing of one another."""
+"""Chooses the videos of a run: all, some by name, or one share of them, for processes on several machines."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from aks.errors import UserError
 from aks.jsonio import read_json, write_json
@@ -10,26 +10,34 @@ from aks.labels import LabelSet, VideoJob
 from aks.run_dir import RunDir
 
 
-def assign_shard(
-    shard: tuple[int, int],
+def choose_jobs(
     labels: LabelSet,
     run: RunDir,
+    shard: tuple[int, int] | None,
+    names: Sequence[str] | None,
     count_frames: Callable[[list[VideoJob]], dict[str, int]],
 ) -> list[VideoJob]:
-    """The videos of one share, in label order.
+    """The videos of the names given, in their order; else those of the share, else all, in label order.
 
-    The longest video goes first, each to the share with the fewest frames so far. The first process writes
-    the division down, so that all processes have the same, whatever they see of the videos.
+    Shares are made by giving the longest video first, and each to the share with the fewest frames so far.
+    The first process writes the division down, so that all processes have the same, whatever they see of the
+    videos.
 
     Args:
-        shard: (i, n): share i of n, from 1.
         labels: the label file.
-        run: the run's folder, which holds the division.
+        run: the run's folder, which holds the division into shares.
+        shard: (i, n): share i of n, from 1.
+        names: of videos.
         count_frames: estimates the frames of videos by name.
 
     Raises:
         UserError: the division that is written down is damaged.
     """
+    if names is not None:
+        by_name = {job.name: job for job in labels.jobs}
+        return [by_name[name] for name in names]
+    if shard is None:
+        return labels.jobs
     index, num_shards = shard
     record = run.folder / f"shards-{num_shards}-{labels.sha256[:12]}.json"
     if not record.exists():
@@ -42,7 +50,9 @@ def assign_shard(
             shards[smallest].append(job.name)
         write_json(record, shards, indent=1, exclusive=True)
     shards = read_json(record)
-    if sorted(name for names in shards for name in names) != sorted(job.name for job in labels.jobs):
+    if sorted(name for shard_names in shards for name in shard_names) != sorted(
+        job.name for job in labels.jobs
+    ):
         raise UserError(f"{record}: damaged; remove it")
     own = set(shards[index - 1])
     return [job for job in labels.jobs if job.name in own]
