@@ -8,7 +8,7 @@ with one line. Repairing it here would give lmms-eval an answer about other fram
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 
 from aks.errors import VideoError
 from aks.video.reader import DecodedFrames, Video, read_header, reset_decoder_globals
+from evaluation.uniform import uniform_linspace
 
 SHORT_SELECTIONS = ("strict", "paper")
 
@@ -75,8 +76,8 @@ class FramePolicy:
         question = f"question {question_id(doc)}"
         if budget is not None and budget != self.budget:
             raise EvaluationError(
-                f"{question}: its keyframes were selected for {budget} frames, the model shows {self.budget}; "
-                "merge the selection that fits with evaluation/change_score.py"
+                f"{question}: its keyframes were selected for {budget} frames, the model shows "
+                f"{self.budget}; merge the selection that fits with evaluation/change_score.py"
             )
         if self.digest and not str(doc.get("frame_sha256", "")).startswith(self.digest):
             raise EvaluationError(
@@ -85,8 +86,8 @@ class FramePolicy:
             )
         if len(frame_indices) > self.budget:
             raise EvaluationError(
-                f"{question}: {len(frame_indices)} keyframes, the model shows {self.budget}; cutting them would "
-                "show only the start of the video; merge a selection for the model's number of frames"
+                f"{question}: {len(frame_indices)} keyframes, the model shows {self.budget}; cutting them "
+                "would show only the start of the video; merge a selection for the model's number of frames"
             )
         if len(frame_indices) < self.budget and self.short_selection == "paper":
             return None
@@ -133,14 +134,13 @@ def parse_frame_idx(doc: Mapping[str, Any]) -> np.ndarray:
 
 
 def read_frames(
-    path: str | Path, choose: np.ndarray | Callable[[Video], np.ndarray], doc: Mapping[str, Any]
+    path: str | Path, frames: np.ndarray | int, doc: Mapping[str, Any]
 ) -> tuple[DecodedFrames, Video]:
     """Decode the frames a question is shown.
 
     Args:
         path: the video.
-        choose: frame indices, or a rule that gives them for an open video; ascending. A uniform rule may
-            repeat them in a very short video.
+        frames: frame indices, (n,) ascending, or a number of uniform frames from the first to the last.
         doc: the question, for messages.
 
     Returns:
@@ -152,22 +152,19 @@ def read_frames(
     location = f"question {question_id(doc)}: {path}"
     try:
         with Video(path) as video:
-            frame_indices = choose(video) if callable(choose) else choose
+            frame_indices = uniform_linspace(video.num_frames, frames) if isinstance(frames, int) else frames
+            # Uniform frames of a very short video repeat; each is decoded once.
             distinct, offsets = np.unique(frame_indices, return_inverse=True)
             if distinct[-1] >= video.num_frames:
                 raise EvaluationError(
                     f"{location}: keyframe {distinct[-1]} lies beyond the video's {video.num_frames} frames; "
                     "the selection was made for another video or label file"
                 )
-            batches = list(video.read(distinct))
+            pixels = np.concatenate([batch.pixels for batch in video.read(distinct)])
+            times_s = video.times_s(distinct)
     except VideoError as error:
         raise EvaluationError(f"{location}: {error}") from None
-    frames = DecodedFrames(
-        distinct[offsets],
-        np.concatenate([batch.times_s for batch in batches])[offsets],
-        np.concatenate([batch.pixels for batch in batches])[offsets],
-    )
-    return frames, video
+    return DecodedFrames(distinct[offsets], times_s[offsets], pixels[offsets]), video
 
 
 def check_video(path: str | Path, frame_indices: np.ndarray | None) -> str | None:
