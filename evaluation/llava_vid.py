@@ -25,7 +25,7 @@ class LlavaVid(KeyframeMixin, upstream.LlavaVid):
         super().__init__(pretrained=pretrained, **kwargs)
 
     def validate_model_args(self, arguments: dict[str, Any]) -> None:
-        """Refuse the other decode backends, which swallow errors or sample on their own, and wrong prompts."""
+        """Refuse other decode backends, which swallow errors or sample on their own, and untrue prompts."""
         require_decord(arguments)
         if self.policy.use_topk and arguments.get("add_time_instruction"):
             raise EvaluationError(

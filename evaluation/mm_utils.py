@@ -82,7 +82,7 @@ def model_name_for(pretrained: str) -> str:
         model_type = next((kind for name, kind in MODEL_TYPES.items() if architectures == [name]), None)
     if model_type not in MODEL_TYPES.values():
         raise EvaluationError(
-            f"{path}: model_type is {stated!r} with architectures {architectures}, none that LLaVA-NeXT loads "
-            f"({', '.join(MODEL_TYPES.values())}); fetch lmms-lab's checkpoint, not a conversion"
+            f"{path}: model_type is {stated!r} with architectures {architectures}, none that LLaVA-NeXT "
+            f"loads ({', '.join(MODEL_TYPES.values())}); fetch lmms-lab's checkpoint, not a conversion"
         )
     return model_type
