@@ -76,7 +76,7 @@ def _keyframes(doc: Mapping[str, Any]) -> np.ndarray:
     return frame_indices
 
 
-@cache  # lmms-eval asks for the text of a question several times
+@cache
 def _times_s(path: str, frame_indices: tuple[int, ...], question: str) -> list[float]:
     try:
         with Video(path) as video:

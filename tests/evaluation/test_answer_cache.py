@@ -1,4 +1,4 @@
-"""AnswerCache kept: used again for the same question to the same model, and for nothing else."""
+"""Kept answers are used again for the same question to the same model, and for nothing else."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from evaluation import answer_cache as answers
-from evaluation import keyframe_mixin as keyframe_model
+from evaluation import answer_cache, keyframe_mixin
 from evaluation.answer_cache import PACKAGES, AnswerCache
 from evaluation.keyframe_mixin import KeyframeMixin
 
@@ -88,7 +87,7 @@ class World:
 
 @pytest.fixture
 def world(tmp_path, monkeypatch) -> World:
-    monkeypatch.setattr(keyframe_model, "_decord_differs", lambda path: False)
+    monkeypatch.setattr(keyframe_mixin, "_decord_differs", lambda path: False)
     world = World(tmp_path)
     assert world.asked() == [0, 1]
     return world
@@ -158,12 +157,12 @@ def test_what_changes_an_answer_is_asked_again(world, change, again):
 @pytest.mark.parametrize("package", ["lmms-eval", "transformers", "torch", "av", "decord", "qwen-vl-utils"])
 def test_another_version_of_a_package_is_asked_again(world, monkeypatch, package):
     assert package in PACKAGES
-    monkeypatch.setattr(answers, "version", lambda name: "0" if name == package else version(name))
+    monkeypatch.setattr(answer_cache, "version", lambda name: "0" if name == package else version(name))
     assert world.asked() == [0, 1]
 
 
 def test_frames_that_are_read_otherwise_are_asked_again(world, monkeypatch):
-    monkeypatch.setattr(keyframe_model, "_decord_differs", lambda path: path.endswith("1.mp4"))
+    monkeypatch.setattr(keyframe_mixin, "_decord_differs", lambda path: path.endswith("1.mp4"))
     assert world.asked() == [1]
 
 
@@ -180,7 +179,7 @@ def test_another_revision_of_a_checkpoint_of_the_hub_is_asked_again(world, monke
         def cached(name, file, revision, found=found):
             return str(found) if (name, file, revision) == ("owner/model", "config.json", "main") else None
 
-        monkeypatch.setattr(keyframe_model, "try_to_load_from_cache", cached)
+        monkeypatch.setattr(keyframe_mixin, "try_to_load_from_cache", cached)
         assert world.asked() == [0, 1]
         assert world.asked() == []
 

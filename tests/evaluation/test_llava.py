@@ -163,7 +163,7 @@ def test_uniform_frames_are_the_published_rules(llava, checkpoint, labels):
 
 @both
 def test_subtitles_would_follow_the_uniform_frames_shown(llava, checkpoint, labels):
-    from evaluation.frame_policy import UNIFORM_RULES
+    from evaluation.uniform import UNIFORM_RULES
 
     rule = UNIFORM_RULES[{"llava_vid": "one_a_second", "llava_onevision": "linspace"}[llava.name]]
     for question, shown in evaluate(llava, checkpoint, "use_topk=False").shown().items():

@@ -288,13 +288,13 @@ def test_pictures_reach_the_model_in_their_order(qwen, kind, use_topk, place, la
 # What the processor and the model are told of the frames
 
 
-def qwen_video(path: Path, numbers: list[int] | None = None, refill: int | None = None) -> KeyframePath:
+def qwen_video(path: Path, numbers: list[int] | None = None, uniform_count: int | None = None) -> KeyframePath:
     """A path as our models hand it to qwen-vl-utils."""
     video = KeyframePath(path)
     video.doc, video.patch_size = {"id": "q7"}, 14
     video.frame_indices = None if numbers is None else np.array(numbers)
-    video.refill = refill
-    video.taken = lambda: None
+    video.uniform_count = uniform_count
+    video.on_read = lambda: None
     return video
 
 
@@ -340,7 +340,7 @@ def test_metadata_have_the_form_of_upstreams(place):
 def test_refilled_frames_have_their_own_numbers_in_the_metadata(place):
     wrap_readers()
 
-    (frames, metadata), _ = process(qwen_video(place / "videos/few.mp4", refill=8), metadata=True)
+    (frames, metadata), _ = process(qwen_video(place / "videos/few.mp4", uniform_count=8), metadata=True)
 
     assert read_numbers(frames) == metadata["frames_indices"] == linspace("few.mp4")
 

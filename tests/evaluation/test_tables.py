@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import evaluation.tables
+import evaluation.plots
 from aks import UserError
 from evaluation.evaluator import evaluate, results_files
 from evaluation.results import parse_model_args, read_runs
-from evaluation.tables import PUBLISHED, bootstrap_interval, mcnemar_p
+from evaluation.significance import bootstrap_interval, mcnemar_p
+from evaluation.tables import PUBLISHED
 
 LVB, VIDEOMME, CUSTOM = "longvideobench_val_v_aks", "videomme_aks", "custom_aks"
 DATE = "20260102_030405"
@@ -721,14 +722,14 @@ def test_longvideobench_s_ids_tell_the_videos_that_are_resampled(tmp_path, run_t
 def test_the_plot_says_so_where_it_leaves_groups_out(tmp_path, monkeypatch, groups, remark):
     titles = []
 
-    def plotted(axis, title, records, paper, real=evaluation.tables._plot_accuracy):
+    def plotted(axis, title, records, paper, real=evaluation.plots._plot_accuracy):
         titles.append(title)
         assert len(records) == 40  # all questions, and 39 groups
         real(axis, title, records, paper)
 
-    monkeypatch.setattr(evaluation.tables, "_plot_accuracy", plotted)
-    facts = {"table": "group", "model": "m", "frames": 8, "benchmark": "custom", "uniform": 50.0}
+    monkeypatch.setattr(evaluation.plots, "_plot_accuracy", plotted)
+    facts = {"table": "group", "title": "m, custom, 8 frames", "benchmark": "custom", "uniform": 50.0}
     names = [("all", ""), *(("duration", str(at)) for at in range(groups))]
     records = [{**facts, "grouping": grouping, "group": group} for grouping, group in names]
-    evaluation.tables.plot(tmp_path / "tables.png", records)
-    assert titles == [f"{evaluation.tables._title(records[0])}{remark}"]
+    evaluation.plots.plot(tmp_path / "tables.png", records)
+    assert titles == [f"m, custom, 8 frames{remark}"]

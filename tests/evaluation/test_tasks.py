@@ -33,8 +33,9 @@ from qwen_setup import evaluate, upstreams_readers
 from qwen_vl_utils import vision_process
 
 from evaluation import insert_frame_num
-from evaluation.frame_policy import UNIFORM_RULES, EvaluationError
+from evaluation.frame_policy import EvaluationError
 from evaluation.keyframe_mixin import KeyframeMixin
+from evaluation.uniform import UNIFORM_RULES
 
 BUDGET = 8
 VIDEOS = {"long": (1100, 30), "short": (150, 24), "few": (5, 30)}  # frames, frames a second
