@@ -47,7 +47,7 @@ class Upstream:
 
 
 class Model(KeyframeMixin, Upstream):
-    def check_video(self, path: str, numbers: object) -> None:
+    def check_video(self, path: str, frame_indices: object) -> None:
         """No video here can be decoded."""
 
 
@@ -65,7 +65,8 @@ class World:
         for path in (*self.videos, self.weights / "config.json", self.weights / "model.safetensors"):
             path.write_text(path.name)
         self.docs = [
-            {"id": f"q{at}", "frame_idx": [0, 24], "video": video} for at, video in enumerate(self.videos)
+            {"id": f"q{index}", "frame_idx": [0, 24], "video": video}
+            for index, video in enumerate(self.videos)
         ]
         self.prompts, self.generation = ["first", "second"], {"max_new_tokens": 16}
         self.task, self.model, self.arguments = "mine", Model, {"pretrained": str(self.weights)}
@@ -77,8 +78,8 @@ class World:
         model.task_dict = {self.task: {"test": self.docs}}
         given = model.generate_until(
             [
-                Request((prompt, self.generation, lambda doc: [str(doc["video"])], at, self.task, "test"))
-                for at, prompt in enumerate(self.prompts)
+                Request((prompt, self.generation, lambda doc: [str(doc["video"])], index, self.task, "test"))
+                for index, prompt in enumerate(self.prompts)
             ]
         )
         assert given == self.prompts
@@ -184,7 +185,7 @@ def test_another_revision_of_a_checkpoint_of_the_hub_is_asked_again(world, monke
         assert world.asked() == []
 
 
-def kept(folder: Path, keys: Iterable[str]) -> list[str | None]:
+def cached_answers(folder: Path, keys: Iterable[str]) -> list[str | None]:
     found = AnswerCache(folder, 0, {})
     return [found.get(key) for key in keys]
 
@@ -196,7 +197,7 @@ def test_a_line_cut_by_a_kill_costs_no_other_answer(tmp_path):
     for length in range(whole.index(b"b", whole.index(b"lines")) - 9, len(whole)):
         path.write_bytes(whole[:length])
         AnswerCache(tmp_path, 0, {}).add({"c": "next"})
-        first, cut, following = kept(tmp_path, "abc")
+        first, cut, following = cached_answers(tmp_path, "abc")
         assert (first, following) == ("a text\nof two lines", "next") and cut in (None, "cut")
 
 
@@ -206,4 +207,4 @@ def test_answers_are_on_disk_when_they_count_as_kept(tmp_path, monkeypatch):
     AnswerCache(tmp_path / "answers", 3, {}).add({"a": "yes", "b": "no"})
     written = (tmp_path / "answers/rank3.jsonl").stat()
     assert [(found.st_ino, found.st_size) for found in synced] == [(written.st_ino, written.st_size)]
-    assert kept(tmp_path / "answers", "ab") == ["yes", "no"]
+    assert cached_answers(tmp_path / "answers", "ab") == ["yes", "no"]

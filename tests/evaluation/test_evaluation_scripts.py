@@ -214,7 +214,7 @@ def own_questions(folder: Path, count: int) -> Path:
     write_numbered_video(folder / "a.mp4", frames=120)
     entry = {"video": "a.mp4", "question": "Which?", "options": ["a chessboard", "a cat"], "answer": 0}
     return write_labels(
-        folder / "mine.json", [{**entry, "question": f"Which of {at}?"} for at in range(count)]
+        folder / "mine.json", [{**entry, "question": f"Which of {index}?"} for index in range(count)]
     )
 
 

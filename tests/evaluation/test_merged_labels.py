@@ -191,7 +191,7 @@ def test_the_released_selections_merge_and_load_as_tasks(
 def test_a_document_reads_as_upstream_s_own(tmp_path, monkeypatch):
     labels = write_longvideobench_labels(tmp_path, ["a.mp4"], candidates=["yes", "no"], correct_choice=1)
     task, docs = load_task("longvideobench_val_v_aks", monkeypatch, tmp_path, LONGVIDEOBENCH_LABELS=labels)
-    assert [docs[0][f"option{at}"] for at in range(5)] == ["yes", "no", "N/A", "N/A", "N/A"]
+    assert [docs[0][f"option{index}"] for index in range(5)] == ["yes", "no", "N/A", "N/A", "N/A"]
     assert task.doc_to_text(docs[0]) == (
         "What is shown in part 0?\nA. yes\nB. no\n"
         "Answer with the option's letter from the given choices directly.\n"
