@@ -80,13 +80,9 @@ def read_newest(folder: Path, questions: int | None = None, known: Collection[Pa
 
 def format_summary(run: EvalRun) -> str:
     """Accuracy over all questions and by group, for people."""
-    samples = list(run.samples.values())
-    groups = [("all", "", samples)]
-    for grouping in samples[0].groups:
-        groups += [(grouping, group, members) for group, members in group_samples(samples, grouping).items()]
     rows = [
         (grouping, group, str(len(members)), f"{accuracy(members):.2f}")
-        for grouping, group, members in groups
+        for grouping, group, members in group_samples(list(run.samples.values()))
     ]
     frames = f"keyframes ({run.short_selection})" if run.use_topk else "uniform frames"
     limit = "" if run.limit is None else f", limit {run.limit:g}: not comparable"

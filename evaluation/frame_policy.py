@@ -29,28 +29,28 @@ class EvaluationError(SystemExit):
     and lmms-eval itself catches them and ends with status 0.
     """
 
-    def __init__(self, text: str) -> None:
-        """``text`` names file, entry and remedy; line breaks in it (of a decoder's message) become spaces."""
-        self.message = " ".join(text.splitlines())
+    def __init__(self, text: str, doc: Mapping[str, Any] | None = None) -> None:
+        """Make the line.
+
+        Args:
+            text: names file, entry and remedy; its line breaks (of a decoder's message) become spaces.
+            doc: the question it is about, which is named in front.
+        """
+        question = "" if doc is None else f"question {question_id(doc)}: "
+        self.message = " ".join(f"{question}{text}".splitlines())
         super().__init__(f"error: {self.message}")
 
 
 @dataclass(frozen=True)
 class FramePolicy:
-    """What a model shows of each video.
+    """What a model shows of each video."""
 
-    Attributes:
-        use_topk: True for the selected keyframes, False for the model's own uniform frames.
-        budget: most frames a question gets.
-        short_selection: what a question with fewer keyframes than the budget is shown: ``strict`` shows
-            them as selected, ``paper`` shows ``budget`` uniform frames instead, as the released code does.
-        digest: SHA-256 of the selection that the keyframes must come from, or its beginning; empty for any.
-    """
-
-    use_topk: bool
-    budget: int
+    use_topk: bool  # the selected keyframes, or the model's own uniform frames
+    budget: int  # most frames a question gets
+    # What a question with fewer keyframes than the budget is shown: "strict" shows them as selected, "paper"
+    # shows as many uniform frames as the budget instead, as the released code does.
     short_selection: str = "strict"
-    digest: str = ""
+    digest: str = ""  # the selection's SHA-256, or its beginning; empty for any selection
 
     def __post_init__(self) -> None:
         """Refuse values that would silently mean something else."""
@@ -73,28 +73,31 @@ class FramePolicy:
             return None
         frame_indices = parse_frame_idx(doc)
         budget = doc.get("frame_budget")
-        question = f"question {question_id(doc)}"
         if budget is not None and budget != self.budget:
             raise EvaluationError(
-                f"{question}: its keyframes were selected for {budget} frames, the model shows "
-                f"{self.budget}; merge the selection that fits with evaluation/change_score.py"
+                f"its keyframes were selected for {budget} frames, the model shows {self.budget}; "
+                "merge the selection that fits with evaluation/change_score.py",
+                doc,
             )
         if self.digest and not str(doc.get("frame_sha256", "")).startswith(self.digest):
             raise EvaluationError(
-                f"{question}: its keyframes come from selection {doc.get('frame_sha256', '(not recorded)')}, "
-                f"not from {self.digest} as frames_digest says"
+                f"its keyframes come from selection {doc.get('frame_sha256', '(not recorded)')}, "
+                f"not from {self.digest} as frames_digest says",
+                doc,
             )
         if len(frame_indices) > self.budget:
             raise EvaluationError(
-                f"{question}: {len(frame_indices)} keyframes, the model shows {self.budget}; cutting them "
-                "would show only the start of the video; merge a selection for the model's number of frames"
+                f"{len(frame_indices)} keyframes, the model shows {self.budget}; cutting them would show "
+                "only the start of the video; merge a selection for the model's number of frames",
+                doc,
             )
         if len(frame_indices) < self.budget and self.short_selection == "paper":
             return None
         if not len(frame_indices):
             raise EvaluationError(
-                f"{question}: its selection is empty (the video failed in step 1?); "
-                "mend it there, or drop the question from the label file"
+                "its selection is empty (the video failed in step 1?); "
+                "mend it there, or drop the question from the label file",
+                doc,
             )
         return frame_indices
 
@@ -114,22 +117,22 @@ def parse_frame_idx(doc: Mapping[str, Any]) -> np.ndarray:
     Raises:
         EvaluationError: there is none, or it holds something else than ascending frame indices.
     """
-    question = f"question {question_id(doc)}"
     row = doc.get("frame_idx")
     if row is None:
         raise EvaluationError(
-            f"{question}: no frame_idx; merge a selection into the labels with evaluation/change_score.py, "
-            "or evaluate uniform frames with use_topk=False"
+            "no frame_idx; merge a selection into the labels with evaluation/change_score.py, "
+            "or evaluate uniform frames with use_topk=False",
+            doc,
         )
     if not isinstance(row, Sequence) or isinstance(row, str | bytes):
-        raise EvaluationError(f"{question}: frame_idx is {row!r}, not a list")
+        raise EvaluationError(f"frame_idx is {row!r}, not a list", doc)
     for index in row:
         is_whole = isinstance(index, int | float) and not isinstance(index, bool) and index == int(index)
         if not is_whole or index < 0:
-            raise EvaluationError(f"{question}: frame_idx holds {index!r}, no frame number")
+            raise EvaluationError(f"frame_idx holds {index!r}, no frame number", doc)
     frame_indices = np.asarray(row, dtype=np.int64)
     if (np.diff(frame_indices) <= 0).any():
-        raise EvaluationError(f"{question}: frame_idx is not ascending; frames would be shown out of order")
+        raise EvaluationError("frame_idx is not ascending; frames would be shown out of order", doc)
     return frame_indices
 
 
@@ -149,7 +152,6 @@ def read_frames(
     Raises:
         EvaluationError: an index lies beyond the video, or the video cannot be read.
     """
-    location = f"question {question_id(doc)}: {path}"
     try:
         with Video(path) as video:
             frame_indices = uniform_linspace(video.num_frames, frames) if isinstance(frames, int) else frames
@@ -157,13 +159,14 @@ def read_frames(
             distinct, offsets = np.unique(frame_indices, return_inverse=True)
             if distinct[-1] >= video.num_frames:
                 raise EvaluationError(
-                    f"{location}: keyframe {distinct[-1]} lies beyond the video's {video.num_frames} frames; "
-                    "the selection was made for another video or label file"
+                    f"{path}: keyframe {distinct[-1]} lies beyond the video's {video.num_frames} frames; "
+                    "the selection was made for another video or label file",
+                    doc,
                 )
             pixels = np.concatenate([batch.pixels for batch in video.read(distinct)])
             times_s = video.times_s(distinct)
     except VideoError as error:
-        raise EvaluationError(f"{location}: {error}") from None
+        raise EvaluationError(f"{path}: {error}", doc) from None
     return DecodedFrames(distinct[offsets], times_s[offsets], pixels[offsets]), video
 
 

@@ -124,9 +124,7 @@ class KeyframeMixin:
         try:
             return load(path, *args)
         except Exception as error:  # upstream's callers would log it and answer all the same
-            raise EvaluationError(
-                f"question {question_id(self.document)}: {path}: cannot be read: {error}"
-            ) from None
+            raise EvaluationError(f"{path}: cannot be read: {error}", self.document) from None
 
     # Answering
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from qwen_vl_utils import vision_process
 
-from evaluation.frame_policy import EvaluationError, question_id, read_frames
+from evaluation.frame_policy import EvaluationError, read_frames
 
 QwenVideo = tuple[torch.Tensor, dict[str, Any], float]
 
@@ -62,9 +62,7 @@ def read(upstream: Callable[[dict[str, Any]], QwenVideo], element: dict[str, Any
         try:
             result = upstream(element)
         except Exception as error:
-            raise EvaluationError(
-                f"question {question_id(path.doc)}: {path}: cannot be read: {error}"
-            ) from None
+            raise EvaluationError(f"{path}: cannot be read: {error}", path.doc) from None
         path.on_read()
         return result
 

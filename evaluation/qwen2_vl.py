@@ -62,8 +62,7 @@ class QwenKeyframes(KeyframeMixin):
         except decord.DECORDError as error:  # upstream opens every video itself first
             video, reason = self._unread[-1], str(error).strip().splitlines()[0]
         raise EvaluationError(
-            f"question {question_id(video.doc)}: {video}: cannot be opened by lmms-eval's decord: {reason}; "
-            "convert it to H.264"
+            f"{video}: cannot be opened by lmms-eval's decord: {reason}; convert it to H.264", video.doc
         )
 
     def after_generate(self, count: int) -> None:

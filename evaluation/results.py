@@ -316,18 +316,24 @@ def _typed(text: str) -> bool | int | float | str:
         return text
 
 
-def group_samples(samples: Sequence[Sample], grouping: str) -> dict[str, list[Sample]]:
-    """A grouping's samples by group: durations ascending, then others by name."""
-    groups: dict[str, list[Sample]] = {}
-    for sample in samples:
-        groups.setdefault(sample.groups[grouping], []).append(sample)
+def group_samples(samples: Sequence[Sample]) -> list[tuple[str, str, list[Sample]]]:
+    """The samples by grouping and group: first all of them, then every grouping's groups.
 
-    def order(name: str) -> tuple[int, float, str]:
-        if name in DURATIONS:
-            return 0, DURATIONS.index(name), ""
-        return (0, float(name), "") if name.isdecimal() else (1, 0, name)
+    Durations come in ascending order, other groups by name.
+    """
 
-    return {name: groups[name] for name in sorted(groups, key=order)}
+    def order(group: str) -> tuple[int, float, str]:
+        if group in DURATIONS:
+            return 0, DURATIONS.index(group), ""
+        return (0, float(group), "") if group.isdecimal() else (1, 0, group)
+
+    found = [("all", "", list(samples))]
+    for grouping in samples[0].groups:
+        groups: dict[str, list[Sample]] = {}
+        for sample in samples:
+            groups.setdefault(sample.groups[grouping], []).append(sample)
+        found += [(grouping, group, groups[group]) for group in sorted(groups, key=order)]
+    return found
 
 
 def format_table(titles: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:

@@ -15,7 +15,7 @@ import os
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, from anywhere
@@ -46,50 +46,32 @@ class ModelSpec:
     flags: tuple[str, ...] = ()  # lmms-eval's
 
 
-LLAVA_NEXT = ("llava.model.builder", "pip install --no-deps -r requirements-llava-nodeps.txt")
-QWEN_UTILS = ("qwen_vl_utils", "pip install -c constraints.txt -r requirements-eval.txt")
+LLAVA = ModelSpec(
+    max_frames=32,
+    frames_argument="max_frames_num",
+    cpu_model_args=("device_map=auto",),
+    package=("llava.model.builder", "pip install --no-deps -r requirements-llava-nodeps.txt"),
+)
+QWEN = ModelSpec(
+    max_frames=32,
+    frames_argument="max_num_frames",
+    cpu_model_args=("device_map=cpu",),
+    package=("qwen_vl_utils", "pip install -c constraints.txt -r requirements-eval.txt"),
+)
+# Without --force_simple lmms-eval would take its own chat class, which knows nothing of keyframes.
+NEWER_QWEN = replace(QWEN, model_args=("device_map=cuda",), flags=("--force_simple",))
 MODELS = {
-    "llava_vid": ModelSpec(
+    "llava_vid": replace(
+        LLAVA,
         max_frames=64,
-        frames_argument="max_frames_num",
         checkpoints=("./checkpoints/llava_video_7b", "./checkpoints/LLaVA-Video-7B-Qwen2"),
         model_args=("conv_template=chatml_direct", "video_decode_backend=decord", "overwrite=False"),
         cpu_model_args=("device_map=auto", "torch_dtype=bfloat16"),
-        package=LLAVA_NEXT,
     ),
-    "llava_onevision": ModelSpec(
-        max_frames=32,
-        frames_argument="max_frames_num",
-        checkpoints=("./checkpoints/llava-onevision-qwen2-7b-ov",),
-        cpu_model_args=("device_map=auto",),
-        package=LLAVA_NEXT,
-    ),
-    "qwen2_vl": ModelSpec(
-        max_frames=32,
-        frames_argument="max_num_frames",
-        checkpoints=("./checkpoints/Qwen2-VL-7B-Instruct",),
-        cpu_model_args=("device_map=cpu",),
-        package=QWEN_UTILS,
-    ),
-    "qwen2_5_vl": ModelSpec(
-        max_frames=32,
-        frames_argument="max_num_frames",
-        checkpoints=("./checkpoints/Qwen2.5-VL-7B-Instruct",),
-        model_args=("device_map=cuda",),
-        cpu_model_args=("device_map=cpu",),
-        package=QWEN_UTILS,
-        # lmms-eval would take its own chat class, which knows nothing of keyframes.
-        flags=("--force_simple",),
-    ),
-    "qwen3_vl": ModelSpec(
-        max_frames=32,
-        frames_argument="max_num_frames",
-        checkpoints=("./checkpoints/Qwen3-VL-8B-Instruct",),
-        model_args=("device_map=cuda",),
-        cpu_model_args=("device_map=cpu",),
-        package=QWEN_UTILS,
-        flags=("--force_simple",),
-    ),
+    "llava_onevision": replace(LLAVA, checkpoints=("./checkpoints/llava-onevision-qwen2-7b-ov",)),
+    "qwen2_vl": replace(QWEN, checkpoints=("./checkpoints/Qwen2-VL-7B-Instruct",)),
+    "qwen2_5_vl": replace(NEWER_QWEN, checkpoints=("./checkpoints/Qwen2.5-VL-7B-Instruct",)),
+    "qwen3_vl": replace(NEWER_QWEN, checkpoints=("./checkpoints/Qwen3-VL-8B-Instruct",)),
     "conse_qa": ModelSpec(max_frames=32, frames_argument="max_frames_num"),
 }
 TASKS = {

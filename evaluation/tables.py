@@ -166,14 +166,11 @@ def _remarks(comparison: Comparison, num_questions: int | None = None) -> str:
 def group_records(comparison: Comparison) -> list[Record]:
     """Accuracy over all questions and by group; where both runs are there, on the questions of both."""
     samples = [comparison.run.samples[id] for id in comparison.question_ids]
-    groups = [("all", "", samples)]
-    for grouping in samples[0].groups:
-        members = group_samples(samples, grouping)
-        if list(members) not in (["all"], ["-"]):  # one's own questions without groups
-            groups += [(grouping, group, in_group) for group, in_group in members.items()]
     records = []
-    for grouping, group, in_group in groups:
-        ids = [sample.id for sample in in_group]
+    for grouping, group, members in group_samples(samples):
+        if group in ("all", "-") and len(members) == len(samples):  # one's own questions without groups
+            continue
+        ids = [sample.id for sample in members]
         record = {**_setup_columns("group", comparison.run), "grouping": grouping, "group": group}
         for which, run in comparison.runs.items():
             record |= {which: accuracy(run.samples[id] for id in ids), f"n_{which}": len(ids)}

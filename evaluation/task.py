@@ -89,8 +89,7 @@ def video_folder(dataset: str) -> Path:
 
     A custom data set's videos lie beside its label file.
     """
-    named = os.environ.get(f"AKS_{dataset.upper()}_VIDEOS")
-    if named:
+    if named := os.environ.get(f"AKS_{dataset.upper()}_VIDEOS"):
         return Path(named)
     if DATASETS[dataset].label_name is None:
         return label_file(dataset).parent

@@ -52,7 +52,7 @@ def doc_to_visual_i(doc: Mapping[str, Any]) -> list[Image.Image]:
     try:
         return load_video(path, doc["duration"], UNIFORM_PICTURES)
     except Exception as error:  # whatever decord raises
-        raise EvaluationError(f"question {doc['id']}: {path}: cannot be read: {error}") from None
+        raise EvaluationError(f"{path}: cannot be read: {error}", doc) from None
 
 
 def doc_to_text_i(doc: Mapping[str, Any], lmms_eval_specific_kwargs: Mapping[str, str]) -> str:
@@ -72,7 +72,7 @@ def doc_to_text_i(doc: Mapping[str, Any], lmms_eval_specific_kwargs: Mapping[str
 def _keyframes(doc: Mapping[str, Any]) -> np.ndarray:
     frame_indices = parse_frame_idx(doc)
     if not len(frame_indices):
-        raise EvaluationError(f"question {doc['id']}: its selection is empty; mend it or drop the question")
+        raise EvaluationError("its selection is empty; mend it or drop the question", doc)
     return frame_indices
 
 

@@ -96,4 +96,4 @@ def _frames_shown(doc: Mapping[str, Any], path: str, uniform: str) -> list[int]:
         with Video(path) as video:
             return UNIFORM_RULES[uniform](video.num_frames, video.fps, doc["frame_num"]).tolist()
     except VideoError as error:
-        raise EvaluationError(f"question {doc['question_id']}: {path}: {error}") from None
+        raise EvaluationError(f"{path}: {error}", doc) from None

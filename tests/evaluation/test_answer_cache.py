@@ -48,7 +48,7 @@ class Upstream:
 
 class Model(KeyframeMixin, Upstream):
     def check_video(self, path: str, frame_indices: object) -> None:
-        """No video here can be decoded."""
+        """Accept every video; none here can be decoded."""
 
 
 class OtherModel(Model):
@@ -111,7 +111,7 @@ def test_a_model_without_a_checkpoint_keeps_its_answers_whatever_lies_in_the_fol
 
 
 def grow(path: Path) -> None:
-    """Another size at the same time of change."""
+    """Change a file's size, but not its time."""
     stat = path.stat()
     path.write_bytes(path.read_bytes() + b".")
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
@@ -128,7 +128,8 @@ def show_another_video(world: World) -> None:
     world.docs[0]["video"] = other
 
 
-CHANGES: dict[str, tuple[Callable[[World], object], list[int]]] = {  # and the questions asked again
+# What changes, and which questions are asked again.
+CHANGES: dict[str, tuple[Callable[[World], object], list[int]]] = {
     "frames": (lambda world: world.docs[0].update(frame_idx=[0, 25]), [0]),
     "fewer frames": (lambda world: world.docs[0].update(frame_idx=[0]), [0]),
     "question": (lambda world: world.docs[1].update(id="q2"), [1]),

@@ -41,7 +41,7 @@ DOCUMENTED = {
     "qwen2_vl": "qwen2_vl/qwen2_vl_{dataset}_{frames}.sh",
     "qwen2_5_vl": "qwen2_5_vl/qwen2_5_vl_{dataset}_{frames}.sh",
 }
-SELECTION = [[3, 40, 41, 100], [7, 77]]  # the second is short of four frames
+SELECTION = [[3, 40, 41, 100], [7, 77]]  # the second row has fewer than four frames
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +65,12 @@ def world(tmp_path_factory) -> Path:
 
 
 def environment(world: Path, python: str | None = None, **overrides: object) -> dict[str, str]:
-    """As a user's shell would have it, offline and without GPUs.
+    """The environment of a user's shell, offline and without GPUs.
 
     Args:
-        world: with the caches.
-        python: the Python that scripts start, and what they start; where none is given, a fork server's, but
-            that has another cache of the hub than LLaVA-NeXT's vision tower is in.
+        world: the folder with the caches.
+        python: the interpreter that the scripts start; None for a fork server's, but not with LLaVA-NeXT,
+            whose vision tower is not in the fork server's cache of the hub.
         overrides: further variables.
     """
     python = python or (sys.executable if LLAVA_NEXT else forkserver.python("lmms_eval"))
@@ -105,7 +105,7 @@ def run(command: list[object], env: dict[str, str], cwd: Path = ROOT) -> subproc
 def test_a_documented_script_ends_in_a_results_file(world, tmp_path, model, dataset, frames):
     labels = world / {"longvideobench": "lvb_val.json", "videomme": "videomme.json"}[dataset]
     output = tmp_path / "results"
-    # Once as a user starts it, with lmms-eval's own tasks beside ours.
+    # One case starts as a user starts it, with lmms-eval's own tasks beside ours.
     plainly = (model, dataset, frames) == ("llava_vid", "longvideobench", "aks")
     env = environment(
         world,
@@ -205,12 +205,14 @@ def test_variables_that_change_a_run_are_told_in_one_line(world):
     command = [forkserver.python("lmms_eval"), ROOT / "evaluation/run.py", "--model", "gpt", "--limit", 3]
     env = environment(world, MODEL="conse_qa", LIMIT=7, OUTPUT="my results", GPUS="")
     first, second = run(command, env).stderr.splitlines()
-    assert first == "taken from the environment: OUTPUT='my results'"  # flags come first, "" is nothing
+    assert (
+        first == "taken from the environment: OUTPUT='my results'"
+    )  # flags take precedence; an empty variable counts as none
     assert second.startswith("error: --model gpt")
 
 
 def own_questions(folder: Path, count: int) -> Path:
-    """Questions of one's own for conse_qa."""
+    """A label file of one's own questions for conse_qa, and their video."""
     write_numbered_video(folder / "a.mp4", frames=120)
     entry = {"video": "a.mp4", "question": "Which?", "options": ["a chessboard", "a cat"], "answer": 0}
     return write_labels(
@@ -257,8 +259,8 @@ def test_questions_that_cannot_be_evaluated_are_told_by_the_check(world, tmp_pat
 def test_a_killed_evaluation_goes_on_where_it_stopped(world, tmp_path):
     labels = own_questions(tmp_path, 70)
     command = conse_qa(forkserver.python("lmms_eval"), labels, tmp_path / "out")
-    # The signal reaches run.py and the fork server's command that it starts, whose fork ends with it.
-    # Were run.py itself in a fork, that command would live on.
+    # run.py does not run in a fork itself, so that the signal reaches it and the fork server's command that
+    # it starts; that command's fork ends with it.
     code = "import runpy, sys; sys.path[0] = 'evaluation'; sys.argv = sys.argv[1:]; "
     code += "sys.executable = sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')"
     process = subprocess.Popen(
@@ -306,7 +308,7 @@ def test_reproduce_table1_runs_the_rows_that_it_can(world, tmp_path):
     write_json(chosen, [list(range(32)), [7, 77]])
     script = tmp_path / "evaluation/scripts/reproduce_table1.sh"
     done = run(["bash", script], environment(world), cwd=tmp_path)
-    assert done.returncode == 1  # ten of the twelve rows have nothing to run on
+    assert done.returncode == 1  # ten of the twelve rows lack their inputs
     assert done.stderr.count("nothing was evaluated") == 10
     assert len(results_in(tmp_path / "results")) == 2
     rows = {path.name for path in (tmp_path / "results/qwen2_vl").iterdir()}

@@ -77,13 +77,13 @@ def assets(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def checkpoint(assets) -> Path:
-    """A Qwen2 checkpoint in a folder whose name does not say so."""
+    """A Qwen2 checkpoint in a folder whose name does not tell that."""
     return assets / "llava_video_7b"
 
 
 @pytest.fixture
 def labels(assets, tmp_path, monkeypatch) -> Path:
-    """The questions with their keyframes merged in, and the tasks told of them."""
+    """The questions with their keyframes merged in; the tasks read them."""
     merged = merge_selection(write_longvideobench_labels(tmp_path / "labels", VIDEOS), KEYFRAMES)
     use_labels(monkeypatch, "longvideobench", merged, assets / "videos")
     return merged
@@ -95,7 +95,7 @@ def evaluate(llava: Llava, checkpoint: Path, *arguments: str, task: str = TASK) 
 
 
 def refusal(llava: Llava, checkpoint: Path, *arguments: str, task: str = TASK) -> str:
-    """The one line with which an evaluation ends that asks its model nothing."""
+    """The one line with which an evaluation ends that never asks its model."""
     calls = []
     with pytest.raises(SystemExit) as ended:
         evaluation = Evaluation(llava.create(checkpoint, *arguments), llava.name)
@@ -341,7 +341,7 @@ def test_generations_are_ended_by_our_criterion(llava, checkpoint, labels):
     run = evaluate(llava, checkpoint, "use_topk=True")
 
     assert {tuple(call.stopping) for call in run.calls} == {("StopOnKeywords",)}
-    if not LLAVA_NEXT:  # the stand-in would go on after the end of its turn
+    if not LLAVA_NEXT:  # the stand-in goes on after the end of its turn unless it is stopped
         assert {run.model.tokenizer.decode(call.answer) for call in run.calls} == {"A<|im_end|>"}
 
 
@@ -371,7 +371,7 @@ def test_a_keyword_of_one_token_ends_a_generation_as_llava_nexts_does(tokenizer)
     assert generate(ours) == generate(upstreams) == tokenizer("B<|im_end|>").input_ids
 
 
-# Errors instead of answers: what the labels log
+# Errors instead of answers: mistakes in the labels
 
 
 @both
@@ -458,7 +458,7 @@ def test_merged_labels_are_refused_when_their_label_file_has_changed(checkpoint,
     assert f"{labels}: made from another lvb_val.json than the one beside it" in line
 
 
-# Errors instead of answers: what is wrong with the videos
+# Errors instead of answers: damaged videos
 
 
 @pytest.fixture
@@ -596,7 +596,9 @@ def run_command(
         *flags,
         labels=labels,
         videos=videos,
-        python=sys.executable if LLAVA_NEXT else None,  # forks have another cache of the hub than its tower's
+        python=sys.executable
+        if LLAVA_NEXT
+        else None,  # the vision tower is not in a fork server's cache of the hub
         python_path=PYTHON_PATH,
         environment={
             "LMMS_EVAL_PLUGINS": "evaluation,llava_recorder",

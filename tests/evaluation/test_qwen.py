@@ -113,7 +113,7 @@ def use_reader(patch: pytest.MonkeyPatch, name: str) -> None:
 
 @pytest.fixture
 def labels(assets, tmp_path, monkeypatch) -> Path:
-    """The questions with their keyframes merged in, and the tasks told of them."""
+    """The questions with their keyframes merged in; the tasks read them."""
     merged = merge_selection(write_longvideobench_labels(tmp_path / "labels", VIDEOS), KEYFRAMES)
     use_labels(monkeypatch, "longvideobench", merged, assets / "videos")
     return merged
@@ -133,7 +133,7 @@ def calls_of(
 
 @pytest.fixture(scope="module")
 def asked(assets) -> Callable[[Qwen, bool], dict[int, Call]]:
-    """The calls of an evaluation of the questions as they are, on keyframes or not; each made once."""
+    """The model's calls in an evaluation of the unchanged questions; each evaluation runs once."""
     merged = merge_selection(write_longvideobench_labels(assets / "labels", VIDEOS), KEYFRAMES)
 
     @functools.cache
@@ -146,7 +146,7 @@ def asked(assets) -> Callable[[Qwen, bool], dict[int, Call]]:
 
 
 def shown(qwen: Qwen, assets: Path, *arguments: str, task: str = TASK) -> dict[int, list[int]]:
-    """The numbers of the frames that reach the model, by question."""
+    """The indices of the frames that reach the model, by question."""
     calls = calls_of(qwen, assets, *arguments, task=task, generate=answer_nothing)
     return {question: frames_of(call, qwen.patch_size) for question, call in sorted(calls.items())}
 
@@ -252,14 +252,14 @@ def test_the_budget_is_upstreams_default_where_none_is_given(qwen, assets, label
 
 @pytest.mark.parametrize("qwen", MODELS[1:], ids=lambda qwen: qwen.name)
 def test_lmms_evals_chat_class_refuses_use_topk(qwen, assets):
-    """It would come first without --force_simple, and show uniform frames."""
+    """Without --force_simple lmms-eval would take it, and it would show uniform frames."""
     chat = getattr(importlib.import_module(f"lmms_eval.models.chat.{qwen.name}"), qwen.upstreams)
 
     with pytest.raises(AssertionError, match="use_topk"):
         chat.create_from_arg_string(f"pretrained={assets / qwen.name},use_topk=True", {"device": "cpu"})
 
 
-# Pictures in place of a video
+# Pictures instead of a video
 
 
 @each
@@ -291,7 +291,7 @@ def test_pictures_reach_the_model_in_their_order(qwen, kind, use_topk, assets, l
     assert frames == (dict(enumerate([*KEYFRAMES[:4], [9, 99]])) if use_topk else uniform)
 
 
-# What the processor and the model are told of the frames
+# What the processor and the model learn of the frames
 
 
 def qwen_video(
@@ -375,7 +375,9 @@ def test_qwen3s_prompt_tells_the_keyframes_true_times(asked):
     calls = asked(QWEN3, use_topk=True)
 
     for question, (name, keyframes) in QUESTIONS.items():
-        times = np.array(in_pairs(keyframes)).reshape(-1, 2) / FPS[name]  # a time for each pair: its middle
+        times = (
+            np.array(in_pairs(keyframes)).reshape(-1, 2) / FPS[name]
+        )  # one time for a pair of frames: its middle
         told = re.findall(r"<([\d.]+) seconds><\|vision_start\|>", prompt_of(calls[question]))
         assert told == [f"{time:.1f}" for time in times.mean(axis=1)], question
 
@@ -429,7 +431,7 @@ def sizes(tmp_path_factory) -> Path:
 )
 def test_keyframes_are_as_large_as_uniform_frames(qwen, argument, assets, sizes, monkeypatch):
     use_labels(monkeypatch, "longvideobench", sizes, sizes.parent / "videos")
-    # The budget of a whole prompt, a 32nd of the usual one: 24 frames then fare as 768 do.
+    # A whole prompt's budget is cut to a 32nd, so that 24 frames are limited as 768 frames usually are.
     monkeypatch.setattr(vision_process, "MODEL_SEQ_LEN", vision_process.MODEL_SEQ_LEN // 32)
 
     def size_by_question(use_topk: bool) -> dict[int, tuple[int, ...]]:
@@ -535,7 +537,7 @@ def test_a_video_that_cannot_be_read_is_an_error_and_never_other_frames(
 
     with pytest.raises(EvaluationError, match=rf"^error: question q7: {path}: [^\n]+$"):
         process(qwen_video(path, keyframes))
-    assert len(asked) == (keyframes is None)  # upstream's own reader once, no second one
+    assert len(asked) == (keyframes is None)  # upstream's own reader once, and no second reader
 
 
 # Errors instead of answers

@@ -1,4 +1,4 @@
-"""Tables and reports of evaluation runs: known counts, published numbers, one line for every mistake."""
+"""Tables and reports of evaluation runs give known counts and published numbers, and one line a mistake."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def write_pair(folder: Path, uniform: list[bool], aks: list[bool], **options) ->
 
 
 def counts(both: int, only_uniform: int, only_aks: int, neither: int) -> tuple[list[bool], list[bool]]:
-    """AnswerCache with these counts, (uniform, AKS)."""
+    """Right and wrong answers with these counts, (uniform, AKS)."""
     uniform = [True] * (both + only_uniform) + [False] * (only_aks + neither)
     aks = [True] * both + [False] * only_uniform + [True] * only_aks + [False] * neither
     return uniform, aks
@@ -222,7 +222,7 @@ def test_known_counts(tmp_path, run_tables):
 
 
 def independent_mcnemar(b: int, c: int) -> float:
-    """By the binomial's log-probabilities, summed from both sides."""
+    """McNemar's test by the binomial's log-probabilities, summed from both sides."""
     n = b + c
     log = [math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(n + 1)]
     probabilities = [math.exp(value - n * math.log(2)) for value in log]
@@ -280,14 +280,14 @@ def test_the_bootstrap_interval():
 
 
 def test_the_interval_is_that_of_ten_thousand_resamples():
-    """Where differences spread evenly around zero, so that a mean's quantiles are the normal ones."""
+    """The differences spread evenly around zero, so that a mean's quantiles are those of the normal one."""
     deviations = []
     for count in range(20, 50, 3):
         values = np.arange(count) - (count - 1) / 2
         error = values.std() / math.sqrt(count)
         low, high = bootstrap_interval(values)
         deviations += [-low / error - 1.96, high / error - 1.96]
-    # 0.027 are expected; of 1,000 resamples 0.084.
+    # 10,000 resamples should give 0.027, 1,000 would give 0.084.
     assert math.sqrt(np.mean(np.square(deviations))) < 0.04
 
 
@@ -299,7 +299,7 @@ def interval(uniform: list[bool], aks: list[bool], clusters: list[str] | None = 
 
 
 def assert_resampled(found: list[list[dict[str, str]]], unit: str, interval: str) -> None:
-    """What the tables print is resampled, and the interval of that, over all questions."""
+    """The tables print this unit of resampling, and this interval over all questions."""
     *_, groups, (paired,) = found
     assert paired["resampled"] == unit
     assert paired["95 % interval"] == groups[0]["95 % interval"] == interval
@@ -447,7 +447,7 @@ def test_of_equal_runs_the_newest_counts(tmp_path, run_tables):
     write_run(tmp_path / "model", answers, arguments=arguments, model="qwen2_vl")
     write_run(tmp_path / "task", answers, arguments=arguments, task=LVB)
     (_, other, *_), _, _ = run_tables(tmp_path)
-    assert len(other) == 5  # these are no equals
+    assert len(other) == 5  # they differ in their setup
 
 
 def test_runs_of_other_setups_are_not_paired(tmp_path, run_tables):
@@ -501,7 +501,7 @@ def test_names_of_ones_own_groups_cannot_break_the_tables(tmp_path, run_tables):
         [False] * len(names),
         questions=[{"duration": name} for name in names],
     )
-    (tmp_path / "tables").mkdir()  # of an earlier time
+    (tmp_path / "tables").mkdir()  # left by an earlier run
     found, text, output = run_tables(tmp_path / "results", output=True)
     assert len([row for row in found[2] if row["grouping"] == "duration_group"]) == len(names)
     assert "a\\|b" in text and "two lines" in text
@@ -652,7 +652,7 @@ def test_what_a_run_says_about_itself(tmp_path):
 
 def test_a_share_as_limit_and_an_offset(tmp_path):
     path = write_run(tmp_path, [True, False], limit=0.5, original=4)
-    (run,), _ = read_runs(path)  # how many questions a share is, lmms-eval does not record
+    (run,), _ = read_runs(path)  # lmms-eval does not record how many questions a share is
     assert len(run.samples) == 2 and run.limit == 0.5
     edit(tmp_path, lambda content: content["config"].update(limit=-1, offset=2))
     (run,), _ = read_runs(path)
@@ -690,7 +690,7 @@ def test_a_run_without_results_fails(tmp_path, run_script):
     assert done.returncode == 1 and "wrote no results file" in done.stderr
     write_run(tmp_path / "run", [True])
     assert run_script(*command).returncode == 0
-    # Only the newest counts: an earlier good one does not stand in for it.
+    # Only the newest run counts; an earlier good one does not replace it.
     write_run(tmp_path / "run", [True, False], date="20260202_000000")
     done = run_script(*command, "--questions", 2)
     assert done.returncode == 0 and "50.00" in done.stdout

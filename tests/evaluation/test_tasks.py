@@ -76,7 +76,7 @@ def readers(monkeypatch) -> None:
 
 
 class FramesKnown(Exception):
-    """The frames are known; there is no model to be asked."""
+    """Raised when the frames are known; there is no model to ask."""
 
 
 class Processor:
@@ -121,9 +121,9 @@ def upstream_frames(model: str, path: str, budget: int) -> np.ndarray:
 
 
 class ColourReader:
-    """Stands for decord's reader: a video whose name tells its frames and rate, each frame of one colour.
+    """Stands in for decord's reader: a video's name tells its frame count and rate.
 
-    The colour is the frame's number.
+    Each frame has one colour, which spells its index.
     """
 
     def __init__(self, path: str, *options: Any, **more: Any) -> None:
@@ -149,7 +149,7 @@ class ColourReader:
 
 
 def colours(frames: Any) -> list[int]:
-    """The numbers of a ``Coloured`` video's frames, as they are or through qwen-vl-utils."""
+    """The indices of a ``ColourReader``'s frames, as it gives them or after qwen-vl-utils."""
     pixels = np.asarray(frames)
     corner = pixels[:, 0, 0] if pixels.shape[-1] == 3 else pixels[:, :, 0, 0]
     red, green, blue = corner.astype(int).T
@@ -165,7 +165,7 @@ def colour_reader(monkeypatch) -> None:
 
 
 def many_cases() -> list[tuple[int, float, int]]:
-    """DecodedFrames, frames a second and budgets: the edges of every rule, and a hundred at random."""
+    """Frame counts, frames a second and budgets: the edges of every rule, and a hundred at random."""
     rng = np.random.default_rng(3)
     lengths = [2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 33, 64, 90, 150, 767, 768, 769, 1100, 1537, 5000, 108000]
     rates = [1, 2, 5, 12.5, 23.976, 24000 / 1001, 25, 29.97, 30, 59.94, 120]
@@ -184,7 +184,7 @@ def test_a_models_rule_is_what_its_upstream_reads(model, colour_reader):
         given = UNIFORM_RULES[RULES[model]](frames, fps, budget)
         try:
             expected = colours(upstream_frames(model, f"{frames}_{fps}.mp4", budget))
-        except RuntimeError:  # qwen-vl-utils cannot sample it, and has torchvision look for the file
+        except RuntimeError:  # qwen-vl-utils cannot sample it, and turns to torchvision, which finds no file
             shown = min(frames, budget)
             assert model == "qwen3_vl" and (shown == 1 or (shown % 4 == 3 and shown == frames))
             continue
@@ -349,7 +349,7 @@ class Model(KeyframeMixin, _Upstream):
 
 
 def refusal(task: str, **arguments: Any) -> str:
-    """The line with which an evaluation ends that asks its model nothing."""
+    """The line with which an evaluation ends that never asks its model."""
     model = Model(**arguments)
     with pytest.raises(EvaluationError) as ended:
         evaluate(model, "model", task)
@@ -457,7 +457,7 @@ def test_the_prompt_with_subtitles_is_upstreams(spoken, videos, monkeypatch, tmp
         ours = task.doc_to_text(doc)
         upstreams = upstream_videomme.videomme_doc_to_text_subtitle(doc, {"frame_num": BUDGET})
         assert re.sub(r"line \d+", "line", ours) == re.sub(r"line \d+", "line", upstreams)
-        # Upstream's lines stand in no order, being collected in a set.
+        # Upstream collects its lines in a set, so that they have no order.
         assert sorted(ours.splitlines()) == sorted(upstreams.splitlines())
 
 

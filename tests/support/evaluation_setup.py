@@ -20,9 +20,8 @@ from model_setup import _byte_letters
 from evaluation import change_score, insert_frame_num
 
 ROOT = Path(__file__).resolve().parents[2]
-STARTUP = (
-    Path(__file__).resolve().parent / "startup"
-)  # on the path of commands, whose sitecustomize runs first
+# On the path of commands; its sitecustomize.py runs first in each.
+STARTUP = Path(__file__).resolve().parent / "startup"
 COLUMNS, ROWS = 5, 4  # blocks of a numbered frame
 INDEX_BITS, CHECK_BITS, CHECK_MODULUS = 12, 6, 61
 
@@ -339,12 +338,12 @@ def run_lmms_eval(
 
 
 def results_in(output: Path) -> list[Path]:
-    """Files with results that a run wrote, none if it failed as it should."""
+    """The results files that a run wrote."""
     return sorted(output.rglob("*_results.json"))
 
 
 def samples_in(output: Path) -> list[dict[str, Any]]:
-    """What ``--log_samples`` wrote, in the order of the questions."""
+    """The samples that ``--log_samples`` wrote, in the order of the questions."""
     files = sorted(output.rglob("*_samples_*.jsonl"))
     entries = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     return sorted(entries, key=lambda entry: entry["doc_id"])

@@ -58,7 +58,7 @@ def write_checkpoint(folder: Path, hub: Path) -> Path:
         eos_token_id=258,
         tie_word_embeddings=False,
         torch_dtype="bfloat16",
-        # What the published checkpoints say of their video path, but for the tower's name and size.
+        # As in the published checkpoints, except for the tower's name and size.
         mm_vision_tower=TOWER,
         mm_tunable_parts="mm_vision_tower,mm_mlp_adapter,mm_language_model",
         mm_hidden_size=32,

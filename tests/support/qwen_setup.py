@@ -16,7 +16,7 @@ import torch
 import transformers
 from evaluation_setup import ROOT, read_frame_indices, write_byte_tokenizer
 from model_setup import _byte_letters, randomise
-from qwen_recorder import Call, noting
+from qwen_recorder import Call, recording
 from qwen_vl_utils import vision_process
 from tokenizers.decoders import ByteLevel
 from transformers import GenerationMixin
@@ -90,7 +90,7 @@ class Qwen:
 
 
 QWEN2 = Qwen("qwen2_vl", "Qwen2VL", "Qwen2_VL")
-# Small pictures stay small; by default the two enlarge them to 256 tokens a frame.
+# By default the two enlarge frames to 256 tokens; with min_pixels small frames stay small.
 QWEN2_5 = Qwen(
     "qwen2_5_vl", "Qwen2p5VL", "Qwen2_5_VL", 14, "device_map=cpu,min_pixels=3136", ("--force_simple",)
 )
@@ -136,7 +136,7 @@ def write_checkpoint(folder: Path, qwen: Qwen) -> Path:
     processors = {"image_processor": transformers.Qwen2VLImageProcessor(patch_size=qwen.patch_size)}
     if qwen is QWEN3:
         processors["video_processor"] = transformers.Qwen3VLVideoProcessor()
-    elif has_qwen3():  # a transformers as new as that has processors of their own for videos
+    elif has_qwen3():  # so new a transformers has separate processors for videos
         processors["video_processor"] = transformers.Qwen2VLVideoProcessor()
     processor = processor_kind(**processors, tokenizer=tokenizer, chat_template=CHAT_TEMPLATE)
     randomise(model)
@@ -155,7 +155,7 @@ def recorded(generate: Callable[..., torch.Tensor] | None = None) -> Iterator[li
     with pytest.MonkeyPatch.context() as patch:
         if generate is not None:
             patch.setattr(GenerationMixin, "generate", generate)
-        patch.setattr(GenerationMixin, "generate", noting(calls.append))
+        patch.setattr(GenerationMixin, "generate", recording(calls.append))
         yield calls
 
 
@@ -171,7 +171,7 @@ def evaluate(model: Any, name: str, task: str) -> dict[str, Any]:
     from lmms_eval.tasks import TaskManager
 
     tasks = TaskManager("ERROR", include_path=str(ROOT / "datasets"), include_defaults=False, model_name=name)
-    gc.freeze()  # lmms-eval collects garbage at every end, among a million objects of imported modules
+    gc.freeze()  # lmms-eval collects garbage at its end, slowly among a million objects of imported modules
     try:
         return simple_evaluate(model, tasks=[task], task_manager=tasks, batch_size=1)
     finally:
@@ -220,7 +220,7 @@ def in_pairs(frame_indices: list[int]) -> list[int]:
 
 
 def upstream_readers() -> dict[str, Callable[..., Any]]:
-    """qwen-vl-utils' own readers, whether they are wrapped by now or not."""
+    """qwen-vl-utils' own readers, unwrapped if they are wrapped."""
     return {
         name: getattr(reader, "args", (reader,))[0]
         for name, reader in vision_process.VIDEO_READER_BACKENDS.items()
