@@ -25,7 +25,7 @@ from evaluation.answer_cache import AnswerCache, file_fingerprint
 from evaluation.frame_policy import EvaluationError, FramePolicy, check_video, count_below_budget, question_id
 
 SAVE_EVERY = 32  # questions; a killed evaluation loses the answers of so many at most
-MAX_PROBLEMS = 10  # told in full
+MAX_PROBLEMS = 10  # that a message names
 
 
 class KeyframeMixin:
@@ -33,14 +33,11 @@ class KeyframeMixin:
 
     Attributes:
         policy: which frames the model shows.
-        visual_position: index of ``doc_to_visual`` in a request's arguments; the document's index, task and
-            split follow it.
         frames_argument: upstream's name for its number of frames.
         rule_arguments: upstream's arguments that change which uniform frames it shows.
     """
 
     policy: FramePolicy
-    visual_position = 2
     frames_argument = "max_frames_num"
     rule_arguments: tuple[str, ...] = ()
     _document: Mapping[str, Any] | None = None
@@ -100,9 +97,9 @@ class KeyframeMixin:
         return visuals
 
     def after_generate(self, count: int) -> None:
-        """Called when upstream has answered ``count`` requests."""
+        """Check what upstream did while it answered ``count`` requests."""
 
-    # For how a subclass loads a video
+    # What a subclass needs to load a video
 
     @property
     def document(self) -> Mapping[str, Any]:
@@ -157,24 +154,21 @@ class KeyframeMixin:
         else:
             self.after_generate(len(requests))
             return answers
-        # Raised anew, so that upstream's frames end, and with them its progress bar: its line comes first.
+        # Raised again outside, so that upstream's progress bar ends with its frame, before the message.
         raise EvaluationError(message)
 
     def _track_document(self, request: Any) -> Any:
-        """The request with a ``doc_to_visual`` that notes its document and wraps its visuals."""
-        arguments = list(request.arguments)
-        doc_to_visual = arguments[self.visual_position]
+        """The request with a ``doc_to_visual`` that keeps its document and wraps its visuals."""
+        prompt, generation_arguments, doc_to_visual, *document = request.arguments
 
         def tracked(doc: Mapping[str, Any]) -> list[Any]:
             self._document = doc
             return self.wrap_visuals(doc, doc_to_visual(doc))
 
-        arguments[self.visual_position] = tracked
-        return dataclasses.replace(request, arguments=tuple(arguments))
+        return dataclasses.replace(request, arguments=(prompt, generation_arguments, tracked, *document))
 
     def _answer_key(self, cache: AnswerCache, request: Any) -> str:
-        prompt, generation_arguments = request.arguments[: self.visual_position]
-        doc_to_visual, doc_id, task, split = request.arguments[self.visual_position :]
+        prompt, generation_arguments, doc_to_visual, doc_id, task, split = request.arguments
         doc = self.task_dict[task][split][doc_id]
         keyframes = self.policy.keyframes(doc)
         # The task chooses pictures by the document; to decode them for the key would double the work.
@@ -198,11 +192,10 @@ class KeyframeMixin:
             EvaluationError: naming what is wrong, the first ten problems in full.
         """
         problems: dict[str, None] = {}  # without repeats: a video may have many questions
-        num_differing: dict[
-            tuple[str, str], int
-        ] = {}  # questions of a task whose videos decord reads otherwise
+        # Questions whose videos decord reads otherwise, by task and split.
+        num_differing: dict[tuple[str, str], int] = {}
         for request in requests:
-            doc_to_visual, doc_id, task, split = request.arguments[self.visual_position :]
+            _, _, doc_to_visual, doc_id, task, split = request.arguments
             num_differing.setdefault((task, split), 0)
             doc = self.task_dict[task][split][doc_id]
             try:
@@ -212,7 +205,7 @@ class KeyframeMixin:
                 problems[error.message] = None
                 continue
             if doc.get("pictures"):
-                continue  # the task itself decodes them, and ends the evaluation where it cannot
+                continue  # the task decodes them itself, and ends the evaluation where it cannot
             for visual in doc_to_visual(doc):
                 if problem := self.check_video(visual, keyframes):
                     problems[problem] = None

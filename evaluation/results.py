@@ -120,10 +120,7 @@ def accuracy(samples: Iterable[Sample]) -> float:
 
 
 def read_folders(folders: Iterable[Path]) -> tuple[list[EvalRun], list[str]]:
-    """Every run in the folders and their sub-folders, oldest first; a folder may also be a results file.
-
-    Returns:
-        The runs, and a note on each task that is passed over.
+    """Every run in the folders (or results files), oldest first, and a note on each task passed over.
 
     Raises:
         UserError: a folder without results, a bad file, or no run of a known task at all.
@@ -159,13 +156,10 @@ def timestamp_of(path: Path) -> str:
 
 
 def read_runs(path: Path) -> tuple[list[EvalRun], list[str]]:
-    """The runs in one results file, one a task, each checked against its samples.
-
-    Returns:
-        The runs, and the names of tasks that are not this project's.
+    """The runs in one results file, one a task, and the names of tasks that are not this project's.
 
     Raises:
-        UserError: the file or a samples file is missing or malformed, or the two do not fit.
+        UserError: the file or a samples file is missing or malformed, or they do not fit each other.
     """
     try:
         content = read_json(path)
@@ -177,7 +171,6 @@ def read_runs(path: Path) -> tuple[list[EvalRun], list[str]]:
     if not isinstance(scores, dict) or not isinstance(config, dict) or "model" not in config:
         raise UserError(f"{path}: not a results file of lmms-eval ('results' or 'config' is missing)")
     arguments = parse_model_args(config.get("model_args") or "")
-    limit = config.get("limit")
     use_topk = arguments.get("use_topk", False) is True
     checkpoint = arguments.get("pretrained")
     runs = []
@@ -194,21 +187,22 @@ def read_runs(path: Path) -> tuple[list[EvalRun], list[str]]:
                 "the file is cut or of another run, evaluate again"
             )
         _check_score(path, samples_path, samples.values(), scores[task], metric)
-        run = EvalRun(
-            path=path,
-            timestamp=timestamp_of(path),
-            task=task,
-            benchmark=benchmark,
-            model=str(config["model"]),
-            checkpoint=None if checkpoint is None else os.path.normpath(str(checkpoint)),
-            max_frames=next((arguments[name] for name in FRAMES_ARGUMENTS if name in arguments), None),
-            use_topk=use_topk,
-            short_selection=str(arguments.get("short_selection", "strict")) if use_topk else None,
-            frames_digest=str(arguments["frames_digest"]) if "frames_digest" in arguments else None,
-            limit=None if limit == -1 else limit,
-            samples=samples,
+        runs.append(
+            EvalRun(
+                path=path,
+                timestamp=timestamp_of(path),
+                task=task,
+                benchmark=benchmark,
+                model=str(config["model"]),
+                checkpoint=None if checkpoint is None else os.path.normpath(str(checkpoint)),
+                max_frames=next((arguments[name] for name in FRAMES_ARGUMENTS if name in arguments), None),
+                use_topk=use_topk,
+                short_selection=str(arguments.get("short_selection", "strict")) if use_topk else None,
+                frames_digest=str(arguments["frames_digest"]) if "frames_digest" in arguments else None,
+                limit=None if config.get("limit") == -1 else config.get("limit"),
+                samples=samples,
+            )
         )
-        runs.append(run)
     return runs, [task for task in scores if task not in TASKS]
 
 
