@@ -17,9 +17,7 @@ from evaluation import task
 from evaluation.change_score import Selection, read_selection
 
 WEIGHTS = ("*.safetensors", "*.bin")
-MEMORY_FACTOR = (
-    1.2  # of the weights' size: activations and the keys and values of 32 to 64 frames come on top
-)
+MEMORY_FACTOR = 1.2  # of the weights' size: activations, and keys and values of 32 to 64 frames, come on top
 LMMS_EVAL = ("lmms_eval", "pip install --no-deps -r requirements-eval-nodeps.txt")
 
 
@@ -54,7 +52,7 @@ def check_inputs(
         if problem := task.check_questions(labels):
             problems.append(problem)
         problems += check_videos(labels, args.videos, args.limit)
-    if args.checkpoint is not None:
+    if args.checkpoint:
         problems += check_checkpoint(args.model, args.checkpoint, args.gpus)
     problems += [
         f"the package {name.split('.')[0]} is not installed; run: {remedy}"

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a scri
 
 from aks import errors
 from aks.errors import UserError
-from aks.jsonio import atomic, read_json
+from aks.jsonio import read_json, write_atomically
 from evaluation.plots import plot
 from evaluation.results import EvalRun, accuracy, format_table, group_samples, read_folders
 from evaluation.significance import (
@@ -72,14 +72,9 @@ def main() -> None:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{folder}: cannot be created: {error.strerror}; check --output") from None
-        with atomic(folder / "tables.md") as path:
-            path.write_text(text, encoding="utf-8")
-        with atomic(folder / "tables.csv") as path, open(path, "w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(records)
-        with atomic(folder / "tables.png") as path:
-            plot(path, records)
+        write_atomically(folder / "tables.md", lambda path: path.write_text(text, encoding="utf-8"))
+        write_atomically(folder / "tables.csv", lambda path: write_csv(path, records))
+        write_atomically(folder / "tables.png", lambda path: plot(path, records))
         print(f"\nwrote tables.md, tables.csv and tables.png to {folder}")
 
 
@@ -251,6 +246,14 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     if not any(row[-1] for row in rows):
         titles, rows = titles[:-1], [row[:-1] for row in rows]
     return format_table(titles, rows, left=2)
+
+
+def write_csv(path: Path, records: Sequence[Record]) -> None:
+    """All records in one table, full precision, empty where a column does not apply."""
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(records)
 
 
 def _percent(value: float | None) -> str:
