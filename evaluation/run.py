@@ -81,41 +81,44 @@ TASKS = {
 }
 
 
+# Every flag's help and default.
+OPTIONS: dict[str, tuple[str, str | None]] = {
+    "model": (f"one of {', '.join(MODELS)}", None),
+    "dataset": (f"one of {', '.join(TASKS)}", None),
+    "frames": ("aks (the selected keyframes) or uni (the model's own uniform frames)", None),
+    "checkpoint": ("weights: a folder or a hub name (default: the model's folder in ./checkpoints)", None),
+    "max_frames": ("frames a question (default: the paper's)", None),
+    "selection": ("aks: the selected frames (default: in ./selected_frames/<dataset>/blip)", None),
+    "labels": ("the label file (default: the data set's own in ./datasets/<dataset>)", None),
+    "videos": ("the folder of the videos (default: the data set's own)", None),
+    "short_selection": ("aks: strict shows short selections as they are, paper refills them", "strict"),
+    "output": ("folder for the results (default: <results>/<model>/<dataset>_<frames>_<max_frames>)", None),
+    "results": ("folder for the results of all rows (default: ./results)", "./results"),
+    "gpus": ("how many GPUs, 0 for the CPU (default: all)", None),
+    "limit": ("only the first questions, for a try", None),
+    "model_args": ("more model arguments for lmms-eval, comma-separated", None),
+}
+
+
 def parse_arguments() -> argparse.Namespace:
     """Flags, else the environment variables of the same names, else the defaults; resolved for the model."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,  # tells flags that are given from those that are not
     )
-    defaults: dict[str, str | None] = {}
-
-    def option(name: str, help: str, default: str | None = None) -> None:
+    for name, (help, _) in OPTIONS.items():
         parser.add_argument(f"--{name}", help=help)
-        defaults[name] = default
-
-    option("model", f"one of {', '.join(MODELS)}")
-    option("dataset", f"one of {', '.join(TASKS)}")
-    option("frames", "aks (the selected keyframes) or uni (the model's own uniform frames)")
-    option("checkpoint", "weights: a folder or a hub name (default: the model's folder in ./checkpoints)")
-    option("max_frames", "frames a question (default: the paper's)")
-    option("selection", "aks: the selected frames (default: in ./selected_frames/<dataset>/blip)")
-    option("labels", "the label file (default: the data set's own in ./datasets/<dataset>)")
-    option("videos", "the folder of the videos (default: the data set's own)")
-    option("short_selection", "aks: strict shows short selections as they are, paper refills them", "strict")
-    option("output", "folder for the results (default: <results>/<model>/<dataset>_<frames>_<max_frames>)")
-    option("results", "folder for the results of all rows (default: ./results)", "./results")
-    option("gpus", "how many GPUs, 0 for the CPU (default: all)")
-    option("limit", "only the first questions, for a try")
-    option("model_args", "more model arguments for lmms-eval, comma-separated")
     parser.add_argument("--check_only", action="store_true", help="check the inputs and stop")
-    args = parser.parse_args()
-    taken = []
-    for name, default in defaults.items():
-        if getattr(args, name) is None:
-            value = os.environ.get(name.upper())  # an empty one counts as none
-            setattr(args, name, value or default)
-            taken += [f"{name.upper()}={shlex.quote(value)}"] if value else []
+    flags = vars(parser.parse_args())
+    variables = {name: os.environ.get(name.upper()) for name in OPTIONS if name not in flags}
+    taken = {name: value for name, value in variables.items() if value}  # an empty one counts as none
     if taken:
-        print(f"taken from the environment: {' '.join(taken)}", file=sys.stderr)
+        settings = " ".join(f"{name.upper()}={shlex.quote(value)}" for name, value in taken.items())
+        print(f"taken from the environment: {settings}", file=sys.stderr)
+    defaults = {name: default for name, (_, default) in OPTIONS.items()}
+    args = argparse.Namespace(**{"check_only": False, **defaults, **taken, **flags})
 
     for name, choices in (("model", MODELS), ("dataset", TASKS), ("frames", ("aks", "uni"))):
         if getattr(args, name) not in choices:
