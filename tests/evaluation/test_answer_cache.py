@@ -76,13 +76,13 @@ class World:
         arguments = {**self.arguments, "use_topk": use_topk, "answers": self.folder / "answers", **arguments}
         model = self.model(**arguments)
         model.task_dict = {self.task: {"test": self.docs}}
-        given = model.generate_until(
+        answers = model.generate_until(
             [
                 Request((prompt, self.generation, lambda doc: [str(doc["video"])], index, self.task, "test"))
                 for index, prompt in enumerate(self.prompts)
             ]
         )
-        assert given == self.prompts
+        assert answers == self.prompts
         return model.asked
 
 

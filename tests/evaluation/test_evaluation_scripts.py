@@ -126,8 +126,10 @@ def test_a_documented_script_ends_in_a_results_file(world, tmp_path, model, data
     assert config["model"] == model
     assert f"use_topk={frames == 'aks'}" in config["model_args"]
     assert [sample["doc_id"] for sample in samples_in(output)] == [0, 1]
-    told = "1 of 2 questions have fewer: they are shown as selected" if frames == "aks" else "uniform frames"
-    assert told in done.stderr
+    expected = (
+        "1 of 2 questions have fewer: they are shown as selected" if frames == "aks" else "uniform frames"
+    )
+    assert expected in done.stderr
     assert "| all " in done.stdout  # the report by group
     assert not (labels.parent / "include_frame_idx.json").exists()  # merged beside the results
 
@@ -152,7 +154,7 @@ def test_all_that_is_wrong_is_told_at_once_before_anything_loads(world, tmp_path
     assert done.returncode == 2
     taken, *lines = done.stderr.strip().split("\n")
     assert taken.startswith(f"taken from the environment: CHECKPOINT={checkpoint} SELECTION=")
-    told = [
+    expected = [
         "selected for 4 frames a question, the model is to show 64",
         "2 of 2 videos are not there (a.mp4, b.mp4)",
         "holds a qwen2_vl model, llava_vid needs llava",
@@ -160,8 +162,8 @@ def test_all_that_is_wrong_is_told_at_once_before_anything_loads(world, tmp_path
         "no weights",
         "5 problems above; nothing was evaluated",
     ]
-    assert len(lines) == len(told)
-    for line, text in zip(lines, told, strict=True):
+    assert len(lines) == len(expected)
+    for line, text in zip(lines, expected, strict=True):
         assert line.startswith("error: ") and text in line
     assert not (tmp_path / "out").exists()
 
@@ -181,7 +183,7 @@ def test_all_that_is_wrong_is_told_at_once_before_anything_loads(world, tmp_path
     ],
 )
 def test_a_mistake_is_named(world, flags, complaint):
-    given = {
+    options = {
         "--model": "qwen2_vl",
         "--dataset": "longvideobench",
         "--frames": "aks",
@@ -193,7 +195,7 @@ def test_a_mistake_is_named(world, flags, complaint):
         "--gpus": "0",
         flags[0]: flags[1],
     }
-    flags = [part for pair in given.items() for part in pair]
+    flags = [part for pair in options.items() for part in pair]
     command = [forkserver.python("lmms_eval"), ROOT / "evaluation/run.py", *flags, "--check_only"]
     done = run(command, environment(world))
     assert done.returncode == 2
@@ -279,8 +281,8 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(world, tmp_path):
     process.wait()
     process.stderr.close()
     assert not results_in(tmp_path / "out")
-    [kept] = (tmp_path / "out/answers").glob("rank*.jsonl")
-    kept.write_bytes(kept.read_bytes() + b'\n{"key": "cut sho')
+    [answers] = (tmp_path / "out/answers").glob("rank*.jsonl")
+    answers.write_bytes(answers.read_bytes() + b'\n{"key": "cut sho')
 
     done = run(command, environment(world))
     assert done.returncode == 0, done.stderr[-3000:]
@@ -319,10 +321,10 @@ def test_reproduce_table1_runs_the_rows_that_it_can(world, tmp_path):
 
 
 def test_the_command_is_told_before_it_runs(tmp_path, monkeypatch):
-    told = tmp_path / "told.txt"
+    captured = tmp_path / "told.txt"
 
     def ends(command, env):
-        assert told.read_text() == f"$ {shlex.join(command)}\n"
+        assert captured.read_text() == f"$ {shlex.join(command)}\n"
         assert env["PYTHONWARNINGS"] == "once,ignore:Failed to load image Python extension"
         return subprocess.CompletedProcess(command, 3)
 
@@ -330,7 +332,7 @@ def test_the_command_is_told_before_it_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", list(map(str, command[1:])))
     monkeypatch.setenv("PYTHONWARNINGS", "once")
     monkeypatch.setattr(subprocess, "run", ends)
-    with told.open("w") as stdout:  # a file, which is buffered
+    with captured.open("w") as stdout:  # a file, which is buffered
         monkeypatch.setattr(sys, "stdout", stdout)
         assert evaluation.run.main() == 1  # not 3
 

@@ -173,11 +173,11 @@ def test_short_selections_are_shown_as_selected_and_counted(llava, checkpoint, l
 
 @both
 @pytest.mark.parametrize(
-    ("use_topk", "told"),
+    ("use_topk", "consequence"),
     [(True, "keyframes selected elsewhere by its numbers may be others"), (False, "are what it shows")],
 )
 def test_questions_are_counted_in_whose_videos_decord_shows_other_frames(
-    llava, assets, checkpoint, labels, tmp_path, monkeypatch, capsys, use_topk, told
+    llava, assets, checkpoint, labels, tmp_path, monkeypatch, capsys, use_topk, consequence
 ):
     shutil.copytree(assets / "videos", tmp_path / "videos")
     write_numbered_video(
@@ -188,7 +188,9 @@ def test_questions_are_counted_in_whose_videos_decord_shows_other_frames(
     if use_topk:
         assert evaluation.shown() == dict(enumerate(KEYFRAMES))
     log = capsys.readouterr().err
-    assert "in the videos of 1 questions decord shows other frames than players: " in log and told in log
+    assert (
+        "in the videos of 1 questions decord shows other frames than players: " in log and consequence in log
+    )
 
 
 @both
@@ -309,11 +311,11 @@ def tokenizer(assets):
 def test_a_generation_ends_with_the_keyword(keyword, tokenizer):
     from evaluation.mm_utils import StopOnKeywords
 
-    wanted = f"B. ## is no sign{keyword}"
+    expected = f"B. ## is no sign{keyword}"
     prompt = torch.tensor([tokenizer("a long prompt that says ### itself").input_ids])
-    generate = force_tokens(tokenizer(f"{wanted} nor {keyword}").input_ids)
+    generate = force_tokens(tokenizer(f"{expected} nor {keyword}").input_ids)
 
-    assert tokenizer.decode(generate(StopOnKeywords([keyword], tokenizer, prompt))) == wanted
+    assert tokenizer.decode(generate(StopOnKeywords([keyword], tokenizer, prompt))) == expected
 
 
 @pytest.mark.parametrize("keywords", [[""], []])
@@ -551,7 +553,7 @@ def run_command(
     flags: tuple[str, ...] = (),
 ) -> subprocess.CompletedProcess:
     """``python -m lmms_eval`` on keyframes; results and recorded calls go into ``folder``."""
-    given = [
+    model_args = [
         f"pretrained={assets / 'llava_video_7b'}",
         llava.arguments,
         "use_topk=True",
@@ -559,7 +561,7 @@ def run_command(
     ]
     return run_lmms_eval(
         llava.name,
-        ",".join([*given, *arguments]),
+        ",".join([*model_args, *arguments]),
         TASK,
         folder / "results",
         *flags,

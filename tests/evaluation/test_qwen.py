@@ -309,12 +309,12 @@ def qwen_video(
 def process(video: str, metadata: bool = False, **element: Any) -> tuple[Any, dict[str, Any]]:
     """What qwen-vl-utils makes of a video: the video (with metadata), and arguments for the processor."""
     part = {"type": "video", "video": video, "min_pixels": 3136, "max_pixels": 602112, **element}
-    _, videos, told = process_vision_info(
+    _, videos, video_kwargs = process_vision_info(
         [{"role": "user", "content": [part]}],
         return_video_kwargs=True,
         return_video_metadata=metadata,
     )
-    return videos[0], told
+    return videos[0], video_kwargs
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
@@ -358,9 +358,9 @@ def test_the_sampling_rate_is_the_shown_frames_over_the_duration(question, asset
     name, keyframes = QUESTIONS[question]
     wrap_readers()
 
-    _, told = process(qwen_video(assets / "videos" / name, keyframes))
+    _, video_kwargs = process(qwen_video(assets / "videos" / name, keyframes))
 
-    assert told["fps"] == [pytest.approx(len(keyframes) / (FRAMES[name] / FPS[name]))]
+    assert video_kwargs["fps"] == [pytest.approx(len(keyframes) / (FRAMES[name] / FPS[name]))]
 
 
 def test_the_sampling_rate_of_as_many_uniform_frames_is_the_same(assets):
@@ -378,8 +378,8 @@ def test_qwen3s_prompt_tells_the_keyframes_true_times(asked):
         times = (
             np.array(in_pairs(keyframes)).reshape(-1, 2) / FPS[name]
         )  # one time for a pair of frames: its middle
-        told = re.findall(r"<([\d.]+) seconds><\|vision_start\|>", prompt_of(calls[question]))
-        assert told == [f"{time:.1f}" for time in times.mean(axis=1)], question
+        seconds = re.findall(r"<([\d.]+) seconds><\|vision_start\|>", prompt_of(calls[question]))
+        assert seconds == [f"{time:.1f}" for time in times.mean(axis=1)], question
 
 
 @needs_qwen3
@@ -387,8 +387,8 @@ def test_qwen3s_prompt_tells_the_refilled_frames_times(assets, labels):
     calls = calls_of(QWEN3, assets, "use_topk=True", "short_selection=paper", generate=answer_nothing)
 
     times = np.array(linspace("long.mp4")).reshape(-1, 2) / FPS["long.mp4"]
-    told = re.findall(r"<([\d.]+) seconds>", prompt_of(calls[3]))
-    assert told == [f"{time:.1f}" for time in times.mean(axis=1)]
+    seconds = re.findall(r"<([\d.]+) seconds>", prompt_of(calls[3]))
+    assert seconds == [f"{time:.1f}" for time in times.mean(axis=1)]
 
 
 # How large the frames are
@@ -499,11 +499,11 @@ def test_every_reader_reads_a_path_with_frames_at_its_frames(name, assets, monke
 def test_an_ordinary_path_is_read_as_before(name, assets, monkeypatch):
     use_reader(monkeypatch, name)
     path = str(assets / "videos/short.mp4")
-    (before, metadata), told = process(path, metadata=True)
+    (before, metadata), video_kwargs = process(path, metadata=True)
     wrap_readers()
-    (after, metadata_after), told_after = process(path, metadata=True)
+    (after, metadata_after), video_kwargs_after = process(path, metadata=True)
 
-    assert torch.equal(before, after) and told == told_after
+    assert torch.equal(before, after) and video_kwargs == video_kwargs_after
     assert list(metadata["frames_indices"]) == list(metadata_after["frames_indices"])
 
 
@@ -663,8 +663,8 @@ def test_the_prompts_subtitles_are_spoken_at_the_frames_shown(qwen, use_topk, as
     for question, call in calls.items():
         fps = FPS[VIDEOS[question]]
         seconds = sorted({frame_index // fps for frame_index in frames_of(call, qwen.patch_size)})
-        spoken = re.findall(r"said in second (\d+)", prompt_of(call))
-        assert spoken == list(map(str, seconds)), question
+        found = re.findall(r"said in second (\d+)", prompt_of(call))
+        assert found == list(map(str, seconds)), question
     assert len(calls) == 3
 
 

@@ -159,9 +159,9 @@ def test_the_published_numbers():
         ("llava_vid", 64): (58.9, 62.7, 64.4, 65.3),
     }
 
-    def accuracies(table: str, **wanted) -> tuple[float, float]:
+    def accuracies(table: str, **row_fields) -> tuple[float, float]:
         rows = published[table]["rows"]
-        (row,) = (row for row in rows if all(row[name] == value for name, value in wanted.items()))
+        (row,) = (row for row in rows if all(row[name] == value for name, value in row_fields.items()))
         return row["longvideobench"], row["videomme"]
 
     assert accuracies("strategies", strategy="top") == (62.4, 63.7)
@@ -184,12 +184,12 @@ def test_the_published_numbers():
     }
     assert all("2502.21271" in published[name]["source"] for name in lengths)
     # Where the tables overlap they agree.
-    for table, wanted in [
+    for table, row_fields in [
         ("strategies", {"strategy": "ada"}),
         ("scorers", {"frames": 64, "scorer": "blip"}),
         ("candidate_rates", {"frames": 64, "candidates_per_second": 1}),
     ]:
-        assert accuracies(table, **wanted) == (62.7, 65.3)
+        assert accuracies(table, **row_fields) == (62.7, 65.3)
 
 
 def test_known_counts(tmp_path, run_tables):
@@ -703,7 +703,7 @@ def test_a_run_s_results_are_told_from_earlier_ones_whatever_the_file_server_s_c
     os.utime(write_run(tmp_path, [True]), (clock_s, clock_s))
     before = results_files(tmp_path)
     assert evaluate(tmp_path, 1, before) == 1
-    assert "wrote no results file" in (told := capsys.readouterr().err) and told.count("\n") == 1
+    assert "wrote no results file" in (stderr := capsys.readouterr().err) and stderr.count("\n") == 1
     os.utime(write_run(tmp_path, [True, False], date="20260202_000000"), (500, 500))
     assert evaluate(tmp_path, 2, before) == 0
     assert "50.00" in capsys.readouterr().out

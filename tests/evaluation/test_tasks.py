@@ -181,14 +181,14 @@ def many_cases() -> list[tuple[int, float, int]]:
 def test_a_models_rule_is_what_its_upstream_reads(model, colour_reader):
     compared = 0
     for frames, fps, budget in many_cases():
-        given = UNIFORM_RULES[RULES[model]](frames, fps, budget)
+        frame_indices = UNIFORM_RULES[RULES[model]](frames, fps, budget)
         try:
             expected = colours(upstream_frames(model, f"{frames}_{fps}.mp4", budget))
         except RuntimeError:  # qwen-vl-utils cannot sample it, and turns to torchvision, which finds no file
             shown = min(frames, budget)
             assert model == "qwen3_vl" and (shown == 1 or (shown % 4 == 3 and shown == frames))
             continue
-        assert given.tolist() == expected, (frames, fps, budget)
+        assert frame_indices.tolist() == expected, (frames, fps, budget)
         compared += 1
     assert compared > 90
 
@@ -378,7 +378,7 @@ CHOSEN = {"long": [1, 45, 46, 600, 601, 1023], "short": [23, 24, 149], "few": [4
 
 
 @pytest.fixture
-def spoken(videos, tmp_path, monkeypatch) -> Path:
+def subtitled(videos, tmp_path, monkeypatch) -> Path:
     """Labels of a question a video, with keyframes and a subtitle line for every half second."""
     monkeypatch.setenv("AKS_VIDEOMME_VIDEOS", str(videos))
     monkeypatch.setenv("AKS_VIDEOMME_SUBTITLES", str(tmp_path / "subtitle"))
@@ -404,27 +404,27 @@ def lines_at(video: str, frame_indices: list[int]) -> list[int]:
 
 
 @models
-def test_subtitles_are_those_at_the_keyframes(model, spoken, monkeypatch, tmp_path):
-    set_frame_num(spoken, True, BUDGET)
+def test_subtitles_are_those_at_the_keyframes(model, subtitled, monkeypatch, tmp_path):
+    set_frame_num(subtitled, True, BUDGET)
 
-    told = subtitle_lines(spoken, model, monkeypatch, tmp_path)
-    assert told == {video: lines_at(video, frame_indices) for video, frame_indices in CHOSEN.items()}
+    lines = subtitle_lines(subtitled, model, monkeypatch, tmp_path)
+    assert lines == {video: lines_at(video, frame_indices) for video, frame_indices in CHOSEN.items()}
 
 
 @models
 def test_subtitles_are_those_at_the_uniform_frames_of_the_models_upstream(
-    model, spoken, videos, monkeypatch, tmp_path
+    model, subtitled, videos, monkeypatch, tmp_path
 ):
-    set_frame_num(spoken, False, BUDGET)
+    set_frame_num(subtitled, False, BUDGET)
 
-    told = subtitle_lines(spoken, model, monkeypatch, tmp_path)
+    lines = subtitle_lines(subtitled, model, monkeypatch, tmp_path)
     for video in VIDEOS:
         shown = read_frame_indices(upstream_frames(model, str(videos / f"{video}.mp4"), BUDGET))
-        assert told[video] == lines_at(video, shown), video
+        assert lines[video] == lines_at(video, shown), video
 
 
-def test_a_line_is_told_from_its_first_frame_to_the_one_before_its_end(spoken, monkeypatch, tmp_path):
-    set_frame_num(spoken, True, BUDGET)
+def test_a_line_is_told_from_its_first_frame_to_the_one_before_its_end(subtitled, monkeypatch, tmp_path):
+    set_frame_num(subtitled, True, BUDGET)
     lines = [(0.5, 1.5, "line 1"), (1.5, 2.0, "line 2"), (2.0, 20.0, "line 3"), (19.5, 20.5, "line 4")]
     write_subtitles(tmp_path / "subtitle/long.srt", lines)
 
@@ -438,14 +438,14 @@ def test_a_line_is_told_from_its_first_frame_to_the_one_before_its_end(spoken, m
         ([600, 614], [4]),
         ([615], []),
     ):
-        change_entry(spoken, 0, frame_idx=frames)
-        assert subtitle_lines(spoken, "qwen2_vl", monkeypatch, tmp_path)["long"] == expected, frames
+        change_entry(subtitled, 0, frame_idx=frames)
+        assert subtitle_lines(subtitled, "qwen2_vl", monkeypatch, tmp_path)["long"] == expected, frames
 
 
-def test_the_prompt_with_subtitles_is_upstreams(spoken, videos, monkeypatch, tmp_path):
-    set_frame_num(spoken, False, BUDGET)
+def test_the_prompt_with_subtitles_is_upstreams(subtitled, videos, monkeypatch, tmp_path):
+    set_frame_num(subtitled, False, BUDGET)
     task, docs = load_task(
-        "videomme_w_subtitle_aks", monkeypatch, tmp_path, "llava_onevision", VIDEOMME_LABELS=spoken
+        "videomme_w_subtitle_aks", monkeypatch, tmp_path, "llava_onevision", VIDEOMME_LABELS=subtitled
     )
     home = tmp_path / "home" / upstream_videomme.cache_name
     home.mkdir(parents=True)
@@ -461,11 +461,11 @@ def test_the_prompt_with_subtitles_is_upstreams(spoken, videos, monkeypatch, tmp
         assert sorted(ours.splitlines()) == sorted(upstreams.splitlines())
 
 
-def test_a_video_without_subtitles_says_so(spoken, monkeypatch, tmp_path):
-    set_frame_num(spoken, True, BUDGET)
+def test_a_video_without_subtitles_says_so(subtitled, monkeypatch, tmp_path):
+    set_frame_num(subtitled, True, BUDGET)
     (tmp_path / "subtitle/few.srt").unlink()
     task, docs = load_task(
-        "videomme_w_subtitle_aks", monkeypatch, tmp_path, "qwen2_vl", VIDEOMME_LABELS=spoken
+        "videomme_w_subtitle_aks", monkeypatch, tmp_path, "qwen2_vl", VIDEOMME_LABELS=subtitled
     )
 
     assert task.doc_to_text(docs[2]).startswith(
@@ -485,9 +485,9 @@ def test_every_model_of_ours_has_its_rule():
 
 
 @pytest.mark.parametrize("use_topk", [True, False])
-def test_a_model_that_shows_the_frames_of_the_subtitles_is_asked(spoken, use_topk, monkeypatch):
-    set_frame_num(spoken, use_topk, BUDGET)
-    monkeypatch.setenv("AKS_VIDEOMME_LABELS", str(spoken))
+def test_a_model_that_shows_the_frames_of_the_subtitles_is_asked(subtitled, use_topk, monkeypatch):
+    set_frame_num(subtitled, use_topk, BUDGET)
+    monkeypatch.setenv("AKS_VIDEOMME_LABELS", str(subtitled))
     model = Model(use_topk=use_topk)
 
     results = evaluate(model, "model", "videomme_w_subtitle_aks")
@@ -496,7 +496,7 @@ def test_a_model_that_shows_the_frames_of_the_subtitles_is_asked(spoken, use_top
 
 
 @pytest.mark.parametrize(
-    ("told", "model"),
+    ("subtitles", "model"),
     [
         ({"use_topk": False}, {"use_topk": True}),
         ({"use_topk": True}, {"use_topk": False}),
@@ -504,30 +504,30 @@ def test_a_model_that_shows_the_frames_of_the_subtitles_is_asked(spoken, use_top
         ({"use_topk": False}, {"use_topk": False, "max_frames_num": 16}),
     ],
 )
-def test_subtitles_of_other_frames_than_the_models_are_refused(spoken, told, model, monkeypatch):
-    set_frame_num(spoken, **{"frame_num": BUDGET, **told})
-    monkeypatch.setenv("AKS_VIDEOMME_LABELS", str(spoken))
+def test_subtitles_of_other_frames_than_the_models_are_refused(subtitled, subtitles, model, monkeypatch):
+    set_frame_num(subtitled, **{"frame_num": BUDGET, **subtitles})
+    monkeypatch.setenv("AKS_VIDEOMME_LABELS", str(subtitled))
 
     line = refusal("videomme_w_subtitle_aks", **model)
     assert (
-        f"its subtitles are those of use_topk={told['use_topk']}, frame_num={told.get('frame_num', 8)}"
+        f"its subtitles are those of use_topk={subtitles['use_topk']}, frame_num={subtitles.get('frame_num', 8)}"
         in line
     )
-    wanted = f"--use_topk {model['use_topk']} --frame_num {model.get('max_frames_num', 8)}"
-    assert f"run evaluation/insert_frame_num.py {wanted}" in line
+    flags = f"--use_topk {model['use_topk']} --frame_num {model.get('max_frames_num', 8)}"
+    assert f"run evaluation/insert_frame_num.py {flags}" in line
 
 
-def test_subtitles_of_keyframes_are_refused_where_uniform_frames_take_their_place(spoken, monkeypatch):
-    set_frame_num(spoken, True, BUDGET)
-    monkeypatch.setenv("AKS_VIDEOMME_LABELS", str(spoken))
+def test_subtitles_of_keyframes_are_refused_where_uniform_frames_take_their_place(subtitled, monkeypatch):
+    set_frame_num(subtitled, True, BUDGET)
+    monkeypatch.setenv("AKS_VIDEOMME_LABELS", str(subtitled))
 
     line = refusal("videomme_w_subtitle_aks", use_topk=True, short_selection="paper")
     assert "question 001-1: short_selection=paper shows uniform frames" in line
 
 
-def test_subtitles_of_a_rule_that_an_argument_changes_are_refused(spoken, monkeypatch):
-    set_frame_num(spoken, False, BUDGET)
-    monkeypatch.setenv("AKS_VIDEOMME_LABELS", str(spoken))
+def test_subtitles_of_a_rule_that_an_argument_changes_are_refused(subtitled, monkeypatch):
+    set_frame_num(subtitled, False, BUDGET)
+    monkeypatch.setenv("AKS_VIDEOMME_LABELS", str(subtitled))
 
     assert "uniform frames without fps=1" in refusal("videomme_w_subtitle_aks", fps=1)
 
@@ -545,9 +545,9 @@ def test_the_arguments_that_change_a_models_rule_are_known(model, arguments):
         ours.upstream_default(argument)  # which raises where upstream has none of that name
 
 
-def test_subtitles_without_a_word_on_the_frames_are_refused(spoken, monkeypatch, tmp_path):
+def test_subtitles_without_a_word_on_the_frames_are_refused(subtitled, monkeypatch, tmp_path):
     with pytest.raises(EvaluationError, match=r"no 'frame_num'.*python evaluation/insert_frame_num\.py"):
-        load_task("videomme_w_subtitle_aks", monkeypatch, tmp_path, VIDEOMME_LABELS=spoken)
+        load_task("videomme_w_subtitle_aks", monkeypatch, tmp_path, VIDEOMME_LABELS=subtitled)
 
 
 @pytest.mark.parametrize("task", ["videomme_aks", "videomme_w_subtitle_aks"])
@@ -561,13 +561,13 @@ def test_subtitles_without_a_word_on_the_frames_are_refused(spoken, monkeypatch,
     ],
 )
 def test_a_category_that_the_aggregation_does_not_know_is_refused_up_front(
-    task, field, value, spoken, monkeypatch, tmp_path
+    task, field, value, subtitled, monkeypatch, tmp_path
 ):
-    set_frame_num(spoken, True, BUDGET)
-    change_entry(spoken, 1, **{field: value})
+    set_frame_num(subtitled, True, BUDGET)
+    change_entry(subtitled, 1, **{field: value})
 
     with pytest.raises(EvaluationError, match=re.escape(f"entry 1: {field} is {value!r}, which lmms-eval's")):
-        load_task(task, monkeypatch, tmp_path, VIDEOMME_LABELS=spoken)
+        load_task(task, monkeypatch, tmp_path, VIDEOMME_LABELS=subtitled)
 
 
 def test_every_category_of_the_real_labels_is_known(reference, monkeypatch, tmp_path):
