@@ -509,10 +509,8 @@ def test_subtitles_of_other_frames_than_the_models_are_refused(subtitled, subtit
     monkeypatch.setenv("AKS_VIDEOMME_LABELS", str(subtitled))
 
     line = refusal("videomme_w_subtitle_aks", **model)
-    assert (
-        f"its subtitles are those of use_topk={subtitles['use_topk']}, frame_num={subtitles.get('frame_num', 8)}"
-        in line
-    )
+    frame_num = subtitles.get("frame_num", BUDGET)
+    assert f"its subtitles are those of use_topk={subtitles['use_topk']}, frame_num={frame_num}" in line
     flags = f"--use_topk {model['use_topk']} --frame_num {model.get('max_frames_num', 8)}"
     assert f"run evaluation/insert_frame_num.py {flags}" in line
 
