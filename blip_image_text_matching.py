@@ -1,13 +1,13 @@
-"""BLIP image-text matching for a LAVIS checkout, with a head that gives the embedding itself.
+"""BLIP image-text matching for a LAVIS checkout, with one more head, which returns the pairs' embedding.
 
-Put this file in place of ``lavis/models/blip_models/blip_image_text_matching.py``, or import it where
-LAVIS is installed: either way LAVIS's ``load_model("blip_image_text_matching", ...)`` then builds the
-class below, from the same configurations and checkpoints. Heads, for n images and n texts:
+Put this file in place of ``lavis/models/blip_models/blip_image_text_matching.py``, or import it where LAVIS
+is installed. Either way LAVIS's ``load_model("blip_image_text_matching", ...)`` then builds the class below
+from the same configurations and checkpoints. Its heads, for n images and n texts:
 
     ``itm``    (n, 2) logits of the pairs; softmax, column 1, is the probability of a match
     ``itc``    (n, n) cosines of projected images and texts
-    ``itm-e``  (n, 768) the [ENC] vector after cross-attention with the image, which ``itm`` classifies.
-               It is bound to its text: it cannot score another question.
+    ``itm-e``  (n, 768) [ENC] vectors after cross-attention with the images, which ``itm`` classifies. Such a
+               vector depends on its text and cannot score another question.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class BlipITM(BlipBase):
         image_encoder: vision transformer with a ``vision_width``.
         text_encoder: BERT with cross-attention.
         embed_dim: width of the contrastive projections.
-        max_txt_len: tokens a text is cut at.
+        max_txt_len: most tokens of a text; the rest is cut.
     """
 
     PRETRAINED_MODEL_CONFIG_DICT = {  # noqa: RUF012 (LAVIS's name and type)
@@ -100,7 +100,7 @@ class BlipITM(BlipBase):
         encoder_input_ids: torch.Tensor,
         match_head: str = "itm",
     ) -> torch.Tensor:
-        """Rank texts that carry a prompt of three tokens, as LAVIS's Img2Prompt asks for.
+        """Rank texts that begin with a prompt of three tokens, which LAVIS's Img2Prompt needs.
 
         Args:
             image_embeds: vision tokens (n, 577, width).
@@ -151,9 +151,9 @@ def compute_gradcam(
     tokenized_text: Any,
     block_num: int = 6,
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Where the match comes from: attention maps weighted by their positive gradients.
+    """Show which image patches make a text match: attention maps weighted by their positive gradients.
 
-    LAVIS's PNP-VQA and Img2Prompt import this function from here.
+    LAVIS's PNP-VQA and Img2Prompt import this function from this module.
 
     Args:
         model: matching model.
@@ -163,8 +163,8 @@ def compute_gradcam(
         block_num: text layer whose cross-attention is read.
 
     Returns:
-        A map of (length + 1, rows, columns) an image ([ENC], the mean over the text's tokens, every
-        later token), and the ``itm`` logits (n, 2).
+        For each image the maps (length + 1, rows, columns) of [ENC], of the mean over the text's tokens, and
+        of every later token; and the ``itm`` logits (n, 2).
     """
     attention = model.text_encoder.encoder.layer[block_num].crossattention.self
     attention.save_attention = True
@@ -185,12 +185,12 @@ def compute_gradcam(
     return results, output
 
 
-# Not registry.register_model, which refuses a name that LAVIS's own class may hold already.
+# registry.register_model would refuse a name that LAVIS's own class has taken already.
 registry.mapping["model_name_mapping"]["blip_image_text_matching"] = BlipITM
 
 if not __name__.startswith("lavis."):
     import decord
 
-    # Importing LAVIS makes decord return torch tensors in the whole process. Inside LAVIS its own
-    # readers want that; beside it, others expect decord's arrays.
+    # Importing LAVIS makes decord return torch tensors in the whole process. LAVIS's readers need that; where
+    # this file lies outside LAVIS, other readers expect decord's own arrays.
     decord.bridge.set_bridge("native")

@@ -38,7 +38,7 @@ def main() -> int:
         assemble(summary, labels, run, args.allow_missing)
     else:
         summary = work(
-            cli.load_scorer_from_args(args), allow_missing=args.allow_missing, **cli.decode_config(args)
+            cli.load_scorer_from_args(args), allow_missing=args.allow_missing, **cli.decode_settings(args)
         )
     status = cli.print_summary(summary, "scored")
     if summary.complete:
@@ -47,7 +47,7 @@ def main() -> int:
         )
         if summary.empty_questions:
             print(f"  {summary.empty_questions} questions of failed videos have empty lists")
-    elif summary.settled:
+    elif not summary.unfinished:
         print(
             f"scores.json not written: see {run.folder}/failures.json; mend the videos and run again, or add "
             "--allow_missing"

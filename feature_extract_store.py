@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aks import cli, errors
+from aks.scorers import DTYPES
 
 if TYPE_CHECKING:
     from aks.extraction.api import Summary
@@ -25,7 +26,7 @@ def main() -> int:
         help="blip: patch (default; the vision tokens that scoring needs), itc (256 values), or itm-e (the "
         "reference's vectors, bound to the label file's questions)",
     )
-    parser.add_argument("--feature_dtype", choices=cli.DTYPES, help="type on disk (default: --dtype's)")
+    parser.add_argument("--feature_dtype", choices=DTYPES, help="type on disk (default: --dtype's)")
     args = parser.parse_args()
     if args.blip_features and args.extract_feature_model != "blip":
         raise errors.UserError("--blip_features goes with --extract_feature_model blip")
@@ -33,31 +34,31 @@ def main() -> int:
     labels = cli.load_labels_from_args(args)
 
     from aks.extraction.api import store_features
-    from aks.extraction.feature_store import FRAME_FEATURES, PER_QUESTION, FeatureFiles, FeatureStore
+    from aks.extraction.feature_store import FRAME_FEATURES, PER_QUESTION, FeatureDir, FeatureStore
 
-    bound = args.blip_features == "itm-e"
+    is_per_question = args.blip_features == "itm-e"
     # Kinds of features do not mix, so each has a folder of its own name.
     name = args.extract_feature_model + {"itc": "-itc", "itm-e": "-itm-e-question-bound"}.get(
         args.blip_features, ""
     )
     folder = Path(args.output_file).absolute() / args.dataset_name / name
 
-    def store(scorer: Scorer, **reading: Any) -> Summary:
-        if bound and not hasattr(scorer, "bind"):
+    def store(scorer: Scorer, **settings: Any) -> Summary:
+        if is_per_question and not hasattr(scorer, "cross_encode"):
             raise errors.UserError("--blip_features itm-e goes with --backend transformers")
         stored_type = args.feature_dtype or str(scorer.dtype).removeprefix("torch.")
-        features = FeatureStore(folder, stored_type, PER_QUESTION if bound else FRAME_FEATURES)
-        return store_features(labels, scorer, features, **reading)
+        features = FeatureStore(folder, stored_type, PER_QUESTION if is_per_question else FRAME_FEATURES)
+        return store_features(labels, scorer, features, **settings)
 
-    run = FeatureFiles(folder)
+    run = FeatureDir(folder)
     if args.engine == "ray":
         summary = cli.run_on_ray(args, labels, run, store)
     else:
-        summary = store(cli.load_scorer_from_args(args), **cli.decode_config(args))
+        summary = store(cli.load_scorer_from_args(args), **cli.decode_settings(args))
     status = cli.print_summary(summary, "stored")
     size = sum(path.stat().st_size for path in run.parts.glob("[!.]*.safetensors"))
     print(f"{folder}: {size / 1e6:.1f} MB")
-    if not bound:
+    if not is_per_question:
         print(f"score them: python feature_extract.py --features {folder} ...")
     return status
 

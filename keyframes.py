@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 from aks import errors
-from aks.cli import add_worker_flags, at_least, count_workers, limit_threads
+from aks.cli import add_log_flags, add_worker_flags, at_least, count_workers, limit_threads
+from aks.console import configure_logging
 from aks.selection import STRATEGIES
 
 COMMENT = b"keyframe by aks"  # in the pictures, by which they are known again
@@ -40,6 +41,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--checkpoint", help="weights: a hub name or a folder (default: the model's own)")
     parser.add_argument("--device", help="cuda, cuda:N or cpu (default: cuda where there is one)")
     add_worker_flags(parser)
+    add_log_flags(parser)
     return parser.parse_args()
 
 
@@ -67,6 +69,7 @@ def earlier_pictures(folder: Path) -> list[Path]:
 def main() -> None:
     """Score the video, print the keyframes, write the pictures."""
     args = parse_arguments()
+    configure_logging(args.log_level)
     if any("\ud800" <= letter <= "\udfff" for letter in args.question):
         raise errors.UserError("the question holds bytes that are no UTF-8 text")
     if not args.question.strip():

@@ -6,12 +6,11 @@ Use it in one of two ways:
 - beside an installed ``salesforce-lavis``: ``import sevila`` registers the model.
 
 Then ``load_model_and_preprocess("sevila", "pretrain_flant5xl", ...)`` works as for LAVIS's own models.
-ViT-g and Flan-T5-XL load as for LAVIS's BLIP-2; ``sevila_pretrained.pth``, the localizer's training,
-is taken from the configuration's ``finetuned``, else from ``sevila_checkpoints/`` or ``checkpoints/``
-under the working directory, else downloaded. This file scores frames; SeViLA's answerer and its
-training need SeViLA's own.
+ViT-g and Flan-T5-XL load as for LAVIS's BLIP-2. The localizer's weights, ``sevila_pretrained.pth``, come from
+the configuration's ``finetuned``, else from ``sevila_checkpoints/`` or ``checkpoints/`` in the working
+directory, else from the web. This file scores frames; SeViLA's answerer and training need SeViLA's own file.
 
-Runs from Python 3.8 and torch 1.13 on, for SeViLA's environment, and needs nothing but LAVIS.
+It runs from Python 3.8 and torch 1.13 on, as SeViLA's environment has them, and needs nothing but LAVIS.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class SeViLA(Blip2T5):
     PRETRAINED_MODEL_CONFIG_DICT = {  # noqa: RUF012 (LAVIS's convention)
         "pretrain_flant5xl": "configs/models/blip2/blip2_pretrain_flant5xl.yaml",
     }
-    # SeViLA's own values; its max_txt_len overrides the configuration's.
+    # SeViLA's own values. They replace the configuration's max_txt_len.
     max_tokens = 77
     frame_prefix = "Frame: "
     yes_id = 4273
@@ -48,7 +47,7 @@ class SeViLA(Blip2T5):
     def __init__(self, **kwargs) -> None:
         """Build LAVIS's BLIP-2 (which loads ViT-g and T5); the localizer's weights come after."""
         super().__init__(**kwargs)
-        # Blip2T5 made exactly the localizer's parts; the checkpoint knows them by these names.
+        # Blip2T5 builds the same parts as the localizer has. The checkpoint names them with "_loc".
         for name in ("Qformer", "query_tokens", "t5_proj", "ln_vision"):
             part = getattr(self, name)
             delattr(self, name)
@@ -85,7 +84,7 @@ class SeViLA(Blip2T5):
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = state.get("model", state)
         own = self.state_dict()
-        # Buffers need not be there; vision tower and T5 are either there, or loaded already.
+        # Buffers may be missing, and so may vision tower and T5, which LAVIS has loaded already.
         needed = {key for key in own if "_loc" in key and not key.endswith("position_ids")}
         answerer = {key.replace("_loc", "", 1) for key in own if "_loc" in key}
         problems = {
@@ -101,7 +100,7 @@ class SeViLA(Blip2T5):
 
     def encode_frames(self, frames: torch.Tensor) -> torch.Tensor:
         """Frames (n, 3, 224, 224) to T5 inputs (n, 32, T5's width), for any question."""
-        # Float16 as LAVIS loads it for CUDA; on a CPU the vision tower must be in float32.
+        # LAVIS loads the vision tower in float16 for CUDA; on a CPU it must be in float32.
         half = self.visual_encoder.patch_embed.proj.weight.dtype == torch.float16
         with torch.autocast(frames.device.type, dtype=torch.float16, enabled=half):
             tokens = self.visual_encoder(frames)
@@ -123,7 +122,7 @@ class SeViLA(Blip2T5):
         """Logit of "yes" at the first decoding step, (n,) float32.
 
         Args:
-            features: what ``encode_frames`` gave, (n, 32, T5's width).
+            features: what ``encode_frames`` returns, (n, 32, T5's width).
             text_ids: token ids of one prompt, (1, length).
         """
         prefix = self.t5_tokenizer(self.frame_prefix, add_special_tokens=False, return_tensors="pt").input_ids
@@ -147,9 +146,9 @@ class SeViLA(Blip2T5):
         """Relevance of every frame to its video's question: the logit of "yes".
 
         Args:
-            samples: ``video``, frames as the image processor leaves them, (videos, frames, 3, 224,
-                224); ``loc_input``, the cleaned prompt, one text for all or a list of one a video.
-            frames_per_pass: bounds the memory.
+            samples: ``video``, preprocessed frames (videos, frames, 3, 224, 224); ``loc_input``, the cleaned
+                prompt, one text for all videos or a list with one for each.
+            frames_per_pass: frames that are scored at once, which bounds the memory.
 
         Returns:
             (videos, frames) float32, on the model's device.
@@ -167,22 +166,22 @@ class SeViLA(Blip2T5):
         return torch.stack(scores)
 
     def forward(self, samples: dict) -> torch.Tensor:
-        """The same as ``generate_score``."""
+        """Call ``generate_score``."""
         return self.generate_score(samples)
 
     def generate(self, *args, **kwargs) -> None:
-        """Not here: what SeViLA answers needs SeViLA's own model."""
+        """Raise an error: answering questions needs SeViLA's own model."""
         raise NotImplementedError("this model scores frames; for SeViLA's answers use SeViLA's own sevila.py")
 
     predict_answers = generate
 
 
-# Not registry.register_model, which refuses a name that a checkout's own class may hold already.
+# registry.register_model would refuse a name that a checkout's own class has taken already.
 registry.mapping["model_name_mapping"]["sevila"] = SeViLA
 
 if not __name__.startswith("lavis."):
     import decord
 
-    # Importing LAVIS makes decord return torch tensors in the whole process. Inside LAVIS its own
-    # readers want that; beside it, others expect decord's arrays.
+    # Importing LAVIS makes decord return torch tensors in the whole process. LAVIS's readers need that; where
+    # this file lies outside LAVIS, other readers expect decord's own arrays.
     decord.bridge.set_bridge("native")

@@ -3,10 +3,39 @@
 >>> import aks
 >>> aks.select_keyframes([0.1, 0.9, 0.2, 0.8], frames=[0, 24, 48, 72], budget=2, strategy="top")
 [24, 72]
+>>> aks.keyframes("talk.mp4", "When does the speaker show a bicycle?", budget=8)  # doctest: +SKIP
+[Keyframe(frame_index=1250, time_s=50.0, score=0.41), ...]
+
+The names below are the public API. Those that need torch or PyAV load them when they are first used.
 """
+
+import importlib
+from typing import Any
 
 from aks.errors import UserError, VideoError
 from aks.selection import select_keyframes
 
-__all__ = ["UserError", "VideoError", "__version__", "select_keyframes"]
+_MODULES = {
+    "Keyframe": "aks.extraction.api",
+    "LabelSet": "aks.labels",
+    "Question": "aks.labels",
+    "RunDir": "aks.run_dir",
+    "Video": "aks.video.reader",
+    "extract": "aks.extraction.api",
+    "find_keyframes": "aks.extraction.api",
+    "keyframes": "aks.extraction.api",
+    "load_labels": "aks.labels",
+    "load_scorer": "aks.scorers.base",
+    "store_features": "aks.extraction.api",
+}
+
+__all__ = ["UserError", "VideoError", "__version__", "select_keyframes", *_MODULES]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first used."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'aks' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_MODULES[name]), name)
+    return value

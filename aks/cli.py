@@ -1,32 +1,34 @@
-"""What the extraction scripts share: flags, loading, and the closing report."""
+"""The flags of the extraction scripts, what they load, and their closing summary."""
 
 from __future__ import annotations
 
 import argparse
 import functools
+import logging
 import math
 import os
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from aks.console import configure_logging
 from aks.errors import ArgumentParser, UserError
 from aks.labels import DATASETS, LabelSet, load_labels
+from aks.scorers import DTYPES, SCORERS
 
 if TYPE_CHECKING:  # torch takes seconds to load; a label mistake should not wait for it
     from aks.extraction.api import Summary
     from aks.run_dir import RunDir
     from aks.scorers.base import Scorer
 
-DTYPES = ("float32", "float16", "bfloat16")
-MODELS = ("blip", "clip", "sevila", "conse")
-# Flags that only some scorers take; passed on where given.
+
+# Flags that only some scorers take; they are passed on where given.
 SCORER_OPTIONS = ("blip_head", "truncation", "sevila_base")
 MAX_WORKERS = 16  # some 200 MB each; a GPU of today wants the frames of twice as many
 
 
 def at_least(minimum: float, kind: type = int) -> Callable[[str], float]:
-    """A type of flags: numbers from a least one on."""
+    """An argparse type: a number of a kind that is no less than a minimum."""
 
     def parse(text: str) -> float:
         try:
@@ -34,93 +36,96 @@ def at_least(minimum: float, kind: type = int) -> Callable[[str], float]:
         except ValueError:
             value = math.nan
         if not minimum <= value < math.inf:
-            what = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"{text}: must be {what}, {minimum:g} or more")
+            noun = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text}: must be {noun}, {minimum:g} or more")
         return value
 
     return parse
 
 
 def build_parser(description: str | None, output: str) -> argparse.ArgumentParser:
-    """The documented flags with the reference's defaults, and those of ours that both scripts have.
+    """The reference's flags with its defaults, and the flags that both extraction scripts add.
 
     Args:
         description: the script's.
         output: default of ``--output_file``.
     """
-    made = ArgumentParser(
+    parser = ArgumentParser(
         description=description,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    made.add_argument(
+    parser.add_argument(
         "--dataset_name", default="longvideobench", choices=DATASETS, help="whose questions and videos"
     )
-    made.add_argument(
+    parser.add_argument(
         "--dataset_path",
         help="folder of the data set (default: ./datasets/<dataset_name>; custom: the labels')",
     )
-    made.add_argument("--label_file", help="a label file in place of the data set's own (needed for custom)")
-    made.add_argument("--extract_feature_model", default="blip", choices=MODELS, help="who scores")
-    made.add_argument(
+    parser.add_argument(
+        "--label_file", help="a label file in place of the data set's own (needed for custom)"
+    )
+    parser.add_argument("--extract_feature_model", default="blip", choices=SCORERS, help="who scores")
+    parser.add_argument(
         "--checkpoint", help="weights: a hub name, a folder, or SeViLA's file (default: the model's own)"
     )
-    made.add_argument("--output_file", default=output, help="folder for the results")
-    made.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu")
-    made.add_argument("--dtype", choices=DTYPES, help="of the model (default: the original's)")
-    made.add_argument(
+    parser.add_argument("--output_file", default=output, help="folder for the results")
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the model (default: the original's)")
+    parser.add_argument(
         "--backend",
         default="transformers",
         choices=("transformers", "lavis"),
         help="lavis: the original code of blip and sevila",
     )
-    made.add_argument("--truncation", help="sevila: paper (default), or keep_prompt for long questions")
-    made.add_argument(
+    parser.add_argument("--truncation", help="sevila: paper (default), or keep_prompt for long questions")
+    parser.add_argument(
         "--sevila_base", help="sevila: folder or hub name of its ViT and T5 (BLIP-2 Flan-T5-XL)"
     )
-    made.add_argument(
+    parser.add_argument(
         "--batch_size",
         type=at_least(1),
         help="frames encoded at a time (default: 16; on a GPU what fits, up to 128)",
     )
-    made.add_argument(
+    parser.add_argument(
         "--decoder", default="auto", choices=("auto", "pyav", "decord"), help="who reads the videos"
     )
-    add_worker_flags(made)
-    made.add_argument(
+    add_worker_flags(parser)
+    add_log_flags(parser)
+    parser.add_argument(
         "--on_corrupt",
         default="skip",
         choices=("skip", "partial"),
         help="a video with frames that cannot be decoded: skip it, or partial: score the others",
     )
-    made.add_argument(
+    parser.add_argument(
         "--shard", metavar="I/N", help="do only share I of N, for job arrays (torchrun sets it by itself)"
     )
-    made.add_argument(
+    parser.add_argument(
         "--engine",
         default="local",
         choices=("local", "ray"),
         help="ray: on all GPUs or cores of a Ray cluster",
     )
-    made.add_argument(
+    parser.add_argument(
         "--ray_address", help="cluster to join (default: RAY_ADDRESS, else one on this machine)"
     )
-    made.add_argument(
+    parser.add_argument(
         "--ray_actors",
         type=at_least(1),
         help="models at work at a time (default: one a GPU, or one 8 cores)",
     )
-    return made
+    return parser
 
 
-def add_worker_flags(made: argparse.ArgumentParser) -> None:
-    """How many processes decode, and how long they may."""
-    made.add_argument(
+def add_worker_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for decoding processes and their time limit."""
+    parser.add_argument(
         "--workers",
         type=at_least(0),
         help="decoding processes; 0 decodes in the main process (default: cores - 1, from 1 to 16)",
     )
-    made.add_argument(
+    parser.add_argument(
         "--video_timeout",
         type=at_least(0.001, float),
         metavar="SECONDS",
@@ -128,17 +133,28 @@ def add_worker_flags(made: argparse.ArgumentParser) -> None:
     )
 
 
+def add_log_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that choose the log level, for :func:`aks.console.configure_logging`."""
+    group = parser.add_mutually_exclusive_group()
+    level = {"dest": "log_level", "action": "store_const", "default": logging.WARNING}
+    group.add_argument(
+        "--verbose", const=logging.DEBUG, help="log every finished video, and every restart", **level
+    )
+    group.add_argument("--quiet", const=logging.ERROR, help="no progress bars, no log lines", **level)
+
+
 def load_labels_from_args(args: argparse.Namespace) -> LabelSet:
     """Check the plain flags, then read the label file."""
-    decode_config(args)
+    configure_logging(args.log_level)
+    decode_settings(args)
     return load_labels(args.dataset_name, args.dataset_path, args.label_file)
 
 
-def decode_config(args: argparse.Namespace) -> dict[str, Any]:
-    """The flags that say how videos are read, as :class:`aks.extraction.api.DecodeConfig` takes them.
+def decode_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags that say how videos are read, as :class:`aks.extraction.config.DecodeConfig` takes them.
 
     Raises:
-        UserError: a value that cannot be.
+        UserError: flags that contradict one another.
     """
     workers = count_workers(args)
     _check_engine(args)
@@ -153,7 +169,7 @@ def decode_config(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def count_workers(args: argparse.Namespace) -> int:
-    """How many processes decode, by :func:`add_worker_flags` or this machine's cores.
+    """The number of decoding processes, by its flag or by this machine's cores.
 
     Raises:
         UserError: a time limit without workers.
@@ -165,21 +181,21 @@ def count_workers(args: argparse.Namespace) -> int:
 
 
 def count_cores() -> int:
-    """CPU cores for this process: as many as it may run on, and no more than a container's quota."""
+    """The CPU cores that this process may use, no more than its container's quota."""
     from loky import cpu_count
 
     return cpu_count()
 
 
 def limit_threads() -> None:
-    """Keep torch, which does not know of quotas, from starting more threads than there are cores."""
+    """Keep torch, which ignores quotas, from starting more threads than there are cores."""
     import torch
 
     torch.set_num_threads(min(torch.get_num_threads(), count_cores()))
 
 
 def default_workers(cores: int) -> int:
-    """Decoding processes for a model that has so many cores: one core is the model's."""
+    """The number of decoding processes beside a model on so many cores: one core is the model's."""
     return min(max(cores - 1, 1), MAX_WORKERS)
 
 
@@ -201,17 +217,17 @@ def run_on_ray(
         args: the script's flags.
         labels: the questions.
         run: where the parts go.
-        work: called on the actors with the scorer, ``videos``, and the settings of reading.
+        work: processes some videos; called on the actors with the scorer, ``videos`` and the decode settings.
     """
     from aks.extraction import ray_runner
 
     ray_runner.connect(args.ray_address)
-    layout = ray_runner.plan_actors(args.device.split(":")[0], args.ray_actors)
-    how = decode_config(args)
+    plan = ray_runner.plan_actors(args.device.split(":")[0], args.ray_actors)
+    settings = decode_settings(args)
     if args.workers is None:
-        how["workers"] = default_workers(layout.cpus)
-    make_scorer, work = functools.partial(load_scorer_from_args, args), functools.partial(work, **how)
-    return ray_runner.run(labels, run, make_scorer, work, layout)
+        settings["workers"] = default_workers(plan.cpus)
+    make_scorer = functools.partial(load_scorer_from_args, args)
+    return ray_runner.run(labels, run, make_scorer, functools.partial(work, **settings), plan)
 
 
 def torchrun_rank() -> tuple[int, int, int] | None:
@@ -224,15 +240,15 @@ def torchrun_rank() -> tuple[int, int, int] | None:
 
 
 def parse_shard(args: argparse.Namespace) -> tuple[int, int] | None:
-    """The share of the videos that this process does, from 1, and how many there are.
+    """The share of the videos that this process works on, from 1, and the number of shares.
 
     Raises:
-        UserError: no such share.
+        UserError: there is no such share.
     """
-    launched = torchrun_rank()
+    rank, world_size, _ = torchrun_rank() or (0, 1, 0)
     if args.shard is None:
-        return (launched[0] + 1, launched[1]) if launched and launched[1] > 1 else None
-    if launched and launched[1] > 1:
+        return (rank + 1, world_size) if world_size > 1 else None
+    if world_size > 1:
         raise UserError("--shard: torchrun shares the videos out by itself; leave it away")
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", args.shard)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
@@ -245,14 +261,16 @@ def load_scorer_from_args(args: argparse.Namespace) -> Scorer:
     from aks.scorers.base import load_scorer
 
     limit_threads()
-    given = {name: getattr(args, name, None) for name in SCORER_OPTIONS}
-    options = {name.removeprefix("sevila_"): value for name, value in given.items() if value is not None}
+    options = {
+        name.removeprefix("sevila_"): value
+        for name in SCORER_OPTIONS
+        if (value := getattr(args, name, None)) is not None
+    }
     device = args.device
-    launched = torchrun_rank()
-    if launched and device == "cuda":  # a GPU each; on a machine without any, as many processes
+    if (rank := torchrun_rank()) and device == "cuda":  # each process takes one GPU, or the CPU without GPUs
         import torch
 
-        device = f"cuda:{launched[2]}" if torch.cuda.is_available() else "cpu"
+        device = f"cuda:{rank[2]}" if torch.cuda.is_available() else "cpu"
     return load_scorer(
         args.extract_feature_model,
         checkpoint=args.checkpoint,
@@ -264,10 +282,10 @@ def load_scorer_from_args(args: argparse.Namespace) -> Scorer:
 
 
 def print_summary(summary: Summary, done: str) -> int:
-    """Say what was done, name every video that failed or lacks frames; the exit status.
+    """Print what was done and every video that failed or lacks frames; return the exit status.
 
-    Under torchrun the process that settles the last video tells the status of all, because torchrun
-    ends the others as soon as one fails.
+    Under torchrun only the process that resolves the last video reports failures by its status, because
+    torchrun ends all processes as soon as one fails.
     """
     print(
         f"{summary.videos} videos: {summary.scored} {done} now, {summary.reused} finished before, "
@@ -275,14 +293,14 @@ def print_summary(summary: Summary, done: str) -> int:
     )
     for failure in summary.failures:
         print(f"  failed: {failure['video']} ({len(failure['questions'])} questions): {failure['reason']}")
-    for loss in summary.partial:
-        lost, left = len(loss["lost_frames"]), loss["scored_frames"]
+    for record in summary.partial:
+        num_missing, num_scored = len(record["lost_frames"]), record["scored_frames"]
         print(
-            f"  partial: {loss['video']} ({len(loss['questions'])} questions): {lost} of {lost + left} "
-            f"candidate frames lost: {loss['reason']}"
+            f"  partial: {record['video']} ({len(record['questions'])} questions): {num_missing} of "
+            f"{num_missing + num_scored} candidate frames lost: {record['reason']}"
         )
-    if summary.elsewhere:
-        print(f"  {summary.elsewhere} videos are not finished yet: other processes' share, or in work there")
+    if summary.unfinished:
+        print(f"  {summary.unfinished} videos are not finished yet: other processes' share, or in work there")
     if torchrun_rank():
-        return 1 if summary.settled and summary.any_failed else 0
+        return 1 if not summary.unfinished and summary.any_failed else 0
     return 1 if summary.failures else 0

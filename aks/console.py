@@ -1,18 +1,37 @@
-"""The progress bar of long work, rate and estimate, and lines beside it, on standard error."""
+"""Progress bars and log lines of the commands, on standard error."""
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Any
 
 from tqdm import tqdm
 
 
+class _AboveBars(logging.Handler):
+    """Prints log lines above the progress bars that are shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def configure_logging(level: int = logging.WARNING) -> None:
+    """Print this project's log lines of a level and above to standard error.
+
+    Only commands do this. A program that imports the library configures ``logging.getLogger("aks")`` itself.
+    """
+    logger = logging.getLogger("aks")
+    if not any(isinstance(handler, _AboveBars) for handler in logger.handlers):
+        logger.addHandler(_AboveBars())
+    logger.setLevel(level)
+
+
 def progress(**options: Any) -> tqdm:
-    """A tqdm bar; where standard error is no terminal it prints a line a minute instead of ten a second."""
+    """A tqdm bar, which ``--quiet`` hides.
+
+    Where standard error is no terminal it prints a line a minute instead of ten a second.
+    """
+    is_quiet = logging.getLogger("aks").getEffectiveLevel() > logging.WARNING
+    options["disable"] = options.get("disable", False) or is_quiet
     return tqdm(mininterval=0.1 if sys.stderr.isatty() else 60, **options)
-
-
-def log(line: str) -> None:
-    """Print a line above the bars that are shown."""
-    tqdm.write(line, file=sys.stderr)

@@ -38,13 +38,13 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, data: Any, *, indent: int | None = None, exclusive: bool = False) -> None:
-    """Write JSON so that the file is whole or absent, whatever happens to this process.
+    """Write a JSON file that is whole or absent, whatever happens to this process.
 
     Args:
         path: the file.
         data: what to write.
         indent: spaces for people to read, or None for the reference's one-line form.
-        exclusive: leave a file that another process wrote meanwhile.
+        exclusive: keep a file that another process wrote meanwhile.
 
     Raises:
         UserError: it cannot be written (disk full, no permission), or the data holds NaN or infinity.
@@ -57,41 +57,50 @@ def write_json(path: Path, data: Any, *, indent: int | None = None, exclusive: b
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], exclusive: bool = False) -> None:
-    """Let ``write`` fill a temporary file; see :func:`atomic`."""
-    with atomic(path, exclusive) as temporary:
-        write(temporary)
-
-
-@contextlib.contextmanager
-def atomic(path: Path, exclusive: bool = False) -> Iterator[Path]:
-    """A temporary file beside ``path`` (same suffix), moved there whole where the block ends well.
-
-    Args:
-        path: the file.
-        exclusive: leave a file that another process wrote meanwhile.
-
-    Raises:
-        UserError: it cannot be written (disk full, no permission).
-    """
-    mark = f"{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    temporary = path.with_name(f".{path.stem[:100]}.{mark}.tmp{path.suffix}")
+    """Let ``write`` fill a temporary file that then takes the place of ``path``, see :func:`publish`."""
+    temporary = temporary_path(path)
     try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        if exclusive:
-            _rename_noreplace(temporary, path)
-        else:
-            os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}; finished work is kept") from None
+        with writing_to(path):
+            write(temporary)
+            publish(temporary, path, exclusive)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
+def temporary_path(path: Path) -> Path:
+    """A name beside ``path``, with its suffix, that no other process uses."""
+    mark = f"{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    return path.with_name(f".{path.stem[:100]}.{mark}.tmp{path.suffix}")
+
+
+@contextlib.contextmanager
+def writing_to(path: Path) -> Iterator[None]:
+    """Turn an error of the operating system (disk full, no permission) into one line that names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}; finished work is kept") from None
+
+
+def publish(temporary: Path, path: Path, exclusive: bool = False) -> None:
+    """Give a complete temporary file its final name, so that a crash leaves the whole file or none.
+
+    Args:
+        temporary: the file, see :func:`temporary_path`.
+        path: its final name.
+        exclusive: keep a file of that name that another process wrote meanwhile.
+    """
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    if exclusive:
+        _rename_noreplace(temporary, path)
+    else:
+        os.replace(temporary, path)
+
+
 def _rename_noreplace(temporary: Path, path: Path) -> None:
-    """Give the file its name unless that is taken."""
+    """Rename a file unless the name is taken."""
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -99,7 +108,7 @@ def _rename_noreplace(temporary: Path, path: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EACCES):
             raise
-        if not path.exists():  # a file system without links: nearly as good
+        if not path.exists():  # on a file system without links, the next best
             os.replace(temporary, path)
 
 

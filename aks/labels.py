@@ -12,6 +12,7 @@ import re
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,23 @@ class Question:
 
 
 @dataclass(frozen=True)
+class VideoJob:
+    """A video and all questions about it: the unit of work of step 1.
+
+    Attributes:
+        name: the video's name in the label file.
+        path: its file.
+        questions: in the label file's order.
+        expected_frames: an estimate of its candidate frames, about one a second; 0 where unknown.
+    """
+
+    name: str
+    path: Path
+    questions: tuple[Question, ...] = ()
+    expected_frames: int = 0
+
+
+@dataclass(frozen=True)
 class LabelSet:
     """The questions of one label file.
 
@@ -71,27 +89,28 @@ class LabelSet:
     questions: list[Question] = field(repr=False)
 
     def video_path(self, video: str) -> Path:
-        """Where a question's video lies (an absolute name stays as it is), see :func:`find_video`."""
+        """The file of a question's video, see :func:`find_video`; an absolute name stays as it is."""
         return find_video(self.dataset, self.video_root, video)
 
-    def check_videos(self) -> None:
-        """Refuse to look for every single video where their folder is not there.
+    @cached_property
+    def jobs(self) -> list[VideoJob]:
+        """The videos with their questions, in the order of their first questions."""
+        questions: dict[str, list[Question]] = {}
+        for question in self.questions:
+            questions.setdefault(question.video, []).append(question)
+        return [VideoJob(name, self.video_path(name), tuple(found)) for name, found in questions.items()]
+
+    def check_video_folder(self) -> None:
+        """Fail once where the folder of the videos is missing, instead of once for each video.
 
         Raises:
-            UserError: it is not.
+            UserError: the folder is missing and some video lies in it.
         """
-        if not self.video_root.is_dir() and not all(Path(name).is_absolute() for name in self.by_video()):
+        if not self.video_root.is_dir() and not all(Path(job.name).is_absolute() for job in self.jobs):
             raise UserError(
                 f"{self.video_root}: no such folder on {socket.gethostname()}; the videos belong there (see "
                 "--dataset_path)"
             )
-
-    def by_video(self) -> dict[str, list[Question]]:
-        """Questions grouped by video, videos in the order of their first question."""
-        groups: dict[str, list[Question]] = {}
-        for question in self.questions:
-            groups.setdefault(question.video, []).append(question)
-        return groups
 
 
 class _Entry:

@@ -1,8 +1,12 @@
-"""Locks: the runs on one folder tell one another which videos are in work, so that each is scored once.
+"""Locks by which the processes that share a run's folder process each video once.
 
-A video in work has a file beside its part, ``<video>.lock``, locked (``flock``) by the run that works on it.
-The kernel, or the file server, releases the lock when that process ends, however it ends. Locks only save
-work: two runs at the same video would write the same part.
+A process locks ``<video>.lock``, beside the video's part, with ``flock``. The kernel, or the file server,
+releases the lock when the process ends, however it ends. Locks only save work: two processes on the same
+video would write the same part.
+
+The ``filelock`` package is not used: where a file system has no locks it falls back to files that a killed
+process leaves behind, and its video would stay locked. Here such a file system has no locks, which costs
+work.
 """
 
 from __future__ import annotations
@@ -10,14 +14,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import time
 from pathlib import Path
 from typing import IO
 
-from aks.console import log
 from aks.errors import UserError
 from aks.run_dir import RunDir
+
+logger = logging.getLogger(__name__)
 
 # A file server keeps the locks of a machine that died for a while: NFS 4 for 90 s by default.
 MAX_WAIT_S = 120.0
@@ -28,7 +34,7 @@ class VideoLocks:
     """The locks of this process on a run's videos; a context manager that releases them all at its end."""
 
     def __init__(self, run: RunDir) -> None:
-        """Nothing is locked yet."""
+        """Lock nothing yet."""
         self._run = run
         self._held: dict[str, IO[bytes]] = {}
 
@@ -38,7 +44,7 @@ class VideoLocks:
     def __exit__(self, *_: object) -> None:
         for video in list(self._held):
             self.release(video)
-        for path in self._run.parts.glob("*.lock"):  # killed runs leave theirs, which nobody holds
+        for path in self._run.parts.glob("*.lock"):  # of killed processes: nobody holds them
             with contextlib.suppress(UserError):
                 if file := _lock(path):
                     _unlock(path, file)
@@ -54,7 +60,7 @@ class VideoLocks:
         return file is not None
 
     def release(self, video: str) -> None:
-        """Let go of a video that is finished or has failed."""
+        """Unlock a video that is finished or has failed."""
         if file := self._held.pop(video, None):
             _unlock(self._path(video), file)
 
@@ -63,7 +69,9 @@ class VideoLocks:
         deadline = time.monotonic() + MAX_WAIT_S
         locked = [video for video in videos if not self._is_free(video)]
         if locked:
-            log(f"{len(locked)} videos are in work in other runs; waiting for at most {MAX_WAIT_S:g} s")
+            logger.warning(
+                "%d videos are in work in other runs; waiting for at most %g s", len(locked), MAX_WAIT_S
+            )
         while locked and time.monotonic() < deadline:
             time.sleep(POLL_INTERVAL_S)
             locked = [video for video in locked if not self._is_free(video)]
@@ -101,8 +109,8 @@ def _lock(path: Path) -> IO[bytes] | None:
 
 
 def _unlock(path: Path, file: IO[bytes]) -> None:
-    # Removed before it is released: who opens it in between sees that it is gone. In the other order two
-    # processes could each hold a lock, on the removed file and on a new one.
+    # The file is removed before the lock is released: a process that opens it in between sees that it is
+    # gone. In the other order two processes could each hold a lock, one of them on the removed file.
     with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)
     file.close()

@@ -1,8 +1,8 @@
-"""Evidence recall: how much of the labelled evidence a selection has in view. No language model.
+"""Evidence recall: how much of the labelled evidence a selection shows, measured without a language model.
 
-For a question it is the share of its evidence positions that have a selected frame within a
-tolerance; for a group of questions the mean of that. Beside it stands uniform sampling at the same
-budget. As a command::
+A question's recall is the share of its evidence positions that have a selected frame within a tolerance; a
+group's recall is the mean over its questions. Uniform sampling at the same budget is measured beside it. As
+a command::
 
     python -m aks.recall --dataset_name longvideobench --selected_frames selected_frames.json
 """
@@ -13,7 +13,9 @@ import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,15 +30,15 @@ TOLERANCES_S = (1.0, 3.0, 5.0)
 def evidence_recall(
     selected: Sequence[float] | np.ndarray, evidence: Sequence[tuple[float, float]], tolerance: float
 ) -> float:
-    """Share of evidence with a selected position within ``tolerance``, all in one unit.
+    """Share of the evidence that has a selected position within ``tolerance``.
 
     >>> evidence_recall([0, 48], [(50, 60), (100, 100)], tolerance=24)
     0.5
 
     Args:
-        selected: selected positions, (n,).
-        evidence: (first, last) positions; a selected one between them is at distance 0.
-        tolerance: greatest distance that counts.
+        selected: selected positions, (n,), in frames or in seconds.
+        evidence: (first, last) positions in the same unit; a selected one between them is at distance 0.
+        tolerance: greatest distance that counts, in the same unit.
 
     Raises:
         ValueError: there is no evidence.
@@ -50,16 +52,15 @@ def _found(
     selected: Sequence[float] | np.ndarray, evidence: Sequence[tuple[float, float]], tolerance: float
 ) -> np.ndarray:
     """Which pieces of evidence have a selected position within the tolerance, (n,) bool."""
-    at = np.asarray(selected, dtype=np.float64)
-    first, last = np.asarray(evidence, dtype=np.float64).T
-    distance = np.maximum(first[:, None] - at, at - last[:, None]).min(axis=1, initial=np.inf)
-    return distance <= tolerance
+    positions = np.asarray(selected, dtype=np.float64)
+    first, last = np.asarray(evidence, dtype=np.float64).T[..., None]
+    return np.maximum(first - positions, positions - last).min(axis=1, initial=np.inf) <= tolerance
 
 
 def uniform_frames(duration_s: float, stride_frames: int, budget: int) -> np.ndarray:
-    """Uniform sampling in frame numbers, (min(budget, whole seconds),) int64, at least one.
+    """Uniform sampling in frame indices, (min(budget, whole seconds),) int64, at least one.
 
-    ``int(duration * stride / m) * i`` for ``m = min(budget, int(duration))``: the rule by which the
+    The rule is ``int(duration * stride / m) * i`` for ``m = min(budget, int(duration))``, by which the
     published recall figures were computed.
     """
     count = max(1, min(budget, int(duration_s)))
@@ -89,11 +90,10 @@ class Recall:
     uniform: dict[float, float]
 
 
-@dataclass(frozen=True)
-class _Evidence:
-    """Evidence of a question and selections in one unit, ``per_second`` units a second."""
+class _Evidence(NamedTuple):
+    """A question's evidence beside two selections, all in one unit, of which ``per_second`` make a second."""
 
-    evidence: tuple[tuple[float, float], ...]
+    evidence: Sequence[tuple[float, float]]
     selected: np.ndarray
     uniform: np.ndarray | None
     per_second: float
@@ -110,78 +110,77 @@ def recall_table(
 ) -> tuple[list[Recall], int]:
     """Recall by group and over all questions that have evidence.
 
-    Evidence in frame numbers is compared with frame numbers (a second is one candidate stride), and
-    evidence in seconds with the selected frames' times; a question may have both.
+    Evidence in frame indices is compared with frame indices (a second is one candidate stride), evidence in
+    seconds with the selected frames' times. A question may have both.
 
     Args:
         questions: of the label file.
-        frames: selected frame numbers, one array a question.
+        frames: selected frame indices, one array a question.
         budget: frames that uniform sampling may use.
-        strides: candidate stride of each question's video in frames; None guesses it by
-            :func:`infer_stride`, which is for selections that come without their candidates.
+        strides: candidate stride of each question's video in frames; None infers it from the selected
+            frames by :func:`infer_stride`, for selections that come without their candidates.
         times_s: selected frames' times, one array a question; needed for evidence in seconds.
         tolerances_s: tolerances in seconds.
 
     Returns:
-        A row a group in the order of their names (numbers by value), the row ``all`` last; and the number of
-        questions left out because their stride is unknown (fewer than two selected frames).
+        One row for each group, in the order of their names (numbers by value), then the row ``all``; and the
+        number of questions left out because their stride is unknown (fewer than two selected frames).
 
     Raises:
         ValueError: no question has evidence, evidence in seconds comes without ``times_s``, or one of several
             groups is named ``all``.
     """
-    cases: dict[str, list[list[_Evidence]]] = {}
+    by_group: dict[str, list[list[_Evidence]]] = {}
     unknown = 0
     for question in questions:
-        selected, of_question = frames[question.index], []
+        duration_s, pieces = question.duration_s, []
         if question.evidence_frames:
-            stride = strides[question.index] if strides is not None else infer_stride(selected)
+            selected = frames[question.index]
+            stride = infer_stride(selected) if strides is None else strides[question.index]
             if not stride:
                 unknown += 1
                 continue
-            uniform = None
-            if question.duration_s is not None:
-                uniform = uniform_frames(question.duration_s, stride, budget)
-            of_question.append(_Evidence(question.evidence_frames, selected, uniform, stride))
+            uniform = None if duration_s is None else uniform_frames(duration_s, stride, budget)
+            pieces.append(_Evidence(question.evidence_frames, selected, uniform, stride))
         if question.evidence_times_s:
             if times_s is None:
                 raise ValueError("evidence in seconds needs the selected frames' times")
-            uniform = None
-            if question.duration_s is not None:
-                uniform = uniform_times(question.duration_s, budget)
-            of_question.append(_Evidence(question.evidence_times_s, times_s[question.index], uniform, 1))
-        if of_question:
-            cases.setdefault(question.group, []).append(of_question)
-    if not cases and unknown:
+            uniform = None if duration_s is None else uniform_times(duration_s, budget)
+            pieces.append(_Evidence(question.evidence_times_s, times_s[question.index], uniform, 1))
+        if pieces:
+            by_group.setdefault(question.group, []).append(pieces)
+    if not by_group and unknown:
         raise ValueError("too few frames are selected to tell any video's stride; give --frame_path")
-    if not cases:
+    if not by_group:
         raise ValueError("no question has evidence positions")
-    rows = [_row(group, cases[group], tolerances_s) for group in sorted(cases, key=_group_order)]
+    rows = [_row(group, by_group[group], tolerances_s) for group in sorted(by_group, key=_group_order)]
     if len(rows) > 1:
-        if "all" in cases:
+        if "all" in by_group:
             raise ValueError("a group is named 'all', as the row of all groups is; rename it")
-        rows.append(_row("all", [case for group in cases.values() for case in group], tolerances_s))
+        rows.append(_row("all", list(chain.from_iterable(by_group.values())), tolerances_s))
     return rows, unknown
 
 
-def _row(group: str, cases: list[list[_Evidence]], tolerances_s: Sequence[float]) -> Recall:
-    def mean(which: str, tolerance: float) -> float:
-        found = [
-            [_found(getattr(c, which), c.evidence, tolerance * c.per_second) for c in of_question]
-            for of_question in cases
-        ]
-        return float(np.mean([np.concatenate(pieces).mean() for pieces in found]))
+def _row(group: str, questions: list[list[_Evidence]], tolerances_s: Sequence[float]) -> Recall:
+    """Mean recall of a group; without uniform sampling's where a question's duration is unknown."""
 
-    known = all(case.uniform is not None for of_question in cases for case in of_question)
+    def recall(pieces: list[_Evidence], selection: str, tolerance_s: float) -> float:
+        found = [_found(getattr(p, selection), p.evidence, tolerance_s * p.per_second) for p in pieces]
+        return np.concatenate(found).mean()
+
+    def mean_recall(selection: str) -> dict[float, float]:
+        return {
+            t: float(np.mean([recall(pieces, selection, t) for pieces in questions])) for t in tolerances_s
+        }
+
+    durations_known = all(piece.uniform is not None for pieces in questions for piece in pieces)
     return Recall(
-        group,
-        len(cases),
-        {tolerance: mean("selected", tolerance) for tolerance in tolerances_s},
-        {tolerance: mean("uniform", tolerance) for tolerance in tolerances_s} if known else {},
+        group, len(questions), mean_recall("selected"), mean_recall("uniform") if durations_known else {}
     )
 
 
 def _group_order(group: str) -> tuple[bool, float, str]:
+    """Sort key of a group: numbers by their value, then names."""
     try:
         value = float(group)
     except ValueError:
@@ -190,7 +189,7 @@ def _group_order(group: str) -> tuple[bool, float, str]:
 
 
 def format_table(rows: Sequence[Recall]) -> str:
-    """A table for people: groups down, tolerances across, selection beside uniform."""
+    """The table as text: groups down, tolerances across, the selection's recall beside uniform's."""
     tolerances = list(rows[0].selected)
     width = max(5, *(len(row.group) for row in rows))
     head = "".join(f"  within {tolerance:g} s".ljust(20) for tolerance in tolerances)
@@ -231,7 +230,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Print the table of one selection."""
+    """Print one selection's recall table, and what is missing in it."""
     args = parse_arguments()
     if args.max_num_frames is not None and args.max_num_frames < 1:
         raise errors.UserError(f"--max_num_frames {args.max_num_frames}: must be 1 or more")
@@ -270,15 +269,15 @@ def main() -> None:
 
 
 def _strides(frame_path: str | None, selection: Path, labels: LabelSet) -> list[int] | None:
-    """Each question's stride, by frames.json or the record beside a selection; None if neither tells."""
+    """Each question's candidate stride, from frames.json or the selection's record; None without either."""
     if frame_path:
         path = Path(frame_path)
         return [infer_stride(row) for row in check_frame_numbers(path, _for_labels(path, labels))]
     record = selection.with_name("selection.json")
     if selection.name != "selected_frames.json" or not record.exists():
         return None
-    made = read_json(record)
-    strides = made.get("strides") if isinstance(made, dict) else None
+    content = read_json(record)
+    strides = content.get("strides") if isinstance(content, dict) else None
     whole = isinstance(strides, list) and all(type(stride) is int and stride >= 0 for stride in strides)
     if not whole or len(strides) != len(labels.questions):
         raise errors.UserError(
@@ -288,6 +287,7 @@ def _strides(frame_path: str | None, selection: Path, labels: LabelSet) -> list[
 
 
 def _for_labels(path: Path, labels: LabelSet) -> list[np.ndarray]:
+    """The lists of a file that must hold one for each question of the labels."""
     rows = read_number_lists(path)
     if len(rows) != len(labels.questions):
         raise errors.UserError(

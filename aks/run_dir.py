@@ -1,10 +1,10 @@
-"""The files of a scoring run: parts, run record, failures, and the assembled lists.
+"""A run's folder: its record, a part file for each video, failures, and the assembled lists.
 
 A run's folder, ``outscores/<dataset>/<model>/``::
 
     run.json         what produced the scores; a run with other settings refuses to mix
-    parts/           one file a finished video: frames, times, scores by question id; locks of those
-                     in work (aks.locks)
+    parts/           one file a finished video: frames, times, scores by question id; lock files of the
+                     videos being processed (aks.locks)
     failures.json    videos that could not be scored, or not wholly, with the reason
     scores.json      assembled in label order: a list of floats per question
     frames.json      likewise: frame numbers
@@ -17,37 +17,39 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 
 from aks.errors import UserError
 from aks.jsonio import read_json, remove_stale_temp_files, write_json
+from aks.labels import VideoJob
 from aks.video import RATE_TOLERANCE
 
-if TYPE_CHECKING:
-    from aks.labels import LabelSet
+logger = logging.getLogger(__name__)
 
 FORMAT = 2  # 1: PyAV for some videos, decord for the others
 
 
 @dataclass(frozen=True)
 class VideoScores:
-    """What one video contributed.
+    """The scores of one video, as its part file holds them.
 
     Attributes:
         video: its name in the label file.
         fps: average frame rate, frames a second.
         num_frames: frames in the video.
         video_bytes: size of its file; None where it was not at hand.
-        decoder: which reader decoded it.
+        decoder: name of the backend that decoded it.
         frames: candidate frame numbers, (n,).
         times_s: their times in seconds, (n,).
         scores: question id to relevance scores, (n,) each.
-        is_edited: an edit list leaves stored frames out, which decord would count.
+        is_edited: whether an edit list hides stored frames, which decord would count.
         lost_frames: candidate frames that could not be decoded and are not in ``frames``.
         lost_reason: why.
     """
@@ -69,13 +71,13 @@ class RunDir:
     """One run's folder, shared by any number of processes on one file system."""
 
     def __init__(self, folder: Path, parts: str = "parts", suffix: str = ".json") -> None:
-        """Name the folder, its folder of parts and their suffix; nothing is created yet."""
+        """Name the folder, its folder of parts and their suffix; :meth:`open_or_create` creates them."""
         self.folder = folder
         self.parts = folder / parts
         self.suffix = suffix
 
     def open_or_create(self, settings: dict[str, Any]) -> None:
-        """Create the folder and record the run's settings, or compare them with those recorded.
+        """Create the folder and record the run's settings, or compare them with the recorded ones.
 
         Raises:
             UserError: the folder was made with other settings, or cannot be written.
@@ -96,69 +98,71 @@ class RunDir:
             recorded = None
         if not isinstance(recorded, dict):
             raise UserError(f"{record}: damaged; remove {self.folder} or use another --output_file")
-        differing = [
+        differences = [
             f"{key} {recorded.get(key)!r} there, {settings.get(key)!r} now"
             for key in sorted((recorded.keys() | settings.keys()) - {"format"})
             if recorded.get(key) != settings.get(key)
         ]
-        if differing:
+        if differences:
             raise UserError(
-                f"{record}: made with other settings ({'; '.join(differing)}); "
+                f"{record}: made with other settings ({'; '.join(differences)}); "
                 "use another --output_file or remove that folder"
             )
         remove_stale_temp_files(self.parts)
 
-    def facts(self, video: str) -> dict[str, Any]:
-        """Of a finished video: ``format``, ``decoder``, ``fps``, ``frames`` and ``times_s``."""
+    def describe_part(self, video: str) -> dict[str, Any]:
+        """How a finished video was read: ``format``, ``decoder``, ``fps``, ``frames`` and ``times_s``."""
         return {**asdict(self.read_part(video)), "format": read_json(self.part_path(video)).get("format")}
 
-    def misread(self, labels: LabelSet) -> list[str]:
+    def misread(self, jobs: Sequence[VideoJob]) -> list[VideoJob]:
         """Finished videos of which an earlier version may have read other frames than a player shows.
 
-        decord read what is not certain now; AVI files lost their pictures' order; and the header's rate
-        served where it is not the average.
+        That version let decord read some videos, mixed up the order of frames in AVI files, and believed the
+        header's frame rate where that is not the average.
         """
         if read_json(self.folder / "run.json").get("format") == FORMAT:
             return []
         found = []
-        for name in filter(self.has_part, labels.by_video()):
-            facts = self.facts(name)
-            if facts["format"] == FORMAT:
+        for job in jobs:
+            if not self.has_part(job.name):
                 continue
-            frames, times, fps = facts["frames"], facts["times_s"], float(facts["fps"])
+            part = self.describe_part(job.name)
+            if part["format"] == FORMAT:
+                continue
+            frames, times, fps = part["frames"], part["times_s"], float(part["fps"])
             span = times[-1] - times[0]
             average = (frames[-1] - frames[0]) / span if span > 0 else fps
-            is_varying = abs(average / fps - 1) > RATE_TOLERANCE
-            if facts["decoder"] == "decord" or name.lower().endswith(".avi") or is_varying:
-                found.append(name)
+            is_variable = abs(average / fps - 1) > RATE_TOLERANCE
+            if part["decoder"] == "decord" or job.name.lower().endswith(".avi") or is_variable:
+                found.append(job)
         return found
 
-    def upgrade(self, labels: LabelSet) -> None:
-        """Drop what an earlier version may have misread, where the video is at hand, and say so."""
-        from aks.console import log
-
-        kept = False
-        for name in self.misread(labels):
-            if labels.video_path(name).exists():
-                self.part_path(name).unlink(missing_ok=True)
-                what = "it is read again"
+    def upgrade(self, jobs: Sequence[VideoJob]) -> None:
+        """Delete the parts that an earlier version may have misread, where their videos are there."""
+        any_kept = False
+        for job in self.misread(jobs):
+            if job.path.exists():
+                self.part_path(job.name).unlink(missing_ok=True)
+                outcome = "it is read again"
             else:
-                kept, what = True, f"it is kept, because {labels.video_path(name)} is not there"
-            log(f"{name}: an earlier version may have read other frames than a player shows; {what}")
+                any_kept, outcome = True, f"it is kept, because {job.path} is not there"
+            logger.warning(
+                "%s: an earlier version may have read other frames than a player shows; %s", job.name, outcome
+            )
         record = self.folder / "run.json"
         recorded = read_json(record)
-        if recorded.get("format") != FORMAT and not kept:
+        if recorded.get("format") != FORMAT and not any_kept:
             write_json(record, {**recorded, "format": FORMAT}, indent=2)
 
     def part_path(self, video: str) -> Path:
-        """Where a video's part lies; the name stays readable and within a file system's limits."""
+        """The part file of a video; its name stays readable and within a file system's limits."""
         name = quote(video, safe=" ()[]+,=@&!'~")
         if len(name) > 200:
             name = name[:150] + "-" + hashlib.sha256(video.encode()).hexdigest()[:32]
         return self.parts / f"{name}{self.suffix}"
 
     def failure_path(self, video: str) -> Path:
-        """Where a video's failure is noted until it succeeds."""
+        """The file that records a video's failure until the video succeeds."""
         return self.part_path(video).with_suffix(".failure")
 
     def has_part(self, video: str) -> bool:
@@ -166,7 +170,7 @@ class RunDir:
         return self.part_path(video).exists()
 
     def write_part(self, part: VideoScores) -> None:
-        """Store a finished video and forget an earlier failure of it; note what of it is lost."""
+        """Write a finished video's part; record its missing frames, or forget an earlier failure."""
         data = {"format": FORMAT, **asdict(part)}
         if not part.lost_frames:
             del data["lost_frames"], data["lost_reason"]
@@ -178,16 +182,18 @@ class RunDir:
         )
 
     def record_missing_frames(
-        self, video: str, reason: str, questions: list[str], lost_frames: list[int], left: int
+        self, video: str, reason: str, questions: list[str], missing_frames: list[int], num_scored: int
     ) -> None:
-        """Note that a finished video lacks frames; nothing lost: forget an earlier failure of it."""
-        if lost_frames:
-            self.record_failure(video, reason, questions, lost_frames=lost_frames, scored_frames=left)
+        """Record the frames that a finished video lacks; where it lacks none, forget an earlier failure."""
+        if missing_frames:
+            self.record_failure(
+                video, reason, questions, lost_frames=missing_frames, scored_frames=num_scored
+            )
         else:
             self.failure_path(video).unlink(missing_ok=True)
 
     def read_part(self, video: str) -> VideoScores:
-        """Load a finished video.
+        """Read a finished video's part.
 
         Raises:
             UserError: the file is damaged.
@@ -195,63 +201,61 @@ class RunDir:
         path = self.part_path(video)
         try:
             data = read_json(path)
-            needed = VideoScores.__dataclass_fields__.keys() - {"is_edited", "lost_frames", "lost_reason"}
-            part = VideoScores(
-                **{key: data[key] for key in VideoScores.__dataclass_fields__ if key in {*needed, *data}}
-            )
+            part = VideoScores(**{key: data[key] for key in data if key in VideoScores.__dataclass_fields__})
             columns = [part.frames, part.times_s, *part.scores.values()]
-            whole = all(np.isfinite(np.array(column, dtype=np.float64)).all() for column in columns)
-            whole = whole and part.video == video and len(set(map(len, columns))) == 1
-        except (UserError, TypeError, KeyError, AttributeError, ValueError):
-            whole = False
-        if not whole:
+            is_valid = all(np.isfinite(np.array(column, dtype=np.float64)).all() for column in columns)
+            is_valid = is_valid and part.video == video and len(set(map(len, columns))) == 1
+        except (UserError, TypeError, AttributeError, ValueError):
+            is_valid = False
+        if not is_valid:
             raise UserError(f"{path}: damaged part file; delete it and run again to score this video anew")
         return part
 
     def record_failure(self, video: str, reason: str, questions: list[str], **more: Any) -> None:
-        """Note that a video could not be scored, or, with ``lost_frames``, not wholly."""
-        note = {"video": video, "reason": reason, "questions": questions, **more}
-        write_json(self.failure_path(video), note, indent=2)
+        """Record that a video could not be scored or, with ``lost_frames``, not all of it."""
+        record = {"video": video, "reason": reason, "questions": questions, **more}
+        write_json(self.failure_path(video), record, indent=2)
 
     def failure_mtime(self, video: str) -> int | None:
-        """When the failure of a video was noted; None where none is."""
+        """When a video's failure was recorded, in nanoseconds; None where it has not failed."""
         with contextlib.suppress(OSError):
             return self.failure_path(video).stat().st_mtime_ns
         return None
 
-    def collect_failures(self, labels: LabelSet) -> list[dict[str, Any]]:
-        """What failed, or lacks frames, in label order; also written to ``failures.json``."""
-        target = self.folder / "failures.json"
-        failures = self._noted_failures(labels)
+    def collect_failures(self, jobs: Sequence[VideoJob]) -> list[dict[str, Any]]:
+        """The videos that failed or lack frames, in label order; also written to ``failures.json``."""
+        path = self.folder / "failures.json"
+        failures = self._read_failures(jobs)
         while True:
             if failures:
-                write_json(target, failures, indent=2)
+                write_json(path, failures, indent=2)
             else:
-                target.unlink(missing_ok=True)
-            meanwhile = self._noted_failures(labels)  # by another process, which may have written before
-            if meanwhile == failures:
+                path.unlink(missing_ok=True)
+            # Another process may have recorded a failure, and written an older list after this one.
+            current = self._read_failures(jobs)
+            if current == failures:
                 return failures
-            failures = meanwhile
+            failures = current
 
-    def _noted_failures(self, labels: LabelSet) -> list[dict[str, Any]]:
+    def _read_failures(self, jobs: Sequence[VideoJob]) -> list[dict[str, Any]]:
         failures = []
-        for video in labels.by_video():
-            path = self.failure_path(video)
+        for job in jobs:
+            path = self.failure_path(job.name)
             if not path.exists():
                 continue
             try:
-                note = read_json(path)
-            except UserError:  # mended by another process meanwhile
+                record = read_json(path)
+            except UserError:  # another process has just finished the video
                 continue
-            if not self.has_part(video) or note.get("lost_frames"):
-                failures.append(note)
+            if not self.has_part(job.name) or record.get("lost_frames"):
+                failures.append(record)
         return failures
 
-    def assemble(self, labels: LabelSet, allow_missing: bool = False) -> int:
+    def assemble(self, jobs: Sequence[VideoJob], allow_missing: bool = False) -> int:
         """Write ``scores.json``, ``frames.json`` and ``times.json`` in label order.
 
         Args:
-            labels: the label set the run was made for.
+            jobs: all videos of the label set that the run was made for.
             allow_missing: give questions of unfinished videos empty lists.
 
         Returns:
@@ -262,41 +266,43 @@ class RunDir:
         """
         lists: dict[str, list[Any]] = {"scores": [], "frames": [], "times": []}
         rows: dict[int, tuple[list[float], list[int], list[float]]] = {}
-        missing = 0
-        for video, questions in labels.by_video().items():
-            if not self.has_part(video):
+        num_empty = 0
+        for job in jobs:
+            if not self.has_part(job.name):
                 if not allow_missing:
-                    raise UserError(f"{self.folder}: {video} is not scored yet; run feature_extract.py again")
-                missing += len(questions)
-                rows.update((question.index, ([], [], [])) for question in questions)
+                    raise UserError(
+                        f"{self.folder}: {job.name} is not scored yet; run feature_extract.py again"
+                    )
+                num_empty += len(job.questions)
+                rows.update((question.index, ([], [], [])) for question in job.questions)
                 continue
-            part = self.read_part(video)
-            check_same_video(self.part_path(video), part.video_bytes, labels.video_path(video))
-            for question in questions:
+            part = self.read_part(job.name)
+            check_same_video(self.part_path(job.name), part.video_bytes, job.path)
+            for question in job.questions:
                 if question.id not in part.scores:
                     raise UserError(
-                        f"{self.part_path(video)}: has no scores for question {question.id}; "
+                        f"{self.part_path(job.name)}: has no scores for question {question.id}; "
                         "delete it and run again to score this video anew"
                     )
                 rows[question.index] = (part.scores[question.id], part.frames, part.times_s)
-        for index in range(len(labels.questions)):
+        for index in range(len(rows)):
             for name, row in zip(lists, rows[index], strict=True):
                 lists[name].append(row)
-        for name in ("times", "frames", "scores"):  # who finds scores.json finds the others, too
+        for name in ("times", "frames", "scores"):  # a reader that finds scores.json finds the others, too
             write_json(self.folder / f"{name}.json", lists[name])
-        return missing
+        return num_empty
 
 
 def file_bytes(path: Path) -> int | None:
-    """Size of a file; None where it is not at hand."""
+    """Size of a file; None where there is none."""
     try:
         return path.stat().st_size
     except (OSError, ValueError):
         return None
 
 
-def check_same_video(made_from_it: Path, video_bytes: int | None, video: Path) -> None:
-    """Refuse what was made from another video of the same name; no complaint where it is not at hand.
+def check_same_video(derived: Path, video_bytes: int | None, video: Path) -> None:
+    """Refuse a file that was made from another video of the same name; pass where the video is not there.
 
     Raises:
         UserError: the sizes differ.
@@ -304,6 +310,6 @@ def check_same_video(made_from_it: Path, video_bytes: int | None, video: Path) -
     size = file_bytes(video)
     if None not in (size, video_bytes) and size != video_bytes:
         raise UserError(
-            f"{made_from_it}: made from another {video.name} ({video_bytes} bytes; {video} has {size}); "
+            f"{derived}: made from another {video.name} ({video_bytes} bytes; {video} has {size}); "
             "delete it, or use another --output_file"
         )

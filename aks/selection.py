@@ -1,120 +1,131 @@
-"""Keyframe selection: uniform, TOP, BIN and ADA (the paper's section 3, its "judge and split").
+"""Keyframe selection from one video's relevance scores: uniform, TOP, BIN and ADA (the paper's section 3.3).
 
-Pure functions of one video's scores. They return *positions* among the candidates, ascending;
-:func:`select_keyframes` turns positions into frame numbers.
+Every strategy is one function in :data:`STRATEGIES`. It returns *positions* among the candidate frames;
+:func:`select_keyframes` turns positions into frame indices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-STRATEGIES = ("uniform", "top", "bin", "ada")
 QUOTAS = ("full", "paper")
-MAX_DEPTH = 32  # four billion bins; the paper uses at most 6
+MAX_DEPTH = 32  # 2**32 bins, far more than any video has candidates; the paper goes up to 6
 
 
-class Segments(NamedTuple):
-    """The timeline in parts: segment i holds the candidates ``edges[i] <= position < edges[i + 1]``.
-
-    Attributes:
-        edges: ascending, from 0 to the number of candidates.
-        depths: after how many halvings each segment was final.
-    """
-
-    edges: list[int]
-    depths: list[int]
-
-
-def normalize(scores: np.ndarray) -> np.ndarray:
-    """Scores (n,) mapped to 0..1 over the whole video; equal scores all become 0."""
-    low, high = scores.min(), scores.max()
-    if low == high:
-        return np.zeros(len(scores))
-    # Halved first, so that scores near both ends of the float range do not overflow.
-    span = high / 2 - low / 2
-    return (scores / 2 - low / 2) / span if span > 0 else np.zeros(len(scores))
-
-
-def judge_and_split(scores: np.ndarray, budget: int, t1: float, t2: float, max_depth: int) -> Segments:
-    """The final segments of ADA that hold candidates (paper, Algorithm 1).
-
-    A segment stays whole when the mean of its ``budget`` best scores exceeds its mean by more than ``t1``
-    and its standard deviation exceeds ``t2``, or at ``max_depth``; otherwise it is halved. The best scores
-    are counted by the whole budget, as the released code does, and are summed in its order, best first, so
-    that even ``t1 = 0`` decides as it does.
+def judge_and_split(
+    scores: np.ndarray, budget: int, t1: float, t2: float, max_depth: int
+) -> list[tuple[int, int, int]]:
+    """Split the timeline wherever the scores do not point at one part of it (the paper's Algorithm 1).
 
     Args:
         scores: normalized relevance, (n,), 0 to 1, n at least 1.
-        budget: number of keyframes wanted.
-        t1: least difference of means for which a segment stays whole.
-        t2: least standard deviation for which a segment stays whole.
-        max_depth: most halvings.
+        budget: number of keyframes wanted, ``M`` in the paper.
+        t1: a segment stays whole if its ``s_top - s_all`` exceeds this, ``s_thr`` in the paper.
+        t2: a segment stays whole only if its standard deviation exceeds this, too.
+        max_depth: most halvings, ``L`` in the paper.
+
+    Returns:
+        The final segments in order of time, none empty: (start, stop, depth) holds the candidates
+        ``start <= position < stop``, after ``depth`` halvings.
     """
-    edges, depths = [0], []
 
-    def stays_whole(segment: np.ndarray) -> bool:
-        best = np.sort(segment)[::-1][:budget]
-        return _mean(best) - _mean(segment) > t1 and (t2 < 0 or segment.std() > t2)
-
-    def split(start: int, stop: int, depth: int) -> None:
+    def split(start: int, stop: int, depth: int) -> list[tuple[int, int, int]]:
         if start == stop:
-            return
-        if depth == max_depth or stays_whole(scores[start:stop]):
-            edges.append(stop)
-            depths.append(depth)
-            return
-        middle = start + (stop - start) // 2
-        split(start, middle, depth + 1)
-        split(middle, stop, depth + 1)
+            return []
+        if depth == max_depth:
+            return [(start, stop, depth)]
+        segment = scores[start:stop]
+        # The best scores are as many as the whole budget, not the segment's share of it, and they are added
+        # best first: the released code does both, and with ``t1 = 0`` the last bit of a sum decides.
+        best = np.sort(segment)[::-1][:budget]
+        s_top, s_all = best.sum() / len(best), segment.sum() / len(segment)  # mean() takes twice the time
+        if s_top - s_all > t1 and segment.std() > t2:
+            return [(start, stop, depth)]
+        middle = (start + stop) // 2
+        return split(start, middle, depth + 1) + split(middle, stop, depth + 1)
 
-    split(0, len(scores), 0)
-    return Segments(edges, depths)
-
-
-def _mean(values: np.ndarray) -> float:
-    """``values.mean()``, the same to the last bit, in a third of its time for a few values."""
-    return np.add.reduce(values) / len(values)
+    return split(0, len(scores), 0)
 
 
-def allocate_frames(scores: np.ndarray, segments: Segments, budget: int, quota: str) -> np.ndarray:
-    """Positions of the keyframes: from each segment its ``budget / 2**depth`` best.
+def allocate_frames(
+    scores: np.ndarray, segments: Sequence[tuple[int, int, int]], budget: int, quota: str
+) -> np.ndarray:
+    """Take from each segment its ``budget / 2**depth`` best candidates; of equal scores the earlier.
 
-    A quota that is not whole loses its fraction in the released code (``quota="paper"``: a budget of
-    16 at depth 5 yields nothing). ``quota="full"`` spends the whole budget: the whole quotas first;
-    then one frame each to the segments with the largest remainders (equal remainders: the segment
-    whose next frame scores higher, then the earlier one). Halving keeps segments of one depth within
-    one candidate of each other, so that every whole quota is there and the remainders use up the rest.
+    The released code drops the fraction of a quota that is not whole (``quota="paper"``): a budget of 16
+    at depth 5 selects nothing. ``quota="full"`` spends the whole budget. It gives one more frame each to the
+    segments with the largest fractions; of equal fractions to the segment whose next candidate scores
+    higher, then to the earlier one.
 
     Args:
         scores: normalized relevance, (n,).
-        segments: as :func:`judge_and_split` returns them.
+        segments: what :func:`judge_and_split` returns.
         budget: number of keyframes wanted, at most n.
         quota: ``full`` or ``paper``.
+
+    Returns:
+        Positions, ascending, int64.
     """
-    edges, shares = np.array(segments.edges), 2 ** np.array(segments.depths)
-    start, candidates = edges[:-1], np.diff(edges)
-    whole, remainder = np.divmod(budget, shares)
-    labels = np.repeat(np.arange(len(start), dtype=np.min_scalar_type(len(start))), candidates)
-    order = np.argsort(-scores, kind="stable")  # best first; of equal scores the earlier
-    ranked = order[np.argsort(labels[order], kind="stable")]  # segment by segment; in each the best first
-    ends = np.cumsum(whole)
-    chosen = ranked[np.arange(ends[-1]) + np.repeat(start + whole - ends, whole)]
-    if quota == "full" and len(chosen) < budget:
-        waits = whole < candidates
-        following = ranked[(start + whole)[waits]]
-        largest = np.lexsort((following, -scores[following], -(remainder / shares)[waits]))
-        chosen = np.append(chosen, following[largest[: budget - len(chosen)]])
-    return np.sort(chosen)
+    chosen, waiting = [], []
+    for start, stop, depth in segments:
+        whole, remainder = divmod(budget, 2**depth)
+        best = np.argsort(-scores[start:stop], kind="stable")[: whole + 1].tolist()
+        chosen += [start + offset for offset in best[:whole]]
+        if remainder and whole < len(best):
+            following = start + best[whole]
+            # Sorts by largest fraction, then highest score, then earliest position.
+            waiting.append((-remainder / 2**depth, -scores[following], following))
+    if quota == "full":
+        chosen += [following for *_, following in sorted(waiting)[: budget - len(chosen)]]
+    return np.array(sorted(chosen), dtype=np.int64)
 
 
-def uniform(count: int, budget: int) -> np.ndarray:
-    """``budget`` of ``count`` positions evenly spread, the first and the last included."""
-    if budget == 1:
-        return np.zeros(1, dtype=np.int64)
-    return np.arange(budget) * (count - 1) // (budget - 1)
+def select_uniform(scores: np.ndarray, budget: int, **_: object) -> np.ndarray:
+    """Evenly spread positions, the first and the last included; the scores play no part."""
+    return np.arange(budget) * (len(scores) - 1) // max(1, budget - 1)
+
+
+def select_top(scores: np.ndarray, budget: int, **_: object) -> np.ndarray:
+    """The best scores, wherever they are: relevance alone, the paper's ``lambda = 0``."""
+    return np.sort(np.argsort(-scores, kind="stable")[:budget])
+
+
+def select_bin(scores: np.ndarray, budget: int, *, max_depth: int, quota: str, **_: object) -> np.ndarray:
+    """An equal share of each of ``2**max_depth`` bins: coverage first, ``lambda`` towards infinity."""
+    segments = judge_and_split(scores, budget, np.inf, np.inf, max_depth)  # no segment stays whole
+    return allocate_frames(scores, segments, budget, quota)
+
+
+def select_ada(
+    scores: np.ndarray, budget: int, *, t1: float, t2: float, max_depth: int, quota: str
+) -> np.ndarray:
+    """Judge and split: TOP where few frames stand out, BIN where none do."""
+    segments = judge_and_split(scores, budget, t1, t2, max_depth)
+    return allocate_frames(scores, segments, budget, quota)
+
+
+# To add a strategy, write a function as above (a long one in a file of its own, aks/strategies/<name>.py)
+# and enter it here; the command line and the Python functions then offer it under this name. It is called
+# with the normalized scores (n,), a budget of at most n, and t1, t2, max_depth and quota by name; it
+# returns ascending positions, at most as many as the budget.
+STRATEGIES: dict[str, Callable[..., np.ndarray]] = {
+    "uniform": select_uniform,
+    "top": select_top,
+    "bin": select_bin,
+    "ada": select_ada,
+}
+
+
+def normalize(scores: np.ndarray) -> np.ndarray:
+    """Map scores (n,) to 0..1 over the whole video; equal scores all become 0."""
+    low, high = scores.min(), scores.max()
+    if low == high:
+        return np.zeros(len(scores))
+    # Halved first: a span over the whole float range would overflow. Half of the smallest float is 0.
+    span = high / 2 - low / 2
+    return (scores / 2 - low / 2) / span if span > 0 else np.zeros(len(scores))
 
 
 def select_positions(
@@ -130,25 +141,16 @@ def select_positions(
 ) -> np.ndarray:
     """Positions of the keyframes among the candidates, ascending, (min(budget, candidates),) int64.
 
-    Arguments as for :func:`select_keyframes`.
+    Arguments and errors as for :func:`select_keyframes`.
     """
     scores = np.asarray(scores, dtype=np.float64)
     _check(scores, strategy, t1, t2, quota, budget=budget, ratio=ratio, max_depth=max_depth)
     budget, ratio, max_depth = int(budget), int(ratio), int(max_depth)
     kept = scores[: len(scores) // ratio * ratio : ratio]
     if len(kept) < budget:
-        chosen = np.arange(len(kept))
-    elif strategy == "uniform":
-        chosen = uniform(len(kept), budget)
-    else:
-        normalized = normalize(kept)
-        if strategy == "top":
-            segments = Segments([0, len(kept)], [0])
-        else:
-            never = np.inf  # no segment stays whole: pure BIN
-            segments = judge_and_split(normalized, budget, never if strategy == "bin" else t1, t2, max_depth)
-        chosen = allocate_frames(normalized, segments, budget, quota)
-    return chosen * ratio
+        return np.arange(len(kept)) * ratio
+    select = STRATEGIES[strategy]
+    return select(normalize(kept), budget, t1=t1, t2=t2, max_depth=max_depth, quota=quota) * ratio
 
 
 def select_keyframes(
@@ -170,7 +172,7 @@ def select_keyframes(
 
     Args:
         scores: relevance of each candidate frame, (n,), any scale.
-        frames: frame number of each candidate, (n,), ascending.
+        frames: frame index of each candidate, (n,), ascending.
         budget: number of keyframes wanted, 1 or more.
         strategy: ``ada`` (judge and split), ``top`` (best scores), ``bin`` (an equal share from each
             of ``2**max_depth`` bins) or ``uniform`` (scores ignored).
@@ -182,32 +184,32 @@ def select_keyframes(
             fractions of quotas as the released code does, and may return fewer, even none.
 
     Returns:
-        Ascending frame numbers.
+        Ascending frame indices.
 
     Raises:
         ValueError: an argument out of range, lengths that differ, scores not finite, or frame
-            numbers not whole or not ascending.
+            indices not whole or not ascending.
 
     Source: Tang et al., "Adaptive Keyframe Sampling for Long Video Understanding", CVPR 2025,
     section 3.3 and Algorithm 1, with the quotas of its released code.
     """
-    numbers = np.asarray(frames, dtype=np.float64)
-    if len(numbers) != len(scores):
-        raise ValueError(f"{len(scores)} scores for {len(numbers)} frames; one score a frame is needed")
-    if not np.isfinite(numbers).all() or (numbers != np.floor(numbers)).any() or (numbers < 0).any():
+    frame_indices = np.asarray(frames, dtype=np.float64)
+    if len(frame_indices) != len(scores):
+        raise ValueError(f"{len(scores)} scores for {len(frame_indices)} frames; one score a frame is needed")
+    whole = np.isfinite(frame_indices) & (frame_indices == np.floor(frame_indices)) & (frame_indices >= 0)
+    if not whole.all():
         raise ValueError("a frame number is not a whole number, 0 or more")
-    if (np.diff(numbers) <= 0).any():
-        later = int(np.flatnonzero(np.diff(numbers) <= 0)[0]) + 1
-        raise ValueError(
-            f"frame numbers are not ascending: {numbers[later]:.0f} follows {numbers[later - 1]:.0f}"
-        )
+    for previous in np.flatnonzero(np.diff(frame_indices) <= 0):
+        pair = frame_indices[previous : previous + 2]
+        raise ValueError(f"frame numbers are not ascending: {pair[1]:.0f} follows {pair[0]:.0f}")
     positions = select_positions(
         scores, budget, strategy=strategy, ratio=ratio, t1=t1, t2=t2, max_depth=max_depth, quota=quota
     )
-    return numbers[positions].astype(np.int64).tolist()
+    return frame_indices[positions].astype(np.int64).tolist()
 
 
 def _check(scores: np.ndarray, strategy: str, t1: float, t2: float, quota: str, **counts: float) -> None:
+    """Raise a ValueError that names the first argument out of range."""
     if scores.ndim != 1:
         raise ValueError(f"scores have {scores.ndim} dimensions; one list of numbers is needed")
     if not np.isfinite(scores).all():
@@ -221,7 +223,6 @@ def _check(scores: np.ndarray, strategy: str, t1: float, t2: float, quota: str, 
         raise ValueError(f"max_depth is {counts['max_depth']}; {MAX_DEPTH} halvings are the most")
     if np.isnan(t1) or np.isnan(t2):
         raise ValueError("t1 and t2 must be numbers")
-    if strategy not in STRATEGIES:
-        raise ValueError(f"strategy {strategy!r}: use one of {', '.join(STRATEGIES)}")
-    if quota not in QUOTAS:
-        raise ValueError(f"quota {quota!r}: use one of {', '.join(QUOTAS)}")
+    for name, value, known in (("strategy", strategy, STRATEGIES), ("quota", quota, QUOTAS)):
+        if value not in known:
+            raise ValueError(f"{name} {value!r}: use one of {', '.join(known)}")

@@ -44,10 +44,17 @@ from aks import errors  # noqa: E402
 from aks.cli import count_cores  # noqa: E402
 from aks.console import progress  # noqa: E402
 from aks.extraction.decoding import DecodeSpec, FrameBatch  # noqa: E402
-from aks.extraction.workers import VideoJob, WorkerPool  # noqa: E402
+from aks.extraction.workers import WorkerPool  # noqa: E402
+from aks.labels import VideoJob  # noqa: E402
 from aks.scorers.preprocess import SquarePreprocessor  # noqa: E402
-from aks.video.reader import CHUNK_FRAMES, Video, reset_decoder_globals  # noqa: E402
-from aks.video.sparse import SparseReader, _Converter, open_container, select_video_stream  # noqa: E402
+from aks.video.backends import (  # noqa: E402
+    RGBConverter,
+    open_container,
+    reset_decoder_globals,
+    select_video_stream,
+)
+from aks.video.reader import CHUNK_FRAMES, Video  # noqa: E402
+from aks.video.sparse import SparseReader  # noqa: E402
 
 FILM = ROOT / "demo/work/sources/resources/bbb.mp4"  # as distributed: ten minutes of 720p H.264
 # Name: file, encoder, its options.
@@ -131,7 +138,7 @@ def by_everything(path: Path) -> Iterator[np.ndarray]:
     """PyAV, decoding every frame."""
     with Video(path) as video:
         wanted = set(video.candidates().tolist())
-    to_rgb = _Converter()
+    to_rgb = RGBConverter()
     with open_container(path) as container:
         stream = select_video_stream(container)
         stream.codec_context.thread_count = 1

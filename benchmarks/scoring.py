@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests/support")]
 
 from model_setup import bert_vocabulary, package_file, randomise, write_clip_tokenizer  # noqa: E402
 
@@ -95,7 +95,7 @@ def sevila_xl(
     from sevila_setup import write_t5_tokenizer
     from transformers import Blip2Config, Blip2ForConditionalGeneration
 
-    from aks.scorers.sevila import _INSIDE, _PARTS
+    from aks.scorers.sevila_weights import lavis_name
 
     text = {**t5, "tie_word_embeddings": False, "decoder_start_token_id": 0}  # as Flan-T5 has it
     config = Blip2Config(
@@ -115,15 +115,12 @@ def sevila_xl(
     head.weight = torch.nn.Parameter(head.weight.detach().clone())
     model.save_pretrained(folder / "base", max_shard_size="2GB")
     write_t5_tokenizer(folder / "base")
-    localizer = {}
-    for name, value in model.state_dict().items():
-        for theirs, ours in _PARTS:
-            if "_loc" in theirs and name.startswith(ours):
-                inside = name.removeprefix(ours)
-                for old, new in _INSIDE.get(ours, ()):
-                    inside = inside.replace(new, old)
-                localizer[theirs + inside] = value.float().cpu()
-                break
+    names = {name: lavis_name(name) for name in model.state_dict()}
+    localizer = {
+        names[name]: value.float().cpu()
+        for name, value in model.state_dict().items()
+        if "_loc" in names[name]
+    }
     torch.save({"model": localizer}, folder / "sevila_pretrained.pth")
     return {"checkpoint": str(folder / "sevila_pretrained.pth"), "base": str(folder / "base")}
 

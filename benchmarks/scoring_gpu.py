@@ -32,7 +32,7 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests/support")]
 
 from extraction import FILM, write_film  # noqa: E402
 from model_setup import save_blip, tiny_blip  # noqa: E402
@@ -41,12 +41,12 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from aks import errors, select_keyframes  # noqa: E402
 from aks.cli import count_cores  # noqa: E402
-from aks.extraction.api import BATCH_FRAMES, extract  # noqa: E402
+from aks.extraction.api import extract  # noqa: E402
 from aks.extraction.batching import CrossVideoBatcher, max_batch_size  # noqa: E402
-from aks.extraction.decoding import DecodeSpec, EndOfVideo, FrameBatch  # noqa: E402
-from aks.extraction.feature_store import FeatureBatch  # noqa: E402
-from aks.extraction.workers import VideoJob, WorkerPool  # noqa: E402
-from aks.labels import Question, load_labels  # noqa: E402
+from aks.extraction.config import BATCH_FRAMES  # noqa: E402
+from aks.extraction.decoding import DecodeSpec, FrameBatch  # noqa: E402
+from aks.extraction.workers import WorkerPool  # noqa: E402
+from aks.labels import Question, VideoJob, load_labels  # noqa: E402
 from aks.run_dir import RunDir  # noqa: E402
 from aks.scorers.base import Scorer, load_scorer  # noqa: E402
 from aks.video.reader import Video  # noqa: E402
@@ -164,23 +164,18 @@ def read_alone(scorer: Scorer, videos: list[Path], workers: int) -> float:
 def model_alone(scorer: Scorer, questions: int) -> float:
     """Frames a second of encoding and scoring, when frames are always at hand."""
     texts = [scorer.encode_question(Question(0, "0", "", text)) for text in QUESTIONS[:questions]]
-    batcher = CrossVideoBatcher(
-        scorer, max_batch_size(scorer) if scorer.device.type == "cuda" else BATCH_FRAMES
-    )
+    batch_size = max_batch_size(scorer) if scorer.device.type == "cuda" else BATCH_FRAMES
+    batcher = CrossVideoBatcher(scorer, batch_size)
     blank = scorer.preprocessor(np.zeros((32, 32, 3), dtype=np.uint8))
     inputs = np.random.default_rng(0).standard_normal((BATCH_FRAMES, *blank.shape), dtype=np.float32)
     numbers = np.arange(BATCH_FRAMES)
-    batches = PASSES * batcher._frames // BATCH_FRAMES
-
-    def events() -> Iterator[tuple[str, FeatureBatch | EndOfVideo]]:
-        for at in range(batches):
-            yield from batcher.add("", FrameBatch(at * BATCH_FRAMES, numbers, numbers / 1, inputs))
-        yield from batcher.flush()
+    batches = PASSES * batch_size // BATCH_FRAMES
+    job = VideoJob("", Path())
+    frames = ((job, FrameBatch(i * BATCH_FRAMES, numbers, numbers / 1, inputs)) for i in range(batches))
 
     start = time.perf_counter()
-    for _, event in events():
-        if isinstance(event, FeatureBatch):
-            scorer.score(event.features, texts)
+    for _, batch in batcher.encode(frames):
+        scorer.score(batch.features, texts)
     return batches * BATCH_FRAMES / (time.perf_counter() - start)
 
 

@@ -24,7 +24,7 @@ from PIL import Image
 from aks import errors
 from aks.console import progress
 from aks.jsonio import read_json, write_atomically, write_json
-from aks.video.reader import reset_decoder_globals
+from aks.video.backends import reset_decoder_globals
 
 SEED = 2025
 RECIPE = 1  # raise when the film or the labels would come out differently

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from aks.errors import VideoError
-from aks.video.reader import DecodedFrames, Video, read_header, reset_decoder_globals
+from aks.video.backends import reset_decoder_globals
+from aks.video.reader import DecodedFrames, Video, read_header
 from evaluation.uniform import uniform_linspace
 
 SHORT_SELECTIONS = ("strict", "paper")

@@ -20,7 +20,8 @@ import numpy as np
 from huggingface_hub import try_to_load_from_cache
 
 from aks.errors import VideoError
-from aks.video.reader import decord_differs, reset_decoder_globals
+from aks.video.backends import reset_decoder_globals
+from aks.video.reader import decord_differs
 from evaluation.answer_cache import AnswerCache, file_fingerprint
 from evaluation.frame_policy import EvaluationError, FramePolicy, check_video, count_below_budget, question_id
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-VIDEO = "reader odd_videos sparse"
+VIDEO = "packets reader odd_videos damaged_videos sparse"
 MODELS = "qwen llava"
 # The tests that guard the files whose paths begin so, the fastest first; the longest such beginning counts.
 AREAS = {

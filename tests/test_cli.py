@@ -24,7 +24,7 @@ def test_a_container_s_quota_bounds_the_cores(monkeypatch, quota, cores):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
     assert cli.count_cores() == cores
     args = cli.build_parser(None, "out").parse_args([])
-    assert cli.decode_config(args)["workers"] == min(max(cores - 1, 1), 16)
+    assert cli.decode_settings(args)["workers"] == min(max(cores - 1, 1), 16)
 
 
 def test_a_share_is_told_from_1_to_n(monkeypatch):

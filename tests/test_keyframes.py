@@ -9,8 +9,10 @@ from pathlib import Path
 
 import forkserver
 import numpy as np
+import pytest
 from PIL import Image
 
+import aks
 from aks.video.reader import Video
 
 ROOT = Path(__file__).parent.parent
@@ -35,6 +37,21 @@ def test_numbers_times_scores_and_pictures(clips, tmp_path, run_script):
     for path, pixels in zip(pictures, frames.pixels, strict=True):
         difference = np.asarray(Image.open(path)).astype(int) - pixels
         assert np.abs(difference).mean() < 12  # the frame itself, but for JPEG
+
+
+def test_the_library_finds_what_the_command_finds(clips, run_script):
+    found = aks.keyframes(clips / "one.mp4", "Where is the cat?", budget=3, device="cpu")
+    command = ["keyframes.py", clips / "one.mp4", "Where is the cat?", "--budget", "3", "--device", "cpu"]
+    done = run_script(*command)
+    rows = [f"{k.frame_index}\t{k.time_s:.3f}\t{k.score:.6f}" for k in found]
+    assert done.stdout.splitlines()[1:] == rows and "frame/s" in done.stderr
+    assert "frame/s" not in run_script(*command, "--quiet").stderr
+
+
+def test_the_public_names_are_there():
+    assert all(getattr(aks, name) for name in aks.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'other'"):
+        aks.other  # noqa: B018
 
 
 def test_pictures_of_an_earlier_question_are_replaced_and_nobody_else_s_are_touched(

@@ -229,10 +229,10 @@ def test_missing_files_and_unknown_names(tmp_path):
 
 def test_the_real_label_files(reference):
     longvideobench = load_labels("longvideobench", label_file=reference / "longvideobench/lvb_val.json")
-    assert (len(longvideobench.questions), len(longvideobench.by_video())) == (1337, 753)
+    assert (len(longvideobench.questions), len(longvideobench.jobs)) == (1337, 753)
     assert all(q.evidence_frames and q.answer is not None for q in longvideobench.questions)
     videomme = load_labels("videomme", label_file=reference / "videomme/videomme.json")
-    assert (len(videomme.questions), len(videomme.by_video())) == (2700, 900)
+    assert (len(videomme.questions), len(videomme.jobs)) == (2700, 900)
     assert all(len(q.options) == 4 and q.answer is not None for q in videomme.questions)
 
 

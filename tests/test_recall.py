@@ -61,30 +61,43 @@ def test_the_released_selections_have_the_published_recall(reference, budget, gr
 
 ENTRIES = [
     {
-        "id": number,
+        "id": index,
         "video": "a.mp4",
         "question": "What?",
         "evidence_frames": evidence,
         "duration": 100,
         "group": group,
     }
-    for number, (evidence, group) in enumerate([([100], "10"), ([1000, 2000], "9"), ([500], "9")])
+    for index, (evidence, group) in enumerate([([100], "10"), ([1000, 2000], "9"), ([500], "9")])
 ]
 SELECTED = [[75, 125], [25, 1025], [0, 25, 50, 75]]
 
 
 @pytest.fixture
-def files(tmp_path):
+def recall(tmp_path, run_script):
+    """Run the command on the files of ``tmp_path``, at first those above; returns the finished process."""
     (tmp_path / "labels.json").write_text(json.dumps(ENTRIES))
     (tmp_path / "selected_frames.json").write_text(json.dumps(SELECTED))
-    return [
-        *("-m", "aks.recall", "--dataset_name", "custom", "--label_file", tmp_path / "labels.json"),
-        *("--selected_frames", tmp_path / "selected_frames.json"),
-    ]
+
+    def run(*options, fresh=False):
+        return run_script(
+            *("-m", "aks.recall", "--dataset_name", "custom", "--label_file", tmp_path / "labels.json"),
+            *("--selected_frames", tmp_path / "selected_frames.json", *options),
+            fresh=fresh,
+        )
+
+    return run
 
 
-def test_the_command_prints_groups_in_order_beside_uniform(files, tmp_path, run_script):
-    done = run_script(*files, "--output_file", tmp_path / "table.json", fresh=True)
+def fails(process, *words):
+    """A user's mistake: status 2 and one line."""
+    assert process.returncode == 2 and process.stderr.count("\n") == 1
+    for word in words:
+        assert word in process.stderr
+
+
+def test_the_command_prints_groups_in_order_beside_uniform(recall, tmp_path):
+    done = recall("--output_file", tmp_path / "table.json", fresh=True)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line.split()[:2] for line in lines[2:5]] == [["9", "2"], ["10", "1"], ["all", "3"]]
@@ -94,78 +107,69 @@ def test_the_command_prints_groups_in_order_beside_uniform(files, tmp_path, run_
     # uniform at the longest selection's budget of four: frames 0, 625, 1250 and 1875
     assert [row["uniform"]["1.0"] for row in rows] == [0, 0, 0]
     assert [row["uniform"]["5.0"] for row in rows] == pytest.approx([0.75, 1, 2.5 / 3])
-    done = run_script(*files, "--max_num_frames", 2, "--tolerances", 5)  # of two: frames 0 and 1250
+    done = recall("--max_num_frames", 2, "--tolerances", 5)  # of two: frames 0 and 1250
     assert [line.split()[3] for line in done.stdout.splitlines()[2:5]] == ["0.000", "1.000", "0.333"]
 
 
-def test_evidence_in_seconds_uses_the_selected_times(tmp_path, run_script):
+def test_evidence_in_seconds_uses_the_selected_times(tmp_path, recall):
     entry = {"video": "a.mp4", "question": "What?", "evidence_times": [[10, 12], 40]}
     (tmp_path / "labels.json").write_text(json.dumps([entry]))
     (tmp_path / "selected_frames.json").write_text("[[300, 600]]")
-    command = [
-        *("-m", "aks.recall", "--dataset_name", "custom", "--label_file", tmp_path / "labels.json"),
-        *("--selected_frames", tmp_path / "selected_frames.json"),
-    ]
-    done = run_script(*command)
-    assert done.returncode == 2 and "selected_times.json" in done.stderr and done.stderr.count("\n") == 1
+    fails(recall(), "selected_times.json")
     (tmp_path / "selected_times.json").write_text("[[12.9, 41.5]]")
-    done = run_script(*command, "--tolerances", 1)
+    done = recall("--tolerances", 1)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[2].split() == ["-", "1", "0.500", "-"]
     assert "uniform needs the label file to state every video's duration" in done.stdout
 
 
-def test_a_stride_that_cannot_be_told_is_left_out_and_counted(files, tmp_path, run_script):
+def test_a_stride_that_cannot_be_told_is_left_out_and_counted(recall, tmp_path):
     (tmp_path / "selected_frames.json").write_text(json.dumps([[75, 125], [960], []]))
-    done = run_script(*files)
+    done = recall()
     assert done.returncode == 0, done.stderr
     assert "2 questions left out" in done.stdout
     (tmp_path / "selection.json").write_text(json.dumps({"strides": [25, 0, 25]}))  # of a single candidate
-    done = run_script(*files)
+    done = recall()
     assert done.returncode == 0, done.stderr
     assert "1 questions left out" in done.stdout
     (tmp_path / "frames.json").write_text(json.dumps([[0, 20, 60], [0, 50, 100], [0, 500]]))
-    done = run_script(*files, "--frame_path", tmp_path / "frames.json", "--tolerances", 1)
+    done = recall("--frame_path", tmp_path / "frames.json", "--tolerances", 1)
     assert done.returncode == 0, done.stderr
     assert "left out" not in done.stdout and "guessed" not in done.stdout
     # 75 and 125 are not within 20 of 100; 960 is within 50 of 1000, not of 2000; nothing is selected near 500
     assert [line.split()[2] for line in done.stdout.splitlines()[2:5]] == ["0.250", "0.000", "0.167"]
 
 
-def test_an_evenly_spaced_selection_is_measured_by_its_recorded_stride(tmp_path, run_script):
+def test_an_evenly_spaced_selection_is_measured_by_its_recorded_stride(tmp_path, run_script, recall):
     entry = {"video": "a.mp4", "question": "What?", "evidence_frames": [1000], "duration": 596}
     (tmp_path / "labels.json").write_text(json.dumps([entry]))
     (tmp_path / "scores.json").write_text(json.dumps([[0.5] * 596]))
-    (tmp_path / "frames.json").write_text(json.dumps([[24 * n for n in range(596)]]))
+    (tmp_path / "frames.json").write_text(json.dumps([list(range(0, 24 * 596, 24))]))
     done = run_script(
         *("frame_select.py", "--score_path", tmp_path / "scores.json", "--strategy", "uniform"),
         *("--max_num_frames", 8, "--output_file", tmp_path / "sel"),
     )
     assert done.returncode == 0, done.stderr
     selection = tmp_path / "sel/longvideobench/blip/selected_frames.json"
-    command = ["-m", "aks.recall", "--dataset_name", "custom", "--label_file", tmp_path / "labels.json"]
-    done = run_script(*command, "--selected_frames", selection)
+    done = recall("--selected_frames", selection)
     # The selected frames are 2040 apart; a second is 24 of them, so nothing is near frame 1000.
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[2].split()[2] == "0.000"
     assert "guessed" not in done.stdout
-    alone = selection.with_name("alone.json")  # not the selection that is on record
-    alone.write_text(selection.read_text())
-    done = run_script(*command, "--selected_frames", alone)
-    assert "strides are guessed" in done.stdout
+    copy = selection.with_name("copy.json")  # selection.json records selected_frames.json alone
+    copy.write_text(selection.read_text())
+    assert "strides are guessed" in recall("--selected_frames", copy).stdout
 
 
-def test_a_lost_candidate_does_not_change_the_stride():
+def test_a_missing_candidate_does_not_change_the_stride():
     for frames, stride in (([0, 48, 72, 120], 24), ([48, 120], 24), ([0, 240], 240), ([5], 0), ([], 0)):
         assert infer_stride(np.array(frames, dtype=np.int64)) == stride
 
 
-def test_strides_that_are_no_whole_numbers_are_one_line(files, tmp_path, run_script):
+def test_strides_that_are_no_whole_numbers_are_one_line(recall, tmp_path):
     for strides in ([24.5, 24, 24], [True, 24, 24], [-24, 24, 24], ["x", 24, 24], 24):
         (tmp_path / "selection.json").write_text(json.dumps({"strides": strides}))
-        done = run_script(*files)
-        assert done.returncode == 2 and done.stderr.count("\n") == 1
-        assert "selection.json: its strides are not 3 whole numbers" in done.stderr
+        fails(recall(), "selection.json: its strides are not 3 whole numbers")
 
 
 def test_evidence_in_frames_and_in_times_both_count():
@@ -179,42 +183,46 @@ def test_evidence_in_frames_and_in_times_both_count():
     assert rows[0].uniform[1.0] == pytest.approx(1 / 3)  # at 0 and 30 s
 
 
-def test_a_group_cannot_be_named_as_the_row_of_all(files, tmp_path, run_script):
+def test_a_group_cannot_be_named_as_the_row_of_all(recall, tmp_path):
     (tmp_path / "labels.json").write_text(json.dumps([{**ENTRIES[0], "group": "all"}, *ENTRIES[1:]]))
-    done = run_script(*files)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "labels.json: a group is named 'all'" in done.stderr
+    fails(recall(), "labels.json: a group is named 'all'")
     (tmp_path / "labels.json").write_text(json.dumps([{**entry, "group": "all"} for entry in ENTRIES]))
-    done = run_script(*files)
+    done = recall()
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 4
 
 
 @pytest.mark.parametrize("tolerance", ["nan", "inf", "-1"])
-def test_a_tolerance_is_a_number_of_seconds(files, run_script, tolerance):
-    done = run_script(*files, f"--tolerances={tolerance}")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert f"--tolerances {tolerance}: must be a number, 0 or more" in done.stderr
+def test_a_tolerance_is_a_number_of_seconds(recall, tolerance):
+    fails(recall(f"--tolerances={tolerance}"), f"--tolerances {tolerance}: must be a number, 0 or more")
 
 
-def test_groups_that_float_would_take_for_numbers_are_names(files, tmp_path, run_script):
+def test_groups_that_float_would_take_for_numbers_are_names(recall, tmp_path):
     groups = ["nan", "10", "9"]
     entries = [{**entry, "group": group} for entry, group in zip(ENTRIES, groups, strict=True)]
     (tmp_path / "labels.json").write_text(json.dumps(entries))
-    lines = run_script(*files).stdout.splitlines()
+    lines = recall().stdout.splitlines()
     assert [line.split()[0] for line in lines[2:6]] == ["9", "10", "nan", "all"]
 
 
-def test_times_of_another_selection_are_not_used(tmp_path, run_script):
+def test_times_of_another_selection_are_not_used(tmp_path, recall):
     entry = {"video": "a.mp4", "question": "What?", "evidence_times": [100]}
     (tmp_path / "labels.json").write_text(json.dumps([entry]))
     (tmp_path / "selected_times.json").write_text("[[100, 200, 300]]")
     for name, words in (("selected_frames.json", "does not fit"), ("mine.json", "select with times.json")):
         (tmp_path / name).write_text("[[0, 24]]")
-        done = run_script(
-            *("-m", "aks.recall", "--dataset_name", "custom", "--label_file", tmp_path / "labels.json"),
-            *("--selected_frames", tmp_path / name),
+        fails(recall("--selected_frames", tmp_path / name), "selected_times.json", words)
+
+
+def load_questions():
+    return [
+        Question(
+            *(entry["id"], str(entry["id"]), "a", "b"),
+            duration_s=100.0,
+            group=entry["group"],
+            evidence_frames=tuple((float(frame), float(frame)) for frame in entry["evidence_frames"]),
         )
-        assert done.returncode == 2 and "selected_times.json" in done.stderr and words in done.stderr
+        for entry in ENTRIES
+    ]
 
 
 def test_uniform_is_left_out_of_a_group_where_a_duration_is_unknown():
@@ -224,19 +232,17 @@ def test_uniform_is_left_out_of_a_group_where_a_duration_is_unknown():
     assert [bool(row.uniform) for row in rows] == [False, True, False]  # 9, 10, all
 
 
-def test_mistakes(files, tmp_path, run_script):
+def test_mistakes(recall, tmp_path):
     for content, words in [
         ("[[1]]", "holds 1 questions and"),
         ("[[1, 2], [3, x]]", "not JSON"),
         ("[[2, 1], [], []]", "frame 1 follows 2"),
     ]:
         (tmp_path / "selected_frames.json").write_text(content)
-        done = run_script(*files)
-        assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
-    (tmp_path / "labels.json").write_text(json.dumps([{"video": "a", "question": "b"}] * 1))
+        fails(recall(), words)
+    (tmp_path / "labels.json").write_text(json.dumps([{"video": "a", "question": "b"}]))
     (tmp_path / "selected_frames.json").write_text("[[1]]")
-    done = run_script(*files)
-    assert done.returncode == 2 and "no question has evidence" in done.stderr
+    fails(recall(), "no question has evidence")
 
 
 def test_the_table_aligns():
@@ -244,18 +250,3 @@ def test_the_table_aligns():
     lines = format_table(rows).splitlines()
     ends = {line.rstrip().rfind(".") for line in lines[2:]}
     assert len(ends) == 1
-
-
-def load_questions():
-    return [
-        Question(
-            e["id"],
-            str(e["id"]),
-            "a",
-            "b",
-            duration_s=100.0,
-            group=e["group"],
-            evidence_frames=tuple((float(x), float(x)) for x in e["evidence_frames"]),
-        )
-        for e in ENTRIES
-    ]

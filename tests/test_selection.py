@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aks import select_keyframes
-from aks.selection import allocate_frames, judge_and_split, normalize, select_positions
+from aks.selection import STRATEGIES, allocate_frames, judge_and_split, normalize, select_positions
 
-# --- the naive reading: plain lists, level by level, as the method is described ----------------------
+# The naive reading: plain lists, level by level, as the method is described.
 
 
 def naive_ada(scores, frames, budget, ratio, t1, t2, all_depth):
@@ -112,7 +112,7 @@ def test_selection_equals_the_naive_reading(kind):
 
 
 def all_differences(scores, budget, max_depth):
-    """(start, stop, depth): difference of means and standard deviation of every segment, none left out."""
+    """Difference of means and standard deviation of every possible segment, by (start, stop, depth)."""
     found = {}
 
     def visit(start, stop, depth):
@@ -131,7 +131,7 @@ def all_differences(scores, budget, max_depth):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_thresholds_decide_to_the_last_bit(kind):
-    """The judge leaves out sums whose outcome is certain; each threshold here hits one of them exactly."""
+    """Thresholds at, just below and just above the difference or deviation of one of the segments."""
     rng = np.random.default_rng(len(KINDS) + KINDS.index(kind))
     for trial in range(60):
         n = int(rng.integers(1, 2001 if trial % 20 == 0 else 200))
@@ -154,8 +154,7 @@ def test_thresholds_decide_to_the_last_bit(kind):
                         middle = start + (stop - start) // 2
                         reached |= {(start, middle, level + 1), (middle, stop, level + 1)}
                 case = f"{kind} n={n} budget={budget} t1={t1!r} t2={t2!r} depth={depth}"
-                edges, depths = judge_and_split(scores, budget, t1, t2, depth)
-                assert list(zip(edges[:-1], edges[1:], depths, strict=True)) == sorted(expected), case
+                assert judge_and_split(scores, budget, t1, t2, depth) == sorted(expected), case
 
 
 @pytest.mark.parametrize(("budget", "depth", "left"), [(16, 5, 0), (48, 5, 32), (8, 3, 8), (12, 3, 8)])
@@ -169,10 +168,11 @@ def test_paper_quota_loses_fractions_and_the_default_does_not(budget, depth, lef
 def test_a_lone_spike_keeps_the_timeline_whole_and_flat_scores_split_it():
     spike = np.zeros(1000)
     spike[[700, 705, 710, 715]] = 1.0
-    assert judge_and_split(spike, 4, 0.8, -100, 5).depths == [0]
+    assert judge_and_split(spike, 4, 0.8, -100, 5) == [(0, 1000, 0)]
     assert select_positions(spike, 4).tolist() == [700, 705, 710, 715]
     flat = np.zeros(1000)
-    assert judge_and_split(flat, 4, 0.8, -100, 2).depths == [2] * 4
+    quarters = [(0, 250, 2), (250, 500, 2), (500, 750, 2), (750, 1000, 2)]
+    assert judge_and_split(flat, 4, 0.8, -100, 2) == quarters
     assert select_positions(flat, 4, max_depth=2).tolist() == [0, 250, 500, 750]
 
 
@@ -209,7 +209,7 @@ def test_scores_too_close_for_a_float_to_tell_apart_count_as_equal():
 def test_equal_remainders_go_to_the_segment_with_the_better_next_frame():
     scores = np.array([0, 0.2, 0, 0.9, 0, 0.1, 0, 0.8], dtype=float)
     segments = judge_and_split(scores, 2, 2.0, -100, 2)
-    assert segments == ([0, 2, 4, 6, 8], [2, 2, 2, 2])
+    assert segments == [(0, 2, 2), (2, 4, 2), (4, 6, 2), (6, 8, 2)]
     assert allocate_frames(scores, segments, 2, "full").tolist() == [3, 7]
 
 
@@ -229,6 +229,15 @@ def test_bin_takes_an_equal_share_of_every_bin():
 
 def test_top_takes_the_best_and_the_earlier_of_equals():
     assert select_positions([1, 3, 3, 3, 0], 2, strategy="top").tolist() == [1, 2]
+
+
+def test_a_strategy_is_one_function_and_one_entry(monkeypatch):
+    def select_last(scores, budget, **_):
+        assert scores.max() == 1  # normalized
+        return np.arange(len(scores))[-budget:]
+
+    monkeypatch.setitem(STRATEGIES, "last", select_last)
+    assert select_keyframes([3, 9, 6, 5], [0, 24, 48, 72], 2, strategy="last", t1=0.1) == [48, 72]
 
 
 finite = st.floats(allow_nan=False, allow_infinity=False)

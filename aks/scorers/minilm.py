@@ -1,7 +1,7 @@
-"""all-MiniLM-L6-v2, a sentence encoder: BERT with six layers, the mean of its token vectors, normalized.
+"""The sentence encoder all-MiniLM-L6-v2: six layers of BERT, whose token vectors are averaged and normalized.
 
-It is built from PyTorch's own layers: importing transformers takes longer than all else that the conse scorer
-does before its first frame, and brings in torchvision.
+It is built from PyTorch's own layers, because importing transformers takes longer than all else that the
+conse scorer does before its first frame, and imports torchvision.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 
 MAX_TOKENS = 256
 BATCH_SIZE = 64
-# PyTorch's names in a layer, and BERT's.
+# PyTorch's names of a layer's parameters, and BERT's.
 LAYER_NAMES = {
     "self_attn.in_proj_": ("attention.self.query.", "attention.self.key.", "attention.self.value."),
     "self_attn.out_proj.": ("attention.output.dense.",),
@@ -37,9 +37,9 @@ class SentenceEncoder(nn.Module):
         weights = load_file(folder / "model.safetensors")
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.enable_truncation(MAX_TOKENS)
-        self._tokenizer.no_padding()  # forward() pads no further than a batch needs
+        self._tokenizer.no_padding()  # forward() pads to the longest text of a batch
         self._words = nn.Embedding.from_pretrained(weights["embeddings.word_embeddings.weight"])
-        # One text is one segment, so that the first row of the segments' embeddings holds everywhere.
+        # Every text is one segment, so the first row of the segments' embeddings belongs to every token.
         self._positions = nn.Embedding.from_pretrained(
             weights["embeddings.position_embeddings.weight"]
             + weights["embeddings.token_type_embeddings.weight"][0]
@@ -78,7 +78,8 @@ class SentenceEncoder(nn.Module):
         """Token ids of n texts to normalized embeddings (n, 384)."""
         weight = self._words.weight
         embeddings = torch.empty(len(tokens), weight.shape[1], device=weight.device)
-        order = sorted(range(len(tokens)), key=lambda index: len(tokens[index]))  # less padding in a batch
+        # Texts of similar length share a batch, so that it holds little padding.
+        order = sorted(range(len(tokens)), key=lambda index: len(tokens[index]))
         for start in range(0, len(tokens), BATCH_SIZE):
             batch = order[start : start + BATCH_SIZE]
             ids = nn.utils.rnn.pad_sequence(

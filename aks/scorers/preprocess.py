@@ -1,7 +1,7 @@
-"""From a decoded frame to a model's input, on the CPU: what scorers share with the decoding processes.
+"""Preprocessing of decoded frames to model inputs, on the CPU.
 
-NumPy and PIL alone, no torch: a decoding process then starts in a third of a second and takes 50 MB.
-Everything here can be pickled.
+This module needs NumPy and PIL alone, not torch, so that a decoding process starts in a third of a second and
+takes 50 MB. Every preprocessor can be pickled, because it travels to those processes.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from PIL import Image
 Preprocessor = Callable[[np.ndarray], np.ndarray]
 
 CONSE_SIDE = 260  # EfficientNet-Lite2's input, pixels
-CONSE_MARGIN = 32  # its evaluation crop: the short side is resized to side + margin first
-# CLIP's, which BLIP was trained with.
+CONSE_MARGIN = 32  # of EfficientNet-Lite's evaluation crop: the short side becomes side + margin first
+# CLIP's mean and deviation, with which BLIP was trained, too.
 PIXEL_MEAN = np.array((0.48145466, 0.4578275, 0.40821073), dtype=np.float32).reshape(3, 1, 1)
 PIXEL_STD = np.array((0.26862954, 0.26130258, 0.27577711), dtype=np.float32).reshape(3, 1, 1)
-# What each of a channel's 256 values becomes, (3, 256) float32: a look-up gives the bits of the arithmetic
-# without its five passes over the frame.
+# The normalized value of each of a channel's 256 levels, (3, 256) float32. Looking values up gives the same
+# bits as the arithmetic, without its five passes over the frame.
 _NORMALIZED = ((np.arange(256, dtype=np.float32) / np.float32(255) - PIXEL_MEAN) / PIXEL_STD)[:, 0]
 
 
 def preprocess_conse(pixels: np.ndarray) -> np.ndarray:
-    """A frame to (3, 260, 260): short side to 292, centre crop, -1..1."""
+    """A frame to (3, 260, 260): short side to 292, centre crop, values -1 to 1."""
     height, width = pixels.shape[:2]
     scale = (CONSE_SIDE + CONSE_MARGIN) / min(height, width)
-    # The crop's box in source pixels: resizing only what is kept gives the same picture sooner.
+    # The crop in source pixels: resizing only what the crop keeps gives the same pixels in less time.
     half = CONSE_SIDE / scale / 2
     box = (width / 2 - half, height / 2 - half, width / 2 + half, height / 2 + half)
     image = Image.fromarray(pixels).resize((CONSE_SIDE, CONSE_SIDE), Image.Resampling.BICUBIC, box=box)
@@ -40,23 +40,23 @@ def preprocess_conse(pixels: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SquarePreprocessor:
-    """A frame to (3, side, side), squashed by PIL's bicubic filter; to the bit as LAVIS does it."""
+    """A frame to (3, side, side), squashed to a square by PIL's bicubic filter; the same bits as LAVIS's."""
 
     side: int
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """Prepare one frame."""
-        image = Image.fromarray(pixels).resize((self.side, self.side), Image.Resampling.BICUBIC)
-        values = np.asarray(image)
+        """Preprocess one frame."""
+        values = np.asarray(Image.fromarray(pixels).resize((self.side, self.side), Image.Resampling.BICUBIC))
         inputs = np.empty((3, self.side, self.side), dtype=np.float32)
         for channel, normalized in enumerate(_NORMALIZED):
-            normalized.take(values[..., channel], out=inputs[channel], mode="clip")  # the mode without a copy
+            # The mode "raise" would copy the output; no value is out of range.
+            normalized.take(values[..., channel], out=inputs[channel], mode="clip")
         return inputs
 
 
 def preprocess_with_transformers(processor: Any, pixels: np.ndarray) -> np.ndarray:
     """A frame by an image processor of transformers."""
-    # Named, because a frame 3 pixels high would pass for channels first.
+    # The format is stated because transformers takes a frame 3 pixels high for one with the channels first.
     batch = processor(pixels, return_tensors="np", input_data_format="channels_last")
     return np.asarray(batch["pixel_values"])[0]
 

@@ -1,7 +1,7 @@
-"""Checkpoints: where they lie, what they lack, and whether they are the model that was asked for.
+"""Finding checkpoints, reading their weights and checking that they belong to the model.
 
-Weights are read as safetensors, or with ``torch.load(weights_only=True)``; nothing here unpickles
-objects. Every complaint is a :class:`~aks.errors.UserError` of one line.
+Weights are read as safetensors or with ``torch.load(weights_only=True)``, so that no file can run code. Every
+error is a :class:`~aks.errors.UserError` of one line.
 """
 
 from __future__ import annotations
@@ -16,45 +16,42 @@ import torch
 from aks.errors import UserError
 from aks.jsonio import read_json
 
-LOCAL_ROOT = Path("checkpoints")  # relative to the working directory, see checkpoints/README.md
+LOCAL_ROOT = Path("checkpoints")  # in the working directory, see checkpoints/README.md
 
-# One of these holds the weights of a folder in the transformers layout; the first found is used.
+# One of these holds the weights of a folder in the transformers layout; the first that exists is used.
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-# Buffers that older versions of transformers saved and newer ones compute.
+# Buffers that older versions of transformers save and newer ones compute.
 HARMLESS_KEYS = re.compile(r"(^|\.)position_ids$")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def _reason(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     """An exception's type and the first line of its text."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0].rstrip(' .:')}" if lines else type(error).__name__
 
 
-def resolve_checkpoint(
-    checkpoint: str, *, model_type: str, needs: Sequence[Sequence[str]] = (), root: Path | None = None
-) -> Path:
-    """The local folder of a checkpoint in the transformers layout, downloaded if need be.
+def resolve_checkpoint(checkpoint: str, *, model_type: str, needs: Sequence[Sequence[str]] = ()) -> Path:
+    """Find the local folder of a checkpoint in the transformers layout; download it if there is none.
 
-    Looked for as a path, then as ``checkpoints/<last part of the name>``, then on the model hub
-    (or in its cache when offline).
+    The checkpoint is looked for as a path, then as ``checkpoints/<last part of the name>``, then on the model
+    hub (or in its cache when offline).
 
     Args:
         checkpoint: folder or hub name (``owner/name``).
-        model_type: what ``config.json`` must log, e.g. ``blip``.
-        needs: files wanted beside ``config.json`` and the weights, each as its alternatives:
-            ``[("tokenizer.json", "vocab.txt")]``.
-        root: folder to use for ``./checkpoints``.
+        model_type: the type of model that ``config.json`` must state, such as ``blip``.
+        needs: files that must lie beside ``config.json`` and the weights. Each is a tuple of alternatives,
+            such as ``("tokenizer.json", "vocab.txt")``.
 
     Raises:
-        UserError: not found, a file is missing, or it is a model of another type.
+        UserError: no such checkpoint, a file is missing, or the model is of another type.
     """
-    local = (LOCAL_ROOT if root is None else root) / Path(checkpoint).name
+    local = LOCAL_ROOT / Path(checkpoint).name
     for folder in (Path(checkpoint), local):
         if folder.is_dir():
             break
@@ -70,9 +67,8 @@ def resolve_checkpoint(
             raise UserError(
                 f"{folder}: has no {' or '.join(names)}; get the whole checkpoint, see checkpoints/README.md"
             )
-    config = _read_json(folder / "config.json")
-    if config.get("model_type") != model_type:
-        found = config.get("model_type")
+    found = _read_json(folder / "config.json").get("model_type")
+    if found != model_type:
         raise UserError(
             f"{folder / 'config.json'}: another model: model_type is {found!r}, not {model_type!r}"
         )
@@ -85,7 +81,7 @@ def resolve_checkpoint(
 
 
 def _download(name: str, local: Path, needs: Sequence[Sequence[str]]) -> Path:
-    """A hub repository's configuration, tokenizer and weights; safetensors where it has them."""
+    """Download a hub repository's configuration, tokenizer and weights, as safetensors where it has them."""
     from huggingface_hub import snapshot_download
 
     small = ["*.json", *(file for names in needs for file in names)]
@@ -95,24 +91,23 @@ def _download(name: str, local: Path, needs: Sequence[Sequence[str]]) -> Path:
             folder = Path(snapshot_download(name, allow_patterns=[*small, "pytorch_model*.bin"]))
     except Exception as error:  # the hub client raises many unrelated types
         raise UserError(
-            f"{name}: not in {local}, and the model hub did not give it ({_reason(error)}); on a machine "
+            f"{name}: not in {local}, and the model hub did not give it ({_describe(error)}); on a machine "
             f"with access run: hf download {name} --local-dir {local}"
         ) from None
     return folder
 
 
-def find_file(checkpoint: str, *, source: str, root: Path | None = None) -> Path:
-    """A checkpoint that is one file: a path, or its name under ``./checkpoints``.
+def find_file(checkpoint: str, *, source: str) -> Path:
+    """Find a checkpoint that is one file.
 
     Args:
         checkpoint: path, or file name in ``./checkpoints``.
-        source: where to download it from, for the message.
-        root: folder to use for ``./checkpoints``.
+        source: where to download the file from, for the error message.
 
     Raises:
         UserError: no such file.
     """
-    local = (LOCAL_ROOT if root is None else root) / Path(checkpoint).name
+    local = LOCAL_ROOT / Path(checkpoint).name
     for path in (Path(checkpoint), local):
         if path.is_file():
             return path
@@ -120,7 +115,7 @@ def find_file(checkpoint: str, *, source: str, root: Path | None = None) -> Path
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weight file of a folder, or the shards its index lists (which may be missing)."""
+    """The weight file of a folder, or the shards that its index lists, which may be missing."""
     name = next(name for name in WEIGHT_FILES if (folder / name).is_file())
     if not name.endswith(".index.json"):
         return [folder / name]
@@ -131,10 +126,12 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a ``.safetensors`` or PyTorch file (there: the dictionary itself or its ``model``).
+    """Read the tensors of a ``.safetensors`` or PyTorch file by name, all to the CPU.
+
+    A PyTorch file may hold the state dict itself, or a dictionary that has it under ``model``.
 
     Raises:
-        UserError: damaged, holds more than tensors, or not a state dict.
+        UserError: the file is damaged, holds more than tensors, or holds no state dict.
     """
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
@@ -144,7 +141,9 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and tensor errors alike
-        raise UserError(f"{path}: cannot be read as weights ({_reason(error)}); download it again") from None
+        raise UserError(
+            f"{path}: cannot be read as weights ({_describe(error)}); download it again"
+        ) from None
     if isinstance(data, dict) and isinstance(data.get("model"), dict):
         data = data["model"]
     if not isinstance(data, dict) or not all(isinstance(value, torch.Tensor) for value in data.values()):
@@ -159,87 +158,93 @@ def check_keys(
     unexpected: Iterable[str] = (),
     mismatched: Iterable[str] = (),
 ) -> None:
-    """Refuse weights that do not fill a model exactly.
+    """Raise if weights do not fill a model exactly.
 
     Args:
-        where: the file or folder, for the message.
+        where: the file or folder, for the error message.
         missing: parameters of the model that the weights lack.
-        unexpected: tensors that the model has no place for.
-        mismatched: tensors of another shape.
+        unexpected: tensors that the model has no parameter for.
+        mismatched: tensors whose shape is not their parameter's.
 
     Raises:
-        UserError: any key that is not harmless, with the first of each kind.
+        UserError: a key other than ``HARMLESS_KEYS`` is among them; names three of each kind.
     """
-    found = {"missing": missing, "unexpected": unexpected, "of another shape": mismatched}
-    parts = []
-    for kind, keys in found.items():
-        named = sorted(key for key in keys if not HARMLESS_KEYS.search(key))
-        if named:
-            more = f" and {len(named) - 3} more" if len(named) > 3 else ""
-            parts.append(f"{kind}: {', '.join(named[:3])}{more}")
-    if parts:
-        raise UserError(f"{where}: these are the weights of another model ({'; '.join(parts)})")
+    problems = []
+    for kind, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched)):
+        names = sorted(key for key in keys if not HARMLESS_KEYS.search(key))
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            problems.append(f"{kind}: {', '.join(names[:3])}{more}")
+    if problems:
+        raise UserError(f"{where}: these are the weights of another model ({'; '.join(problems)})")
+
+
+def misshapen(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names that two state dicts share with tensors of different shape."""
+    return [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
 
 
 def load_strict(model: torch.nn.Module, state: Mapping[str, torch.Tensor], where: str | Path) -> None:
-    """Copy a state dict into a model that it must fill exactly; see :func:`check_keys`."""
+    """Copy a state dict into a model, which it must fill exactly; errors as in :func:`check_keys`."""
     own = model.state_dict()
     check_keys(
         where,
         missing=own.keys() - state.keys(),
         unexpected=state.keys() - own.keys(),
-        mismatched=[key for key in own.keys() & state.keys() if own[key].shape != state[key].shape],
+        mismatched=misshapen(own, state),
     )
-    model.load_state_dict({key: state[key] for key in own.keys() & state.keys()}, strict=False)
+    model.load_state_dict(state, strict=False)  # harmless keys may be missing or unexpected
 
 
 def load_pretrained(model_class: type, folder: Path, config: Any) -> Any:
-    """``model_class.from_pretrained``, evaluation mode, float32, every key accounted for.
+    """Load a model of transformers in float32 and evaluation mode, and check that the weights fill it.
 
     Args:
-        model_class: a transformers model class.
-        folder: what :func:`resolve_checkpoint` returned.
+        model_class: a model class of transformers.
+        folder: what :func:`resolve_checkpoint` returns.
         config: the model's configuration.
 
     Raises:
-        UserError: damaged weights, or those of another model.
+        UserError: the weights are damaged, or another model's.
     """
     try:
         model, info = model_class.from_pretrained(
             folder,
             config=config,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that they are reported with the other keys
+            ignore_mismatched_sizes=True,  # check_keys reports them with the other keys
         )
     except Exception as error:  # safetensors, zip, pickle, tensor and configuration errors alike
-        raise UserError(f"{folder}: cannot be loaded as {model_class.__name__} ({_reason(error)})") from None
+        raise UserError(
+            f"{folder}: cannot be loaded as {model_class.__name__} ({_describe(error)})"
+        ) from None
     check_keys(
         folder,
         missing=info["missing_keys"],
         unexpected=info["unexpected_keys"],
-        # transformers gives (name, shape, shape)
+        # Some versions of transformers give (name, shape, shape).
         mismatched=[key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]],
     )
     return model.float().eval().requires_grad_(False)
 
 
 def load_component(load: Callable[[Path], Any], folder: Path, what: str) -> Any:
-    """A configuration, tokenizer or image processor of a folder: ``load(folder)``, errors in one line."""
+    """Load a folder's configuration, tokenizer or image processor with ``load``; an error is one line."""
     try:
         return load(folder)
     except Exception as error:  # transformers and its back ends raise many unrelated types
-        raise UserError(f"{folder}: its {what} cannot be loaded ({_reason(error)})") from None
+        raise UserError(f"{folder}: its {what} cannot be loaded ({_describe(error)})") from None
 
 
 def _check_safetensors(path: Path) -> None:
-    """A cheap look at a file's header, which must account for every byte of it."""
+    """Raise if a file's header does not account for every byte of it; reads the header alone."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt"):
             pass
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: damaged or incomplete ({_reason(error)}); download it again") from None
+        raise UserError(f"{path}: damaged or incomplete ({_describe(error)}); download it again") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,15 +1,16 @@
-"""Candidate frames of a video: which ones, and their pixels.
+"""Videos: which frames are candidates, and their pixels.
 
-PyAV reads every video: only what the frames need where that is sure to give the same pixels, else all of
-it (:mod:`aks.video.sparse`). Frames and times are those that a player shows; their numbers and times are
-decord's wherever decord is right. Frames stream in chunks, so memory does not grow with the length of the
-video. ``decord``, the paper's reader, is there for comparison: it shows other frames than it is asked
-for in many kinds of files, and decodes ahead of a slow consumer without bound.
+:class:`Video` reads with PyAV. It decodes only what the wanted frames need where that surely gives the same
+pixels (:mod:`aks.video.sparse`), and the whole video elsewhere. Frames and times are those that a player
+shows; frame indices and times equal decord's wherever decord is right. Frames arrive in chunks, so memory
+does not grow with the length of the video.
+
+The paper's reader, decord, is available for comparison. In many kinds of files it returns other frames than
+it is asked for, and it decodes ahead of a slow consumer without bound.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,19 +20,19 @@ import av
 import numpy as np
 
 from aks.errors import UserError, VideoError, error_message
-from aks.video.sparse import (
-    CONTAINERS,
+from aks.video.backends import (
+    DecordReader,
     SequentialReader,
-    SparseReader,
     open_container,
+    reset_decoder_globals,
     select_video_stream,
-    silence_codecs,
 )
+from aks.video.sparse import EXACT_CONTAINERS, SparseReader
 
 DECODERS = ("auto", "pyav", "decord")
-DECORD_READS = {"h264", "hevc", "vp8", "vp9", "mpeg4"}  # codecs whose frames it finds in such containers
-PROBE_S = 30.0  # of a video, in which open groups of pictures show
-MIN_COMPLETE_FRACTION = 0.95  # headers may count a little more than there is, but not this much
+DECORD_EXACT_CODECS = {"h264", "hevc", "vp8", "vp9", "mpeg4"}  # decord jumps right in EXACT_CONTAINERS
+PROBE_S = 30.0  # the part of a video in which decord_differs() looks for open groups of pictures
+MIN_COMPLETE_FRACTION = 0.95  # a whole file may hold a little less than its header counts
 CHUNK_FRAMES = 16  # frames decoded at a time: 44 MB at 720p, 400 MB at 4K
 
 
@@ -40,7 +41,7 @@ class DecodedFrames:
     """Decoded frames.
 
     Attributes:
-        frame_indices: frame numbers, (n,) int64.
+        frame_indices: frame indices in the video, (n,) int64.
         times_s: presentation times in seconds from the first frame, (n,) float64.
         pixels: (n, height, width, 3) uint8 RGB, as stored: a pixel aspect ratio is not applied.
     """
@@ -59,13 +60,14 @@ class Video:
 
     Attributes:
         path: the file.
-        requested_decoder: the decoder that was asked for: ``auto``, ``pyav`` or ``decord``.
-        decoder: ``pyav`` or ``decord``, whichever reads it.
+        requested_decoder: the decoder that the caller asked for: ``auto``, ``pyav`` or ``decord``.
+        decoder: the library that reads the video: ``pyav`` or ``decord``.
         num_frames: frames that the video shows.
-        fps: average frame rate in frames a second.
-        is_edited: whether an edit list leaves stored frames out. They have no number here; decord counts
+        fps: average frame rate in frames per second.
+        is_edited: whether an edit list hides stored frames. Hidden frames have no index here; decord counts
             them, and its times run past the end.
-        header_num_frames: more than ``num_frames`` where the file is cut short: what its header promises.
+        header_num_frames: frames that the header promises, more than ``num_frames`` where the file is cut
+            short; otherwise ``num_frames``.
     """
 
     def __init__(self, path: str | Path, decoder: str = "auto", *, partial: bool = False) -> None:
@@ -73,19 +75,18 @@ class Video:
 
         Args:
             path: a video file.
-            decoder: ``auto``: PyAV, decoding no more than the frames need where that is exact; ``pyav``:
-                the same frames by decoding everything, for comparison; ``decord``: those of the paper's
-                reader.
-            partial: open a file that is cut short, too.
+            decoder: ``auto``: PyAV, which decodes no more than the frames need where that is exact; ``pyav``:
+                the same frames by decoding everything, for comparison; ``decord``: the paper's reader.
+            partial: accept a file that is cut short.
 
         Raises:
-            VideoError: the file is missing or cannot be read; the text is the reason.
-            UserError: unknown decoder, or decord is not installed.
+            VideoError: the file is missing, cannot be read, or is cut short; the text is the reason.
+            UserError: the decoder is unknown, or decord is not installed.
         """
         if decoder not in DECODERS:
             raise UserError(f"--decoder {decoder}: use one of {', '.join(DECODERS)}")
         reset_decoder_globals()
-        # Absolute, because FFmpeg takes what stands before a colon for a protocol.
+        # An absolute path, because FFmpeg takes the text before a colon for a protocol.
         self.path = Path(path).absolute()
         self.requested_decoder = decoder
         header = read_header(self.path)
@@ -94,23 +95,23 @@ class Video:
         self.num_frames = self._reader.num_frames
         self.fps = self._reader.fps
         self.is_edited = self._reader.is_edited
-        self.header_num_frames = self._announced(header)
+        self.header_num_frames = self._promised_frames(header)
         if self.header_num_frames > self.num_frames and not partial:
             self.close()
             raise VideoError(self.truncation_message())
 
-    def _open_reader(self) -> SparseReader | SequentialReader | _DecordReader:
+    def _open_reader(self) -> SparseReader | SequentialReader | DecordReader:
         if self.requested_decoder == "decord":
-            return _DecordReader(self.path)
+            return DecordReader(self.path)
         if self.requested_decoder == "auto":
             with suppress(VideoError):
                 return SparseReader(self.path)
         return SequentialReader(self.path)
 
-    def _announced(self, header: VideoHeader) -> int:
-        """How many frames there would be if the file were whole, by its header."""
+    def _promised_frames(self, header: VideoHeader) -> int:
+        """How many frames the whole file would have, by its header."""
         seconds = float(self._reader.times(np.array([self.num_frames - 1]))[0]) + 1 / self.fps
-        # Some AVI files count fields, or pictures that repeat the one before: then the length tells.
+        # The headers of some AVI files count fields, or repeated frames; their duration is right.
         if (
             self._reader.num_packets >= MIN_COMPLETE_FRACTION * header.num_frames
             or seconds >= MIN_COMPLETE_FRACTION * header.seconds
@@ -120,90 +121,96 @@ class Video:
 
     @property
     def is_seekable(self) -> bool:
-        """Whether reading from the middle on costs no more than a group of pictures, and gives the same."""
+        """Whether reading may start anywhere: the frames stay exact, at the cost of one group of pictures."""
         return isinstance(self._reader, SparseReader)
 
     def truncation_message(self) -> str:
-        """How much is there of a file that is cut short, in words."""
+        """Say how much of a file that is cut short is there."""
         return f"cut short: {self.num_frames} of {self.header_num_frames} frames are there"
 
     @property
     def stride_frames(self) -> int:
-        """Distance of candidates: the whole part of the frame rate, at least 1 (the paper's rule)."""
+        """Frames from one candidate to the next: the whole part of the frame rate, at least 1."""
         return max(1, int(self.fps))
 
     def candidates(self) -> np.ndarray:
-        """Frame numbers of the candidates, about one a second: ``num_frames // stride`` of them, int64.
+        """Frame indices of the candidates, about one a second: ``num_frames // stride`` of them, int64.
 
-        Source: the released code of the paper (``stride = int(avg_fps)``; its division by zero below
-        1 fps is mended by a stride of 1).
+        Source: the paper's released code (``stride = int(avg_fps)``). Below 1 fps that code divides by zero;
+        a stride of 1 replaces it here.
         """
         return np.arange(self.num_frames // self.stride_frames, dtype=np.int64) * self.stride_frames
 
-    def times_s(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Presentation times of frames in seconds from the first frame, (n,) float64."""
-        times = self._reader.times(self._checked(numbers))
-        return np.round(times, 6)  # below a container's finest clock; keeps readers' files equal
+    def times_s(self, frame_indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Presentation times of frames in seconds from the first frame, (n,) float64.
+
+        Times have microseconds, finer than any container's clock, so that all backends write equal times.
+        """
+        return np.round(self._reader.times(self._validated(frame_indices)), 6)
 
     def read(
-        self, numbers: Sequence[int] | np.ndarray, chunk_frames: int = CHUNK_FRAMES
+        self, frame_indices: Sequence[int] | np.ndarray, chunk_frames: int = CHUNK_FRAMES
     ) -> Iterator[DecodedFrames]:
         """Decode the given frames, in chunks of at most ``chunk_frames``.
 
         Args:
-            numbers: ascending frame numbers, (n,).
+            frame_indices: ascending frame indices, (n,).
             chunk_frames: how many decoded frames to hold at a time.
 
         Raises:
             VideoError: a frame cannot be decoded.
-            ValueError: numbers out of range or not ascending.
+            ValueError: the frame indices are out of range or do not ascend.
         """
-        numbers = self._checked(numbers)
+        frame_indices = self._validated(frame_indices)
         done = 0
-        while done < len(numbers):
+        while done < len(frame_indices):
             try:
-                for pixels in self._reader.chunks(numbers[done:], chunk_frames):
-                    part = numbers[done : done + len(pixels)]
-                    yield DecodedFrames(part, self.times_s(part), pixels)
+                for pixels in self._reader.chunks(frame_indices[done:], chunk_frames):
+                    indices = frame_indices[done : done + len(pixels)]
+                    yield DecodedFrames(indices, self.times_s(indices), pixels)
                     done += len(pixels)
             except VideoError:
-                if not self._decode_everything():
+                if not self._fall_back():
                     raise
 
-    def _decode_everything(self) -> bool:
-        """Go on without leaving anything out, where that is possible: the readers number frames alike."""
+    def _fall_back(self) -> bool:
+        """Replace the sparse reader by the sequential one, if both number the frames alike."""
         if isinstance(self._reader, SparseReader):
             with suppress(VideoError):
-                other = SequentialReader(self.path)
-                if (other.num_frames, other.fps) == (self.num_frames, self.fps):
-                    self._reader = other
+                sequential = SequentialReader(self.path)
+                if (sequential.num_frames, sequential.fps) == (self.num_frames, self.fps):
+                    self._reader = sequential
                     return True
         return False
 
-    def read_partial(self, numbers: Sequence[int] | np.ndarray) -> Iterator[DecodedFrames]:
-        """What can be decoded of some frames where :meth:`read` fails, one by one; the others are left out.
+    def read_partial(self, frame_indices: Sequence[int] | np.ndarray) -> Iterator[DecodedFrames]:
+        """Decode, one by one, those of the given frames that can be decoded, where :meth:`read` fails.
 
         Args:
-            numbers: ascending frame numbers, (n,).
+            frame_indices: ascending frame indices, (n,).
 
         Raises:
-            VideoError: the file cannot even be opened any more.
+            VideoError: the file can no longer be opened.
+            ValueError: the frame indices are out of range or do not ascend.
         """
-        numbers = self._checked(numbers)
+        frame_indices = self._validated(frame_indices)
         reader = self._open_reader()
-        whole = isinstance(reader, SequentialReader)
-        for number, pixels in reader.readable(numbers) if whole else _one_by_one(reader, numbers):
-            yield DecodedFrames(np.array([number]), self.times_s([number]), pixels[None])
+        if isinstance(reader, SequentialReader):
+            frames = reader.read_partial(frame_indices)
+        else:
+            frames = _read_one_by_one(reader, frame_indices)
+        for index, pixels in frames:
+            yield DecodedFrames(np.array([index]), self.times_s([index]), pixels[None])
 
-    def _checked(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
-        numbers = np.asarray(numbers, dtype=np.int64)
-        if len(numbers) and (
-            numbers[0] < 0 or numbers[-1] >= self.num_frames or (np.diff(numbers) <= 0).any()
+    def _validated(self, frame_indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        indices = np.asarray(frame_indices, dtype=np.int64)
+        if len(indices) and (
+            indices[0] < 0 or indices[-1] >= self.num_frames or (np.diff(indices) <= 0).any()
         ):
             raise ValueError(
                 f"{self.path}: frame numbers must ascend from 0 or later to at most {self.num_frames - 1}"
             )
-        return numbers
+        return indices
 
     def close(self) -> None:
         """Release the decoder."""
@@ -218,14 +225,23 @@ class Video:
         self.close()
 
 
+def _read_one_by_one(
+    reader: SparseReader | DecordReader, frame_indices: np.ndarray
+) -> Iterator[tuple[int, np.ndarray]]:
+    for index in frame_indices.tolist():
+        with suppress(VideoError):
+            (pixels,) = reader.chunks(np.array([index]), 1)
+            yield index, pixels[0]
+
+
 @dataclass(frozen=True)
 class VideoHeader:
-    """What a video's header says: frames of the film, and its seconds; 0 where it is silent.
+    """What a file's header states; 0 where it states nothing.
 
     Attributes:
-        num_frames: frames.
-        seconds: length of the film.
-        container_seconds: length of the file, sound included.
+        num_frames: frames of the video stream.
+        seconds: duration of the video stream.
+        container_seconds: duration of the file, audio included.
     """
 
     num_frames: int
@@ -237,7 +253,7 @@ def read_header(path: Path) -> VideoHeader:
     """Read a video's header.
 
     Raises:
-        VideoError: the file cannot be opened, or holds no film.
+        VideoError: the file cannot be opened, or holds no video.
     """
     try:
         if not path.exists():
@@ -248,7 +264,8 @@ def read_header(path: Path) -> VideoHeader:
             raise VideoError("file is empty")
         with open_container(path) as container:
             stream = select_video_stream(container)
-            # Of an AVI file cut short FFmpeg shortens the duration; its frames are ticks of a clock.
+            # FFmpeg shortens the duration of an AVI file that is cut short. The frame count of its header
+            # stays, in ticks of the stream's clock.
             ticks = max(stream.duration or 0, stream.frames if container.format.name == "avi" else 0)
             seconds = float(ticks * (stream.time_base or 0))
             return VideoHeader(stream.frames, seconds, (container.duration or 0) / av.time_base)
@@ -257,7 +274,7 @@ def read_header(path: Path) -> VideoHeader:
 
 
 def estimate_candidates(path: Path) -> int:
-    """Candidates of a video by its header alone, for progress bars; 0 where it does not tell."""
+    """Estimate a video's candidates by its header alone, for progress bars; 0 where it states no duration."""
     reset_decoder_globals()
     try:
         return int(read_header(path.absolute()).container_seconds)
@@ -268,19 +285,21 @@ def estimate_candidates(path: Path) -> int:
 def decord_differs(path: str | Path) -> bool:
     """Whether decord is known to number or to show frames of a video otherwise than a player.
 
-    It knows nothing of edit lists, and loses its place in most containers and codecs where it has to jump,
-    also in groups of pictures that lean on the one before. The first groups of a file tell.
+    decord ignores edit lists. In most containers and codecs, and in open groups of pictures, it returns wrong
+    frames after a jump. The first :data:`PROBE_S` seconds show whether groups are open.
 
     Raises:
         VideoError: the file cannot be read.
     """
     reset_decoder_globals()
-    first = last = None  # times of key frames
+    first = last = None  # pts of the first and of the latest key frame
     try:
         with open_container(Path(path).absolute()) as container:
             stream = select_video_stream(container)
-            sound = container.format.name in CONTAINERS and stream.codec_context.name in DECORD_READS
-            for packet in container.demux(stream) if sound else ():
+            codec = stream.codec_context.name
+            if container.format.name not in EXACT_CONTAINERS or codec not in DECORD_EXACT_CODECS:
+                return True
+            for packet in container.demux(stream):
                 if packet.size and (packet.pts is None or packet.is_discard):
                     return True
                 if packet.is_keyframe:
@@ -291,66 +310,4 @@ def decord_differs(path: str | Path) -> bool:
                     break
     except (av.FFmpegError, OSError) as error:
         raise VideoError(f"cannot be read: {error_message(error)}") from None
-    return not sound
-
-
-def _one_by_one(
-    reader: SparseReader | _DecordReader, numbers: np.ndarray
-) -> Iterator[tuple[int, np.ndarray]]:
-    """The frames that a reader can jump to and decode."""
-    for number in numbers.tolist():
-        with suppress(VideoError):
-            (pixels,) = reader.chunks(np.array([number]), 1)
-            yield number, pixels[0]
-
-
-def reset_decoder_globals() -> None:
-    """Undo what other libraries in this process do to decord and PyAV; keep codec chatter off the terminal.
-
-    LAVIS makes decord return torch tensors; torchvision routes FFmpeg's log through Python.
-    """
-    if decord := sys.modules.get("decord"):
-        decord.bridge.set_bridge("native")
-        decord.logging.set_level(decord.logging.FATAL)
-    silence_codecs()
-
-
-class _DecordReader:
-    """decord, one thread: more gain little at one frame a second and break VP9."""
-
-    name = "decord"
-
-    def __init__(self, path: Path) -> None:
-        try:
-            import decord
-        except ImportError:
-            raise UserError("--decoder decord: decord is not installed: pip install decord") from None
-        reset_decoder_globals()
-        self._errors = (RuntimeError, decord.DECORDError)
-        try:
-            self._video = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
-            self.num_frames = self.num_packets = len(self._video)
-            self.is_edited = False
-            self.fps = float(self._video.get_avg_fps())
-        except self._errors as error:
-            raise VideoError(f"decord: {error_message(error)}") from None
-        if not 0 < self.fps < float("inf"):
-            raise VideoError("the file states no frame rate")
-
-    def times(self, numbers: np.ndarray) -> np.ndarray:
-        if not len(numbers):
-            return np.zeros(0)
-        stamps = self._video.get_frame_timestamp([0, *numbers.tolist()])[:, 0].astype(np.float64)
-        times = stamps[1:] - stamps[0]
-        if np.isfinite(times).all() and (np.diff(times) > 0).all() and stamps[0] > -1e6:
-            return times
-        return numbers / self.fps  # the container carries no usable clock (MPEG program streams)
-
-    def chunks(self, numbers: np.ndarray, size: int) -> Iterator[np.ndarray]:
-        for start in range(0, len(numbers), size):
-            part = numbers[start : start + size].tolist()
-            try:
-                yield self._video.get_batch(part).asnumpy()
-            except self._errors as error:
-                span = f"frames {part[0]} to {part[-1]}"
-                raise VideoError(f"{span} cannot be decoded (decord: {error_message(error)})") from None
+    return False

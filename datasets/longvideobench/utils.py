@@ -24,7 +24,8 @@ from lmms_eval.tasks.longvideobench.utils import (  # noqa: E402, F401 - the yam
 )
 
 from aks.errors import VideoError  # noqa: E402
-from aks.video.reader import Video, reset_decoder_globals  # noqa: E402
+from aks.video.backends import reset_decoder_globals  # noqa: E402
+from aks.video.reader import Video  # noqa: E402
 from evaluation import task  # noqa: E402
 from evaluation.frame_policy import EvaluationError, parse_frame_idx, read_frames  # noqa: E402
 

@@ -21,7 +21,7 @@ from media import everything, write_video
 from preprocessors import Trouble
 
 from aks import UserError
-from aks.extraction import workers as pool
+from aks.extraction import workers
 from aks.extraction.api import extract, store_features
 from aks.extraction.decoding import DecodeSpec, EndOfVideo, FrameBatch, decode
 from aks.extraction.feature_store import FeatureStore
@@ -178,11 +178,11 @@ def test_a_process_that_never_starts_ends_the_run_but_not_one_that_started_unsee
             self.batch_s = 0
             return super().encode_frames(inputs)
 
-    monkeypatch.setattr(pool, "START_LIMIT_S", 6.0)
+    monkeypatch.setattr(workers, "START_TIMEOUT_S", 6.0)
     # The model's first batch takes longer than that; meanwhile the second process starts.
     run = RunDir(tmp_path / "out")
     assert extract(labels, SlowAtFirst(batch_s=7), run, workers=2, batch_frames=3).scored == 4
-    monkeypatch.setattr(pool, "_START", "import time; time.sleep(60) # {path!r} {parent} {ends}")
+    monkeypatch.setattr(workers, "_START", "import time; time.sleep(60) # {path!r} {parent} {ends}")
     with pytest.raises(UserError, match=r"has not started within 6 s; --workers 0"):
         extract(labels, ToyScorer(), RunDir(tmp_path / "other"), workers=1)
 

@@ -19,7 +19,13 @@ from sevila_setup import build_world
 from aks import UserError
 from aks.extraction import feature_store as features_module
 from aks.extraction.api import extract, store_features
-from aks.extraction.feature_store import PER_QUESTION, FeatureStore, bytes_per_frame, check_free_space
+from aks.extraction.feature_store import (
+    PER_QUESTION,
+    FeatureDir,
+    FeatureStore,
+    bytes_per_frame,
+    check_free_space,
+)
 from aks.labels import load_labels
 from aks.run_dir import RunDir
 from aks.score_lists import read_scores
@@ -264,6 +270,18 @@ def test_the_commands(data, tmp_path, run_script):
     )
     assert done.returncode == 0, done.stderr
     assert [len(row) for row in scores_of(RunDir(tmp_path / "o/custom/conse"))] == [5, 4, 5]
+
+
+def test_the_command_stores_vectors_bound_to_their_questions(data, tmp_path, run_script):
+    done = run_script(
+        *("feature_extract_store.py", "--dataset_name", "custom", "--label_file", data / "labels.json"),
+        *("--extract_feature_model", "blip", "--checkpoint", save_blip(tiny_blip(), tmp_path / "blip")),
+        *("--blip_features", "itm-e", "--device", "cpu", "--output_file", tmp_path / "f"),
+    )
+    assert done.returncode == 0, done.stderr
+    with FeatureDir(tmp_path / "f/custom/blip-itm-e-question-bound").open_part("one.mp4") as file:
+        assert file.get_slice("features").get_shape()[:2] == [5, 2]  # frames, and questions about them
+        assert json.loads(file.metadata()["questions"]) == ["a", "c"]
 
 
 @pytest.mark.parametrize(

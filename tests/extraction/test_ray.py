@@ -39,10 +39,10 @@ def cluster():
 ONE, TWO = (ray_runner.ActorPlan(actors, cpus=1, gpus=0) for actors in (1, 2))  # each actor imports PyTorch
 
 
-def on_ray(labels, run, layout, make_scorer=ToyScorer, **reading):
+def on_ray(labels, run, plan, make_scorer=ToyScorer, **decode):
     """What the command does with ``--engine ray``."""
-    work = partial(extract, labels, run=run, **{"workers": 1, **reading})
-    summary = ray_runner.run(labels, run, make_scorer, work, layout)
+    work = partial(extract, labels, run=run, **{"workers": 1, **decode})
+    summary = ray_runner.run(labels, run, make_scorer, work, plan)
     assemble(summary, labels, run, allow_missing=False)
     return summary
 
@@ -63,7 +63,7 @@ def test_fifty_videos_and_a_killed_actor_make_what_one_process_makes(cluster, ma
     assert not list(run.parts.glob("*.lock"))
 
 
-def test_videos_finished_before_are_left_alone_and_failures_are_listed(cluster, tmp_path, capsys):
+def test_videos_finished_before_are_left_alone_and_failures_are_listed(cluster, tmp_path, caplog):
     for name in ("one.mp4", "two.mp4", "three.mp4"):
         write_video(tmp_path / name, frames=30, fps=10)
     (tmp_path / "bad.mp4").write_text("no video")
@@ -76,7 +76,7 @@ def test_videos_finished_before_are_left_alone_and_failures_are_listed(cluster, 
     summary = on_ray(labels, run, ONE)
     assert summary.scored + len(kept) == 3 and [f["video"] for f in summary.failures] == ["bad.mp4"]
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in kept.items())
-    assert f"failed: {tmp_path / 'bad.mp4'}: " in capsys.readouterr().err
+    assert f"failed: {tmp_path / 'bad.mp4'}: " in caplog.text
 
 
 class Trouble(ToyScorer):
@@ -206,7 +206,7 @@ def test_a_wrong_flag_is_one_line(run_script, arguments, words):
 
 def test_a_full_gpu_ends_the_run_and_is_no_fault_of_a_video(tmp_path):
     labels = write_labels(tmp_path, ["one.mp4"])
-    dispatcher = ray_runner._Dispatcher(labels, RunDir(tmp_path / "out"), (), ONE)
+    dispatcher = ray_runner._Dispatcher(labels.jobs, RunDir(tmp_path / "out"), (), ONE)
     error = ray.exceptions.RayTaskError("extract", "", torch.cuda.OutOfMemoryError("9 GiB"))
     with pytest.raises(torch.cuda.OutOfMemoryError):  # which the command tells in one line
         dispatcher._after_crash(["one.mp4"], ["one.mp4"], error)
@@ -216,6 +216,6 @@ def test_a_full_gpu_ends_the_run_and_is_no_fault_of_a_video(tmp_path):
 def test_an_actor_decodes_with_as_many_workers_as_asked_for(monkeypatch, flags, workers):
     monkeypatch.setattr(ray_runner, "connect", lambda _: None)
     monkeypatch.setattr(ray_runner, "plan_actors", lambda *_: ray_runner.ActorPlan(2, cpus=3, gpus=0))
-    monkeypatch.setattr(ray_runner, "run", lambda labels, run, make_scorer, work, layout: work.keywords)
+    monkeypatch.setattr(ray_runner, "run", lambda labels, run, make_scorer, work, plan: work.keywords)
     args = cli.build_parser(None, "out").parse_args(["--engine", "ray", "--device", "cpu", *flags])
     assert cli.run_on_ray(args, None, None, extract)["workers"] == workers

@@ -21,7 +21,7 @@ from media import rotate, write_audio, write_video
 from test_faults import damage
 
 from aks import UserError, locks
-from aks.extraction import api as extraction
+from aks.extraction import sharding
 from aks.extraction.api import extract, store_features
 from aks.extraction.feature_store import FeatureStore
 from aks.jsonio import _host, write_json
@@ -193,23 +193,23 @@ def test_a_video_in_work_elsewhere_is_waited_for_but_not_forever(
         theirs.acquire(names[7])
         time.sleep(600)
 
-    holder, told = forked(hold), []
+    holder, messages = forked(hold), []
 
-    def log(text):
-        told.append(text)
+    def warning(message, *values):
+        messages.append(message % values)
         if ends:
             os.kill(holder, signal.SIGKILL)
 
-    monkeypatch.setattr(locks, "log", log)
+    monkeypatch.setattr(locks.logger, "warning", warning)
     wait_until(lambda: list(run.parts.glob("*.lock")))
     summary = extract(labels, ToyScorer(), run)
-    assert len(told) == 1 and told[0].startswith("1 videos are in work in other runs")
+    assert len(messages) == 1 and messages[0].startswith("1 videos are in work in other runs")
     if ends:
-        assert (summary.scored, summary.elsewhere, summary.complete) == (50, 0, True)
+        assert (summary.scored, summary.unfinished, summary.complete) == (50, 0, True)
         assert results(run) == whole
     else:
         os.kill(holder, signal.SIGKILL)
-        assert (summary.scored, summary.elsewhere, summary.complete) == (49, 1, False)
+        assert (summary.scored, summary.unfinished, summary.complete) == (49, 1, False)
     os.waitpid(holder, 0)
 
 
@@ -246,7 +246,7 @@ def test_torchrun_shares_the_videos_out(many, names, whole, tmp_path, run_script
         "from extraction_setup import *\n"
         "args = cli.build_parser('', '').parse_args(['--workers', '1'])\n"
         "labels = load_labels('custom', label_file=sys.argv[1])\n"
-        "summary = extract(labels, ToyScorer(0.01), RunDir(Path(sys.argv[2])), **cli.decode_config(args))\n"
+        "summary = extract(labels, ToyScorer(0.01), RunDir(Path(sys.argv[2])), **cli.decode_settings(args))\n"
         "print(cli.print_summary(summary, 'scored'))\n"
     )
     tests = Path(__file__).parents[1] / "support"
@@ -394,19 +394,19 @@ def test_the_first_partition_holds_for_all_whatever_they_see(uneven, tmp_path, m
         write(path, shares[::-1])  # by another process, meanwhile
         write(path, shares, **options)
 
-    monkeypatch.setattr(extraction, "write_json", be_slower)
+    monkeypatch.setattr(sharding, "write_json", be_slower)
     first = extract(uneven, ToyScorer(), run, shard=(1, 2))
     (tmp_path / "f.mkv").write_text("no video")  # now the lengths are alike
     second = extract(uneven, ToyScorer(), run, shard=(2, 2))
     assert sorted([first.videos, second.videos]) == [1, 5]
-    assert second.settled
+    assert not second.unfinished
 
 
 def test_other_numbers_of_shards_and_other_label_files_have_partitions_of_their_own(uneven, tmp_path):
     store = FeatureStore(tmp_path / "features", "float32")
-    assert store_features(uneven, ToyScorer(), store, shard=(1, 2)).settled is False
+    assert store_features(uneven, ToyScorer(), store, shard=(1, 2)).unfinished
     for number in (1, 2, 3):
         summary = store_features(uneven, ToyScorer(), store, shard=(number, 3))
-    assert summary.settled
+    assert not summary.unfinished
     fewer = write_labels(tmp_path, ["a.mkv", "b.mkv"])
     assert store_features(fewer, ToyScorer(), store, shard=(1, 2)).videos == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,8 +16,8 @@ from aks import VideoError
 from aks.extraction.api import extract, find_keyframes, store_features
 from aks.extraction.decoding import DecodeSpec, EndOfVideo, FrameBatch, VideoInfo
 from aks.extraction.feature_store import FeatureStore
-from aks.extraction.workers import Restarted, SerialDecoder, VideoJob, WorkerPool
-from aks.labels import Question
+from aks.extraction.workers import Restarted, SerialDecoder, WorkerPool
+from aks.labels import Question, VideoJob
 from aks.run_dir import RunDir
 from aks.video.reader import Video
 
@@ -34,14 +35,18 @@ def spec(on_corrupt="skip", batch_frames=8, decoder="auto", preprocessor=slowly)
 
 
 def collect(source, path, jobs=1):
-    """All events of a video, batches copied."""
-    events = []
+    """All events of a video, as (name, event), batches copied."""
     run = source.run(iter([VideoJob(f"{number}", path) for number in range(jobs)]))
-    for name, event in run:
-        if isinstance(event, FrameBatch):
-            event = FrameBatch(event.offset, event.frame_indices, event.times_s, event.inputs.copy())
-        events.append((name, event))
-    return events
+    return [(job.name, copied(event)) for job, event in run]
+
+
+def copied(event):
+    return replace(event, inputs=event.inputs.copy()) if isinstance(event, FrameBatch) else event
+
+
+def helpers(pool):
+    """The processes that have taken over a part of a video."""
+    return [worker for worker in pool._workers if worker is not None and worker._is_helper]
 
 
 def check_whole(events, expected):
@@ -60,6 +65,15 @@ def check_whole(events, expected):
 def expected(film):
     with SerialDecoder(spec()) as source:
         return collect(source, film)
+
+
+def test_one_process_decodes_no_more_of_a_cancelled_video(film):
+    with SerialDecoder(spec()) as source:
+        jobs = [VideoJob("0", film), VideoJob("1", film)]
+        run = source.run(iter(jobs))
+        next(run)
+        source.cancel(jobs[0])
+        assert next(run)[0] is jobs[1]
 
 
 @pytest.mark.parametrize("workers", [2, 5])
@@ -87,41 +101,34 @@ def test_whole_videos_come_first(film, expected):
 
 @pytest.mark.parametrize("batch_frames", [1, 7, 50])
 def test_batches_are_the_same_whatever_their_size(film, batch_frames):
-    how = spec(batch_frames=batch_frames)
-    with SerialDecoder(how) as alone, WorkerPool(how, 3) as pool:
+    config = spec(batch_frames=batch_frames)
+    with SerialDecoder(config) as alone, WorkerPool(config, 3) as pool:
         check_whole(collect(pool, film), collect(alone, film))
 
 
 def test_a_killed_helper_costs_its_video_one_more_try(film, expected):
     with WorkerPool(spec(), 3) as pool:
         events, killed = [], False
-        for name, event in pool.run(iter([VideoJob("0", film)])):
+        for job, event in pool.run(iter([VideoJob("0", film)])):
             if isinstance(event, Restarted):
                 events = []
                 continue
-            if isinstance(event, FrameBatch):
-                event = FrameBatch(event.offset, event.frame_indices, event.times_s, event.inputs.copy())
-            events.append((name, event))
-            helpers = [worker for worker in pool._workers if worker is not None and worker._helps]
-            if helpers and not killed:
+            events.append((job.name, copied(event)))
+            if helpers(pool) and not killed:
                 killed = True
-                os.kill(helpers[0]._process.pid, signal.SIGKILL)
+                os.kill(helpers(pool)[0]._process.pid, signal.SIGKILL)
         assert killed
     check_whole(events, expected)
 
 
-def test_a_video_that_is_given_up_is_left_by_all_and_the_next_one_goes_on(film, expected):
+def test_a_cancelled_video_is_left_by_all_and_the_next_one_goes_on(film, expected):
     with WorkerPool(spec(), 3) as pool:
-        run = pool.run(iter([VideoJob("0", film)]))
-        next(run)
-        ahead = False
-        while True:
-            run.send(ahead)
-            ahead = any(worker is not None and worker._helps for worker in pool._workers)
-            if ahead:
-                break
-        with pytest.raises(StopIteration):
-            run.send(True)
+        job = VideoJob("0", film)
+        run = pool.run(iter([job]))
+        while not helpers(pool):
+            next(run)
+        pool.cancel(job)
+        assert not list(run)
         assert all(worker is None or worker.job is None for worker in pool._workers)
         check_whole(collect(pool, film), expected)
 
@@ -132,8 +139,7 @@ def test_damage_that_a_helper_meets_is_told_once(film, tmp_path):
     data[at : at + 4000] = bytes(4000)
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(data)
-    how = spec(decoder="pyav")
-    with WorkerPool(how, 3) as pool:
+    with WorkerPool(spec(decoder="pyav"), 3) as pool:
         events = collect(pool, bad)
     last = events[-1][1]
     assert isinstance(last, VideoError)
@@ -149,28 +155,29 @@ def test_where_frames_may_be_lost_one_process_reads_all(film):
 
 
 def test_a_helper_that_hangs_ends_the_video_in_time(film):
-    with WorkerPool(spec(), 2, limit_s=3) as pool:
+    with WorkerPool(spec(), 2, video_timeout_s=3) as pool:
         stopped, last = False, None
         for _, event in pool.run(iter([VideoJob("0", film)])):
             last = event
-            helpers = [worker for worker in pool._workers if worker is not None and worker._helps]
-            if helpers and helpers[0].ready and not stopped:
+            if helpers(pool) and helpers(pool)[0].is_ready and not stopped:
                 stopped = True
-                os.kill(helpers[0]._process.pid, signal.SIGSTOP)
+                os.kill(helpers(pool)[0]._process.pid, signal.SIGSTOP)
         assert stopped and isinstance(last, VideoError) and "time limit" in str(last)
         assert all(worker is None or worker.job is None for worker in pool._workers)
 
 
-@pytest.mark.parametrize("mix", [False, True])
-def test_scores_and_features_are_those_of_one_process(film, tmp_path, mix):
+@pytest.mark.parametrize("mixed", [False, True])
+def test_scores_and_features_are_those_of_one_process(film, tmp_path, mixed):
     labels = write_labels(film.parent, [film.name])
     files = []
     for workers in (0, 4):
         run = RunDir(tmp_path / f"{workers}")
         scorer = ToyScorer(preprocessor=slowly)
-        assert extract(labels, scorer, run, workers=workers, batch_frames=8, mix=mix).complete
+        assert extract(
+            labels, scorer, run, workers=workers, batch_frames=8, batch_across_videos=mixed
+        ).complete
         store = FeatureStore(tmp_path / f"features {workers}", "float16")
-        store_features(labels, scorer, store, workers=workers, batch_frames=8, mix=mix)
+        store_features(labels, scorer, store, workers=workers, batch_frames=8, batch_across_videos=mixed)
         (part,) = store.run.parts.glob("*.safetensors")
         files.append([(run.folder / "scores.json").read_bytes(), part.read_bytes()])
     assert files[0] == files[1]

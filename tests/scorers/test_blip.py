@@ -83,8 +83,8 @@ def test_vectors_of_many_questions_are_those_of_each(itm, monkeypatch):
 def test_fused_attention_of_the_gpu_gives_the_same_tokens(folder, itm):
     fused = load_scorer("blip", checkpoint=str(folder))
     fuse_attention(fused.model.vision_model)
-    theirs = encode(itm, film_frames(2))
-    np.testing.assert_allclose(encode(fused, film_frames(2)), theirs, atol=1e-5 * theirs.abs().max())
+    expected = encode(itm, film_frames(2))
+    np.testing.assert_allclose(encode(fused, film_frames(2)), expected, atol=1e-5 * expected.abs().max())
 
 
 def test_float32_convolutions_of_the_gpu_are_not_rounded_to_tf32(folder, monkeypatch):
@@ -94,11 +94,11 @@ def test_float32_convolutions_of_the_gpu_are_not_rounded_to_tf32(folder, monkeyp
 
 
 def test_scores_do_not_depend_on_the_batch_size(scorer):
-    prepared = [scorer.preprocess(frame) for frame in film_frames()]
+    inputs = torch.stack([scorer.preprocess(frame) for frame in film_frames()])
     encoded = texts(scorer)
-    one_by_one = [scorer.encode_frames(one[None]) for one in prepared]
+    one_by_one = [scorer.encode_frames(frame[None]) for frame in inputs]
     expected = np.hstack([scorer.score(features, encoded) for features in one_by_one])
-    scores = scorer.score(scorer.encode_frames(torch.stack(prepared)), encoded)
+    scores = scorer.score(scorer.encode_frames(inputs), encoded)
     np.testing.assert_allclose(scores, expected, atol=1e-6)
     many = torch.cat(one_by_one).repeat(7, *[1] * (one_by_one[0].dim() - 1))
     assert len(many) > 2 * FRAMES_PER_PASS and len(many) % FRAMES_PER_PASS
@@ -130,7 +130,7 @@ def test_features_stored_in_another_type_are_scored_in_the_model_s(itm):
     np.testing.assert_allclose(stored, itm.score(features, texts(itm)), atol=5e-3)
 
 
-def test_identity_tells_heads_apart(itm, itc, folder):
+def test_fingerprints_tell_heads_apart(itm, itc, folder):
     expected = {"scorer": "blip", "checkpoint": str(folder), "dtype": "float32", "blip_head": "itm"}
     assert itm.fingerprint() == expected
     assert itc.fingerprint() == {**expected, "blip_head": "itc"}
@@ -284,10 +284,13 @@ def test_offline_says_what_to_download_and_where_to_put_it(tmp_path, monkeypatch
     fails("Salesforce/blip-itm-base-coco", command)
 
 
-def test_a_checkpoint_at_the_given_path_comes_before_one_of_that_name_elsewhere(folder, tmp_path):
-    root, file = tmp_path / "checkpoints", tmp_path / "model.pth"
-    shutil.copytree(folder, root / folder.name)
-    assert weights.resolve_checkpoint(str(folder), model_type="blip", root=root) == folder
-    for place in (file, root / file.name):
-        place.touch()
-    assert weights.find_file(str(file), source="the hub", root=root) == file
+def test_a_checkpoint_at_the_given_path_comes_before_one_of_that_name_elsewhere(
+    folder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder, tmp_path / "checkpoints" / folder.name)
+    assert weights.resolve_checkpoint(str(folder), model_type="blip") == folder
+    file = tmp_path / "model.pth"
+    for path in (file, tmp_path / "checkpoints" / file.name):
+        path.touch()
+    assert weights.find_file(str(file), source="the hub") == file

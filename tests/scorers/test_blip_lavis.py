@@ -1,7 +1,7 @@
-"""Our BLIP against LAVIS's own, installed from the package index, with the same weights.
+"""Our BLIP against the installed LAVIS's own, with the same weights.
 
-The weights are random but large, so that a wrong token, a layer norm's epsilon or a resize filter
-shows in the scores; LAVIS's are the original ones and ours are made from them by the key map.
+The weights are random but large, so that a wrong token, a layer norm's epsilon or a resize filter shows in
+the scores. LAVIS's model draws them; ours gets them by the key map below.
 """
 
 import importlib
@@ -87,7 +87,7 @@ def lavis_towers():
         hidden_size=96,
         intermediate_size=128,
         num_hidden_layers=2,
-        num_attention_heads=12,  # which LAVIS's attention maps take for granted
+        num_attention_heads=12,  # LAVIS's attention maps assume 12
         encoder_width=64,
         add_cross_attention=True,
         add_type_embeddings=False,
@@ -99,7 +99,7 @@ def lavis_towers():
 def lavis_model(workdir):
     model = BlipITM(*lavis_towers())
     randomise(model)
-    # Small enough for the layer norms' epsilon to show.
+    # So small that the layer norms' epsilon shows in the scores.
     vision = model.visual_encoder
     for value in (vision.cls_token, vision.pos_embed, *vision.patch_embed.parameters()):
         value.data.mul_(0.01)
@@ -108,9 +108,9 @@ def lavis_model(workdir):
 
 @pytest.fixture(scope="module")
 def folder(lavis_model, tmp_path_factory):
-    ours = tiny_blip()
-    ours.load_state_dict(to_transformers(lavis_model.state_dict()))
-    return save_blip(ours, tmp_path_factory.mktemp("blip"))
+    model = tiny_blip()
+    model.load_state_dict(to_transformers(lavis_model.state_dict()))
+    return save_blip(model, tmp_path_factory.mktemp("blip"))
 
 
 @torch.no_grad()
@@ -149,17 +149,17 @@ def test_whole_chain_from_the_video_file_is_lavis_s(lavis_model, folder):
     import decord
 
     reader = decord.VideoReader(str(path))
-    numbers = range(0, len(reader), int(reader.get_avg_fps()))
-    expected = lavis_scores(lavis_model, [reader[i].asnumpy() for i in numbers], QUESTIONS[:2])
+    frame_indices = range(0, len(reader), int(reader.get_avg_fps()))
+    expected = lavis_scores(lavis_model, [reader[i].asnumpy() for i in frame_indices], QUESTIONS[:2])
 
     with Video(path) as video:
         frames = [pixels for chunk in video.read(video.candidates()) for pixels in chunk.pixels]
     scores = our_scores(BlipScorer(str(folder)), frames, QUESTIONS[:2])
-    assert scores.shape == (2, len(numbers))
+    assert scores.shape == (2, len(frame_indices))
     np.testing.assert_allclose(scores, expected, atol=1e-5)
 
 
-def test_prepared_pixels_are_lavis_s_to_the_bit(folder):
+def test_preprocessed_pixels_are_lavis_s_to_the_bit(folder):
     scorer, processor = BlipScorer(str(folder)), BlipImageEvalProcessor(image_size=384)
     tall = np.ascontiguousarray(film_frames()[0][:, :300])
     for frame in [*film_frames(), tall, tall[:3, :2]]:
@@ -181,7 +181,7 @@ def test_tokens_are_lavis_s(lavis_model, folder):
 
 @pytest.fixture
 def no_initialisation(monkeypatch):
-    """Leave new layers unfilled: every weight is set right after, and 220 million take a while."""
+    """Leave new layers uninitialised: the test sets every weight, and drawing 220 million takes a while."""
     monkeypatch.setattr(torch.nn.Linear, "reset_parameters", lambda self: None)
     monkeypatch.setattr(torch.nn.Embedding, "reset_parameters", lambda self: None)
     monkeypatch.setattr("lavis.models.vit.trunc_normal_", lambda tensor, **_: tensor)
@@ -189,7 +189,7 @@ def no_initialisation(monkeypatch):
 
 
 def test_real_shape_and_lavis_backend_give_lavis_s_scores(workdir, lavis_model, expected, no_initialisation):
-    """BLIP base at its real shape, as LAVIS's file and as a transformers folder."""
+    """BLIP base at its real shape, from LAVIS's file and from a transformers folder."""
     cfg = OmegaConf.load(BlipITM.default_config_path("base")).model
     model = BlipITM(VisionTransformerEncoder.from_config(cfg), XBertEncoder.from_config(cfg)).eval()
     randomise(model, gain=1.0)
@@ -211,10 +211,10 @@ def test_real_shape_and_lavis_backend_give_lavis_s_scores(workdir, lavis_model, 
     np.testing.assert_allclose(our_scores(ours, frames, texts), scores, atol=1e-5)
     backend = LavisBlipScorer()
     np.testing.assert_allclose(our_scores(backend, frames, texts), scores, atol=1e-6)
-    identity = {"scorer": "blip", "checkpoint": DEFAULT_CHECKPOINT, "dtype": "float32", "blip_head": "itm"}
-    assert backend.fingerprint() == {**identity, "backend": "lavis"}
+    fingerprint = {"scorer": "blip", "checkpoint": DEFAULT_CHECKPOINT, "dtype": "float32", "blip_head": "itm"}
+    assert backend.fingerprint() == {**fingerprint, "backend": "lavis"}
 
-    backend.model = lavis_model  # the small one: more frames and questions, both heads
+    backend.model = lavis_model  # the small one, for more frames and questions and both heads
     for backend.head in ("itm", "itc"):
         scores = our_scores(backend, film_frames(), QUESTIONS)
         np.testing.assert_allclose(scores, expected[backend.head], atol=1e-6)
@@ -285,9 +285,9 @@ def test_swap_in_heads_are_lavis_s(swap_in, lavis_model):
     pairs = samples(QUESTIONS)
     for head in ("itm", "itc"):
         torch.testing.assert_close(swap_in(pairs, match_head=head), lavis_model(pairs, match_head=head))
-    bound = swap_in(pairs, match_head="itm-e")
-    assert bound.shape == (4, 96)
-    torch.testing.assert_close(swap_in.itm_head(bound), lavis_model(pairs, match_head="itm"))
+    vectors = swap_in(pairs, match_head="itm-e")
+    assert vectors.shape == (4, 96)
+    torch.testing.assert_close(swap_in.itm_head(vectors), lavis_model(pairs, match_head="itm"))
     with pytest.raises(ValueError, match="itm-e"):
         swap_in(pairs, match_head="both")
 
@@ -299,8 +299,8 @@ def test_swap_in_ranks_as_lavis_does(swap_in, lavis_model, head):
     ids = lavis_model.tokenizer(pairs["text_input"], padding="longest", return_tensors="pt").input_ids
     image_embeds = lavis_model.visual_encoder.forward_features(pairs["image"])
     atts = torch.ones(image_embeds.shape[:2], dtype=torch.long)
-    ours, theirs = (model.itm_rank(image_embeds, atts, ids, head) for model in (swap_in, lavis_model))
-    torch.testing.assert_close(ours, theirs)
+    scores, expected = (model.itm_rank(image_embeds, atts, ids, head) for model in (swap_in, lavis_model))
+    torch.testing.assert_close(scores, expected)
 
 
 def test_swap_in_attention_maps_are_lavis_s(swap_in, lavis_model):
@@ -308,14 +308,13 @@ def test_swap_in_attention_maps_are_lavis_s(swap_in, lavis_model):
     assert modules[0] is not modules[1]
     pairs = samples(QUESTIONS[:2])
     tokens = swap_in.tokenizer(pairs["text_input"], padding="longest", return_tensors="pt")
-    (ours, logits), (theirs, _) = (
+    (maps, logits), (expected, _) = (
         module.compute_gradcam(model, pairs["image"], pairs["text_input"], tokens, block_num=1)
         for module, model in zip(modules, (swap_in, lavis_model), strict=True)
     )
     assert logits.shape == (2, 2)
-    assert max(one.max() for one in theirs) > 0
-    for mine, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine, other)
+    assert max(image_maps.max() for image_maps in expected) > 0
+    torch.testing.assert_close(maps, expected)
 
 
 def test_swap_in_is_what_lavis_s_registry_builds(swap_in):
@@ -327,16 +326,16 @@ def test_swap_in_is_what_lavis_s_registry_builds(swap_in):
 def test_swap_in_replaces_the_file_of_a_lavis_checkout(tmp_path, monkeypatch):
     """LAVIS, with this one file replaced, imports and builds our class."""
     installed = package_file("lavis", "__init__.py").parent
-    where = Path("models/blip_models/blip_image_text_matching.py")
+    replaced = Path("models/blip_models/blip_image_text_matching.py")
     source, target = installed, tmp_path / "lavis"
-    for part in where.parts:  # links to everything but the file
+    for part in replaced.parts:  # link everything but the file
         target.mkdir()
         for entry in source.iterdir():
             if entry.name not in (part, "__pycache__"):
                 (target / entry.name).symlink_to(entry)
         source, target = source / part, target / part
     shutil.copy(Path(__file__).parents[2] / "blip_image_text_matching.py", target)
-    # In this process, which has what LAVIS imports.
+    # LAVIS is imported anew in this process, which saves importing all that LAVIS needs.
     for name in [name for name in sys.modules if name.partition(".")[0] == "lavis"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(tmp_path)

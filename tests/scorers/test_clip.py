@@ -48,7 +48,7 @@ def test_scores_are_those_of_transformers_forward(scorer, folder):
     np.testing.assert_allclose(scores, expected, atol=1e-6)
 
 
-def test_prepared_pixels_are_the_pil_processor_s_to_the_bit(scorer):
+def test_preprocessed_pixels_are_the_pil_processor_s(scorer):
     from PIL import Image
 
     frame = film_frames()[2]
@@ -63,10 +63,10 @@ def test_prepared_pixels_are_the_pil_processor_s_to_the_bit(scorer):
 
 
 @pytest.mark.parametrize("shape", [(3, 40), (40, 3), (1, 1), (224, 224), (300, 50)])
-def test_any_frame_shape_can_be_prepared(scorer, shape):
-    prepared = scorer.preprocess(np.zeros((*shape, 3), dtype=np.uint8))
-    assert prepared.shape == (3, 224, 224)
-    assert prepared.dtype == torch.float32
+def test_any_frame_shape_can_be_preprocessed(scorer, shape):
+    inputs = scorer.preprocess(np.zeros((*shape, 3), dtype=np.uint8))
+    assert inputs.shape == (3, 224, 224)
+    assert inputs.dtype == torch.float32
 
 
 def test_text_is_cut_at_77_tokens(scorer):
@@ -80,10 +80,10 @@ def test_text_is_cut_at_77_tokens(scorer):
 
 
 def test_frames_encoded_one_by_one_score_the_same(scorer):
-    prepared = [scorer.preprocess(frame) for frame in film_frames()]
+    inputs = torch.stack([scorer.preprocess(frame) for frame in film_frames()])
     texts = [scorer.encode_question(question(text)) for text in QUESTIONS]
-    together = scorer.score(scorer.encode_frames(torch.stack(prepared)), texts)
-    single = np.hstack([scorer.score(scorer.encode_frames(one[None]), texts) for one in prepared])
+    together = scorer.score(scorer.encode_frames(inputs), texts)
+    single = np.hstack([scorer.score(scorer.encode_frames(frame[None]), texts) for frame in inputs])
     np.testing.assert_allclose(together, single, atol=1e-6)
 
 
@@ -97,7 +97,7 @@ def test_half_precision_stays_close(scorer, folder, dtype, tolerance):
     np.testing.assert_allclose(scores, full, atol=tolerance)
 
 
-def test_identity_names_checkpoint_and_type(scorer, folder):
+def test_the_fingerprint_names_checkpoint_and_type(scorer, folder):
     assert scorer.fingerprint() == {"scorer": "clip", "checkpoint": str(folder), "dtype": "float32"}
 
 

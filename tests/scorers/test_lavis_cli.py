@@ -1,7 +1,7 @@
-"""``feature_extract.py --backend lavis`` as a user starts it: the files of the default backend.
+"""``feature_extract.py --backend lavis``, started as by a user, writes the files of the default backend.
 
-LAVIS builds BLIP base and ViT-g at their real size, whatever a checkpoint holds, and so does this; hence
-few frames. In the checkpoints all blocks of a tower have the weights of its first one, stored once.
+LAVIS builds BLIP base and ViT-g at their real size, whatever a checkpoint holds; hence these tests use real
+sizes and few frames. In the checkpoints all blocks of a tower share the weights of its first, stored once.
 """
 
 import json
@@ -44,8 +44,8 @@ ENTRIES = [
 FRAMES = [[0, FPS], [0], [0, FPS]]
 
 
-class Place(NamedTuple):
-    """A working directory with checkpoints, and the options that name them to a backend."""
+class Setup(NamedTuple):
+    """A working directory with a model's checkpoints, and the options that name them to each backend."""
 
     folder: Path
     model: str
@@ -53,18 +53,18 @@ class Place(NamedTuple):
 
 
 def repeat_first_block(state: dict[str, torch.Tensor], stem: str, blocks: int) -> dict[str, torch.Tensor]:
-    """A state dict of one block, ``<stem>0.``, with as many as wanted, in the first one's memory."""
-    found = dict(state)
+    """A state dict whose first block, ``<stem>0.``, stands for ``blocks`` blocks that share its memory."""
+    repeated = dict(state)
     for name, value in state.items():
         if name.startswith(f"{stem}0."):
             rest = name.removeprefix(f"{stem}0.")
-            found.update({f"{stem}{block}.{rest}": value for block in range(blocks)})
-    return found
+            repeated |= {f"{stem}{block}.{rest}": value for block in range(blocks)}
+    return repeated
 
 
-def draw(number: int, width: int, height: int) -> np.ndarray:
-    """The second second in inverted colours, for scores that differ."""
-    return picture(number, width, height) if number < FPS else 255 - picture(number, width, height)
+def draw(index: int, width: int, height: int) -> np.ndarray:
+    """A film's frame; the second second is inverted, so that its scores differ."""
+    return picture(index, width, height) if index < FPS else 255 - picture(index, width, height)
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +79,12 @@ def labels(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def blip(tmp_path_factory):
-    """BLIP base as LAVIS's file and as a folder of the hub, and the tokenizer LAVIS looks for."""
+    """BLIP base as LAVIS's file and as a folder of the hub, and the tokenizer that LAVIS loads."""
     folder = tmp_path_factory.mktemp("blip")
     hub = folder / "checkpoints/blip-itm-base-coco"
-    for place in (hub, folder / "bert-base-uncased"):
-        place.mkdir(parents=True)
-        shutil.copy(bert_vocabulary(), place)
+    for tokenizer in (hub, folder / "bert-base-uncased"):
+        tokenizer.mkdir(parents=True)
+        shutil.copy(bert_vocabulary(), tokenizer)
 
     config = BertConfig.from_json_file(get_abs_path("configs/models/med_config.json"))
     layers, config.num_hidden_layers = config.num_hidden_layers, 1
@@ -107,13 +107,13 @@ def blip(tmp_path_factory):
     torch.save(to_transformers(state), hub / "pytorch_model.bin")
     torch.save({"model": state}, folder / "checkpoints" / BASE_CHECKPOINT)
     names = {"lavis": BASE_CHECKPOINT, "transformers": "Salesforce/blip-itm-base-coco"}
-    yield Place(folder, "blip", {backend: ["--checkpoint", name] for backend, name in names.items()})
+    yield Setup(folder, "blip", {backend: ["--checkpoint", name] for backend, name in names.items()})
     shutil.rmtree(folder)  # hundreds of megabytes
 
 
 @pytest.fixture(scope="module")
 def sevila(tmp_path_factory):
-    """SeViLA with ViT-g, other parts small, at the places where the two backends look by themselves."""
+    """SeViLA with ViT-g and otherwise small parts, where the two backends look by themselves."""
     world = tmp_path_factory.mktemp("sevila")
     blocks = VIT_G["num_hidden_layers"]
     with pytest.MonkeyPatch.context() as patch:
@@ -133,7 +133,7 @@ def sevila(tmp_path_factory):
     torch.save(state, base / "pytorch_model.bin")
     (base / "model.safetensors").unlink()
     shutil.copy(world / "sevila_pretrained.pth", folder / "checkpoints")
-    yield Place(folder, "sevila", {"lavis": [], "transformers": []})
+    yield Setup(folder, "sevila", {"lavis": [], "transformers": []})
     shutil.rmtree(world)
 
 
@@ -145,17 +145,17 @@ def finished(tmp_path_factory) -> dict[tuple[str, ...], Path]:
 
 @pytest.fixture
 def extract(run_script, labels, monkeypatch):
-    """Run feature_extract.py in a place, on a CPU; returns the finished process."""
+    """Run feature_extract.py with a setup, on a CPU; returns the finished process."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
-    def run(place: Place, backend: str, out: Path, *options, fresh: bool = False):
-        monkeypatch.setenv("TORCH_HOME", str(place.folder / "torch"))
+    def run(setup: Setup, backend: str, out: Path, *options, fresh: bool = False):
+        monkeypatch.setenv("TORCH_HOME", str(setup.folder / "torch"))
         given = ["--backend", backend] if backend != "transformers" else []
         return run_script(
             *("feature_extract.py", "--dataset_name", "custom", "--label_file", labels, "--device", "cpu"),
-            *("--extract_feature_model", place.model, *place.checkpoint[backend], *given, *options),
+            *("--extract_feature_model", setup.model, *setup.checkpoint[backend], *given, *options),
             *("--output_file", out),
-            cwd=place.folder,
+            cwd=setup.folder,
             fresh=fresh,
             kind="lavis" if backend == "lavis" else "torch",
         )
@@ -165,13 +165,13 @@ def extract(run_script, labels, monkeypatch):
 
 @pytest.fixture
 def run_of(extract, finished, tmp_path_factory):
-    """The output folder of a finished run, made at its first use."""
+    """Output folder of a finished run; runs it at the first use."""
 
-    def make(place: Place, backend: str, *options: str) -> Path:
-        key = (place.model, backend, *options)
+    def make(setup: Setup, backend: str, *options: str) -> Path:
+        key = (setup.model, backend, *options)
         if key not in finished:
             out = tmp_path_factory.mktemp("out")
-            done = extract(place, backend, out, *options)
+            done = extract(setup, backend, out, *options)
             assert done.returncode == 0, done.stderr
             assert re.search(r"(\d) videos?: \1 scored now, 0 finished before, 0 failed", done.stdout)
             finished[key] = out
@@ -185,7 +185,7 @@ def result(out: Path, model: str) -> RunDir:
 
 
 def scores_of(run: RunDir) -> np.ndarray:
-    """All scores, the five of the three questions one after another."""
+    """All five scores of the three questions in a row."""
     scores, _ = read_scores(run.folder / "scores.json", run.folder / "frames.json")
     return np.concatenate(scores)
 
@@ -195,14 +195,14 @@ def record(run: RunDir) -> dict[str, object]:
 
 
 def same_frames(runs: list[RunDir]) -> None:
-    """The frame numbers, and their times, are those expected, and the same to the byte."""
+    """All runs have the expected frame indices, and the same files of indices and times to the byte."""
     assert json.loads((runs[0].folder / "frames.json").read_text()) == FRAMES
     for name in ("frames.json", "times.json"):
         assert len({(run.folder / name).read_bytes() for run in runs}) == 1
 
 
 def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
-    """Every file's bytes and time of change."""
+    """Every file's bytes and modification time."""
     return {
         path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()
     }
@@ -220,21 +220,20 @@ def fails(done, *words: str) -> None:
 def test_blip_gives_the_default_backends_files(blip, run_of):
     runs = [result(run_of(blip, backend, "--blip_head", "itm"), "blip") for backend in blip.checkpoint]
     same_frames(runs)
-    theirs, ours = map(scores_of, runs)
-    assert np.abs(theirs[[1, 4]] - theirs[[0, 3]]).min() > 1e-3  # the frames of one video do differ
-    np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-5)
+    scores, expected = map(scores_of, runs)
+    assert np.abs(scores[[1, 4]] - scores[[0, 3]]).min() > 1e-3  # the frames of one video do differ
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-5)
     assert [record(run).get("backend") for run in runs] == ["lavis", None]
     assert [record(run)["blip_head"] for run in runs] == ["itm", "itm"]
 
 
 def test_blip_gives_the_default_backends_files_with_the_itc_head(blip, labels, run_of):
-    """Of a single frame, decoded without workers, each of which imports LAVIS."""
+    """A single frame, decoded without workers, each of which would import LAVIS."""
     short = labels.with_name("short.json")
     short.write_text(json.dumps(ENTRIES[1:2]))
     options = ["--blip_head", "itc", "--label_file", str(short), "--workers", "0"]
     runs = [result(run_of(blip, backend, *options), "blip") for backend in blip.checkpoint]
-    theirs, ours = map(scores_of, runs)
-    np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(*map(scores_of, runs), rtol=0, atol=1e-5)
     assert [record(run)["blip_head"] for run in runs] == ["itc", "itc"]
 
 
@@ -288,6 +287,6 @@ def test_a_missing_or_wrong_checkpoint_or_option_is_one_line(model, options, wor
     (tmp_path / "checkpoints").mkdir()
     torch.save(tiny_blip().state_dict(), tmp_path / "checkpoints/model_large_retrieval_coco.pth")
     (tmp_path / "checkpoints/sevila_pretrained.pth").write_text("version https://git-lfs.github.com/spec/v1")
-    done = extract(Place(tmp_path, model, {"lavis": []}), "lavis", tmp_path / "out", *options)
+    done = extract(Setup(tmp_path, model, {"lavis": []}), "lavis", tmp_path / "out", *options)
     fails(done, words)
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Our SeViLA, our model for LAVIS, LAVIS's own processors and SeViLA's own code: the same scores.
+"""Our SeViLA, our model for LAVIS, LAVIS's own processors and SeViLA's own code give the same scores.
 
 The weights are random but large, so that a wrong token, epsilon or activation shows in the scores.
 """
@@ -62,7 +62,7 @@ VIDEOMME_ENTRY = {
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """The models are small: more threads only wait for one another, long where the machine is busy."""
+    """The models are so small that several threads would mostly wait for one another."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -77,16 +77,16 @@ def world(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory) -> list[Question]:
-    """A short and a too long one of each label format, through the real label reader."""
+    """A short question and one that is too long in each label format, through the real label reader."""
     folder = tmp_path_factory.mktemp("labels")
     long = {**LVB_ENTRY, "id": "a_1", "question": LONG}
     wordy = {**VIDEOMME_ENTRY, "question_id": "001-2", "question": WORDY}
-    found = []
+    questions = []
     for dataset, entries in (("longvideobench", [LVB_ENTRY, long]), ("videomme", [VIDEOMME_ENTRY, wordy])):
         path = folder / f"{dataset}.json"
         path.write_text(json.dumps(entries))
-        found += load_labels(dataset, label_file=path).questions
-    return found
+        questions += load_labels(dataset, label_file=path).questions
+    return questions
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def ours(world):
 
 
 @pytest.fixture(scope="module")
-def theirs(world):
+def lavis(world):
     return {dtype: make_lavis(world, dtype=dtype) for dtype in PRECISIONS}
 
 
@@ -128,16 +128,16 @@ def assert_same(scores, expected, dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
-def test_scores_are_lavis_scores(dtype, ours, theirs, questions):
+def test_scores_are_lavis_scores(dtype, ours, lavis, questions):
     features, scores = run(ours[dtype], questions)
-    expected_features, expected = run(theirs[dtype], questions)
+    expected_features, expected = run(lavis[dtype], questions)
     assert features.shape == (len(film_frames()), 32, 32)
     torch.testing.assert_close(features, expected_features, rtol=0, atol=1e-4)
     assert_same(scores, expected, dtype)
 
 
 def test_released_procedure_on_lavis_gives_our_scores(world, ours, questions):
-    """Frame by frame through LAVIS's own loader and processors, which on a CPU lift all to float32."""
+    """Frame by frame through LAVIS's own loader and processors, which on a CPU convert all to float32."""
     checkpoints = world / "parts" / "sevila_checkpoints"
     checkpoints.mkdir(exist_ok=True)
     shutil.copy(world / "sevila_pretrained.pth", checkpoints)
@@ -163,9 +163,9 @@ def test_released_procedure_on_lavis_gives_our_scores(world, ours, questions):
     assert_same(run(ours[torch.float32], questions)[1], expected, torch.float32)
 
 
-def test_generate_score_takes_several_videos_and_texts(theirs):
-    model = theirs[torch.float32]._model
-    video = torch.stack([theirs[torch.float32].preprocess(frame) for frame in film_frames()])
+def test_generate_score_takes_several_videos_and_texts(lavis):
+    model = lavis[torch.float32]._model
+    video = torch.stack([lavis[torch.float32].preprocess(frame) for frame in film_frames()])
     videos = torch.stack([video[:2], video[2:4]])
     both = model.generate_score(
         {"video": videos, "loc_input": ["a rabbit?", "is it a bird"]}, frames_per_pass=1
@@ -179,12 +179,14 @@ def test_generate_score_takes_several_videos_and_texts(theirs):
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
-def test_one_decoder_step_is_the_first_of_generate(dtype, ours, theirs, questions):
-    """The original generates up to 30 tokens, to read the first."""
-    for scorer, parts in ((ours[dtype], None), (theirs[dtype], theirs[dtype]._model)):
+def test_one_decoder_step_is_the_first_of_generate(dtype, ours, lavis, questions):
+    """The original generates up to 30 tokens and reads the scores of the first."""
+    our_model, lavis_model = ours[dtype]._model, lavis[dtype]._model
+    for scorer, t5, tokenizer in (
+        (ours[dtype], our_model.language_model, ours[dtype].tokenizer),
+        (lavis[dtype], lavis_model.t5_model, lavis_model.t5_tokenizer),
+    ):
         features, scores = run(scorer, questions[:1])
-        t5 = scorer._model.language_model if parts is None else parts.t5_model
-        tokenizer = scorer.tokenizer if parts is None else parts.t5_tokenizer
         before, after = (
             t5.encoder.embed_tokens(torch.tensor([ids])).expand(len(features), -1, -1)
             for ids in (
@@ -208,7 +210,7 @@ def test_one_decoder_step_is_the_first_of_generate(dtype, ours, theirs, question
 
 
 def test_features_know_no_question(ours, questions, monkeypatch):
-    """FeatureBatch once and scored for all, or each by itself, in whatever portions."""
+    """Frames score the same, encoded once for all questions or anew for each, in passes of any size."""
     scorer = ours[None]
     features, scores = run(scorer, questions)
     assert len({tuple(row) for row in scores.tolist()}) == len(questions)
@@ -227,14 +229,14 @@ def test_fused_attention_of_the_gpu_gives_the_same_features(world, ours, questio
 
 
 def test_default_precision_is_the_originals(ours, questions):
-    """T5 in bfloat16: its scores are bfloat16 numbers, and not float32's rounded."""
+    """T5 computes in bfloat16: its scores are bfloat16 numbers, but not float32's scores rounded."""
     scores = run(ours[None], questions)[1]
     exact = run(ours[torch.float32], questions)[1]
     assert torch.equal(torch.tensor(scores).bfloat16().double(), torch.tensor(scores))
     assert bf16_steps(torch.tensor(scores), torch.tensor(exact)).max() > 1
-    identity = ours[None].fingerprint()
-    assert identity["precision"] == {"vision": "float32", "qformer": "float32", "t5": "bfloat16"}
-    assert identity["truncation"] == "paper" and identity["base"] == ours[None].base
+    fingerprint = ours[None].fingerprint()
+    assert fingerprint["precision"] == {"vision": "float32", "qformer": "float32", "t5": "bfloat16"}
+    assert fingerprint["truncation"] == "paper" and fingerprint["base"] == ours[None].base
 
 
 def test_all_bfloat16_runs_and_is_another_run(world, ours, questions):
@@ -245,15 +247,15 @@ def test_all_bfloat16_runs_and_is_another_run(world, ours, questions):
     assert scorer.fingerprint() != ours[None].fingerprint()
 
 
-def test_layer_norms_have_lavis_epsilons(ours, theirs):
+def test_layer_norms_have_lavis_epsilons(ours, lavis):
     """Too small a difference for the scores to show: 8e-5 with the real weights."""
-    mine, lavis = ours[None]._model.vision_model, theirs[None]._model
-    assert mine.post_layernorm.eps == lavis.ln_vision_loc.eps == 1e-5
-    layers, blocks = mine.encoder.layers, lavis.visual_encoder.blocks
+    vision_model, lavis_model = ours[None]._model.vision_model, lavis[None]._model
+    assert vision_model.post_layernorm.eps == lavis_model.ln_vision_loc.eps == 1e-5
+    layers, blocks = vision_model.encoder.layers, lavis_model.visual_encoder.blocks
     assert layers[0].layer_norm1.eps == blocks[0].norm1.eps == layers[0].layer_norm2.eps == 1e-6
 
 
-def test_prepared_frames_are_lavis_frames_to_the_bit(ours):
+def test_preprocessed_frames_are_lavis_frames_to_the_bit(ours):
     image = BlipImageEvalProcessor(image_size=224)
     for frame in film_frames():
         assert torch.equal(ours[None].preprocess(frame), image(Image.fromarray(frame)))
@@ -299,11 +301,11 @@ def test_prompts_are_the_papers(questions):
     assert prompt_text(Question(0, "0", "v", text="Who?")) == f"Question: Who?. {ENDING}"
 
 
-def test_prompts_through_lavis(theirs, ours, questions):
-    """Text processor and tokenizer of LAVIS, and ours: the same ids; long ones lose the final question."""
+def test_prompts_through_lavis(lavis, ours, questions):
+    """LAVIS's text processor and tokenizer give our ids; long questions lose the final sentence."""
     for question in questions:
         ids = ours[None].encode_question(question)
-        assert torch.equal(ids[None], theirs[None].encode_question(question))
+        assert torch.equal(ids[None], lavis[None].encode_question(question))
     assert [ending_survives(ours[None], ours[None].encode_question(question)) for question in questions] == [
         True,
         False,
@@ -332,11 +334,11 @@ def test_keep_prompt_shortens_what_comes_before(index, world, ours, questions):
 
 def test_truncations_differ_only_where_something_is_cut(world, ours, questions):
     keep = make_ours(world, truncation="keep_prompt")
-    lavis = make_lavis(world, truncation="keep_prompt")
+    lavis_keep = make_lavis(world, truncation="keep_prompt")
     same = [torch.equal(keep.encode_question(q), ours[None].encode_question(q)) for q in questions]
     assert same == [True, False, True, False]
     for question in questions:
-        assert torch.equal(keep.encode_question(question)[None], lavis.encode_question(question))
+        assert torch.equal(keep.encode_question(question)[None], lavis_keep.encode_question(question))
     assert keep.fingerprint() != ours[None].fingerprint()
 
 
@@ -350,9 +352,9 @@ def test_both_truncations_keep_their_limits(ours, text):
     question = Question(
         0, "0", "v", text=text if isinstance(text, str) else " ".join(text), options_prompt="A. b "
     )
-    lavis = BlipCaptionProcessor()(prompt_text(question))
+    cleaned = BlipCaptionProcessor()(prompt_text(question))
     paper = prompt_ids(tokenizer, question, "paper")
-    assert paper == tokenizer(lavis, truncation=True, max_length=77).input_ids
+    assert paper == tokenizer(cleaned, truncation=True, max_length=77).input_ids
     keep = prompt_ids(tokenizer, question, "keep_prompt")
     assert len(keep) <= 77 and ending_survives(ours[None], keep)
     if ending_survives(ours[None], paper):
@@ -364,22 +366,22 @@ def test_both_truncations_keep_their_limits(ours, text):
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
 def test_a_saved_lavis_model_loads_here(dtype, world, ours, questions):
-    """The whole model in one file; the folder's ViT and T5 are then not read."""
+    """The file holds the whole model; the vision tower and T5 of the base are then not used."""
     assert np.array_equal(
         run(make_ours(world, "whole.pth", dtype), questions)[1], run(ours[dtype], questions)[1]
     )
 
 
-def test_our_saved_model_loads_on_lavis(world, ours, theirs, questions, tmp_path):
+def test_our_saved_model_loads_on_lavis(world, ours, lavis, questions, tmp_path):
     path = tmp_path / "ours.pth"
     torch.save(ours[None].state_dict(), path)
     with small_lavis(world / "parts"):
-        (world / "parts" / "eva.pth").rename(tmp_path / "eva.pth")  # so that the vision tower is random
+        (world / "parts" / "eva.pth").rename(tmp_path / "eva.pth")  # without it LAVIS's tower is random
         try:
             scorer = LavisSevilaScorer(str(path), CPU, None)
         finally:
             (tmp_path / "eva.pth").rename(world / "parts" / "eva.pth")
-    expected = theirs[None]._model.state_dict()
+    expected = lavis[None]._model.state_dict()
     found = scorer._model.state_dict()
     assert found.keys() == expected.keys()
     for name in found:
@@ -389,7 +391,7 @@ def test_our_saved_model_loads_on_lavis(world, ours, theirs, questions, tmp_path
 
 
 def test_training_checkpoints_load(world, ours, questions, tmp_path):
-    """Those that SeViLA's training saves: no answerer, two copies of T5's embedding."""
+    """SeViLA's training saves no answerer, but two copies of T5's embedding."""
     state = torch.load(world / "sevila_pretrained.pth", weights_only=True)["model"]
     state = {key: value for key, value in state.items() if "_loc" in key and "position_ids" not in key}
     shared = load_file(world / "base/model.safetensors")["language_model.shared.weight"]
@@ -424,7 +426,7 @@ def test_a_sharded_base_is_the_same(world, ours, questions, tmp_path):
 
 
 def fails(*needles, make) -> None:
-    """``make`` ends in one line that says each of ``needles``."""
+    """``make`` raises an error of one line that contains each of ``needles``."""
     with pytest.raises(UserError) as caught:
         make()
     text = str(caught.value)
@@ -457,7 +459,7 @@ def test_a_wrong_key_is_named(changes, needle, world, tmp_path):
     torch.save(state, path)
     fails(path, needle, make=lambda: make_ours(world, path))
     if needle.startswith("missing: visual") or needle.startswith("missing: t5_model"):
-        return  # LAVIS has loaded these from elsewhere already
+        return  # LAVIS has loaded these parts from elsewhere already
     fails(path, needle, make=lambda: make_lavis(world, path))
     with pytest.raises(RuntimeError, match="not SeViLA's weights") as caught, small_lavis(world / "parts"):
         sevila.SeViLA(t5_model="google/flan-t5-xl", vit_precision="fp32").load_checkpoint(str(path))
@@ -465,7 +467,7 @@ def test_a_wrong_key_is_named(changes, needle, world, tmp_path):
 
 
 class Trap:
-    """A pickle that would run code."""
+    """Runs code when it is unpickled."""
 
     def __reduce__(self):
         return (os.system, ("touch trap-was-run",))
@@ -600,9 +602,9 @@ def test_registered_and_decord_left_alone():
     assert decord.bridge._CURRENT_BRIDGE.type == "native"
 
 
-def test_answers_are_refused(theirs):
+def test_answers_are_refused(lavis):
     with pytest.raises(NotImplementedError, match="scores frames"):
-        theirs[None]._model.generate({})
+        lavis[None]._model.generate({})
 
 
 def test_without_lavis_one_line(world, monkeypatch):
@@ -620,9 +622,9 @@ def test_lavis_without_its_parts_one_line(world, tmp_path, monkeypatch):
     fails("LAVIS cannot load", make=lambda: make_lavis_plain(world))
 
 
-def test_a_run_on_lavis_is_known_by_all_that_changes_a_score(theirs, world):
-    """With other values of any of them the scores are those of another run."""
-    assert theirs[None].fingerprint() == {
+def test_a_run_on_lavis_is_known_by_all_that_changes_a_score(lavis, world):
+    """A run with another value of any of these must count as another run."""
+    assert lavis[None].fingerprint() == {
         "scorer": "sevila",
         "checkpoint": str(world / "sevila_pretrained.pth"),
         "dtype": "bfloat16",
@@ -634,10 +636,8 @@ def test_a_run_on_lavis_is_known_by_all_that_changes_a_score(theirs, world):
 
 
 @pytest.mark.parametrize("vision", [torch.float32, torch.float16, torch.bfloat16])
-def test_lavis_takes_frames_in_the_type_of_its_layers_but_casts_to_half_by_itself(
-    theirs, vision, monkeypatch
-):
-    scorer = theirs[None]
+def test_lavis_takes_frames_in_the_type_of_its_layers_but_casts_to_half_by_itself(lavis, vision, monkeypatch):
+    scorer = lavis[None]
     monkeypatch.setitem(scorer.precision, "vision", vision)
     monkeypatch.setattr(scorer._model, "encode_frames", lambda inputs: inputs.dtype)
     expected = torch.float32 if vision == torch.float16 else vision

@@ -61,7 +61,7 @@ def of_version_1(path: Path, **changes) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 1, **changes}))
 
 
-def start(folder: Path, out: Path, batch_s: float = 0.0, **reading):
+def start(folder: Path, out: Path, batch_s: float = 0.0, **decode):
     """Score ``folder/labels.json`` to ``out`` in another process; see :func:`main`."""
     here = Path(__file__).resolve().parent
     code = (
@@ -69,7 +69,7 @@ def start(folder: Path, out: Path, batch_s: float = 0.0, **reading):
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in background jobs
         "aks.errors.run_main(extraction_setup.main)"
     )
-    arguments = [folder / "labels.json", out, json.dumps(reading), str(batch_s)]
+    arguments = [folder / "labels.json", out, json.dumps(decode), str(batch_s)]
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": f"{here}:{here.parents[1]}"},
@@ -122,11 +122,11 @@ def wait_until(condition, seconds: float = 60.0) -> None:
 
 
 def main() -> int:
-    """Score; arguments: label file, folder, settings of DecodeConfig as JSON, seconds a batch shall take."""
-    label_file, out, reading, batch_s = sys.argv[1:]
+    """Score; arguments: label file, folder, decode settings as JSON, seconds a batch shall take."""
+    label_file, out, decode, batch_s = sys.argv[1:]
     torch.set_num_threads(1)
     labels = load_labels("custom", label_file=label_file)
-    settings = json.loads(reading)
+    settings = json.loads(decode)
     summary: Summary = extract(labels, ToyScorer(float(batch_s)), RunDir(Path(out)), **settings)
     print(json.dumps(asdict(summary)))
     return 1 if summary.failures else 0

@@ -33,9 +33,9 @@ def package_file(package: str, path: str) -> Path:
     """A data file of an installed package, without importing the package."""
     spec = importlib.util.find_spec(package)
     assert spec is not None, f"{package} is not installed: see requirements-dev.txt"
-    found = Path(spec.submodule_search_locations[0]) / path
-    assert found.is_file(), found
-    return found
+    file = Path(spec.submodule_search_locations[0]) / path
+    assert file.is_file(), file
+    return file
 
 
 def bert_vocabulary() -> Path:
@@ -54,8 +54,8 @@ def film_frames(count: int = 5) -> list[np.ndarray]:
 
 
 def randomise(model: torch.nn.Module, seed: int = 0, gain: float = 1.5) -> None:
-    """Weights that make scores depend on every input; the usual initialisation hardly does."""
-    # One pool, read on and on: drawing 220 million normals for a real model takes too long.
+    """Set weights with which scores depend on every input; with the usual initialisation they hardly do."""
+    # All weights repeat one pool of random numbers: drawing 220 million for a real model takes too long.
     pool = torch.randn(1_000_003, generator=torch.Generator().manual_seed(seed))
     pool = pool.to(next(model.parameters()).device)
     with torch.no_grad():
@@ -101,7 +101,7 @@ def tiny_blip(**vision: int) -> BlipForImageTextRetrieval:
 
 
 def save_blip(model: BlipForImageTextRetrieval, folder: Path) -> Path:
-    """A checkpoint folder as the model hub has it."""
+    """Save a checkpoint folder in the model hub's layout."""
     model.save_pretrained(folder)
     shutil.copy(bert_vocabulary(), folder / "vocab.txt")
     return folder
@@ -109,8 +109,8 @@ def save_blip(model: BlipForImageTextRetrieval, folder: Path) -> Path:
 
 def write_clip_tokenizer(folder: Path) -> None:
     """CLIP's own byte-pair encoding, in the layout of its checkpoints."""
-    packed = package_file("open_clip", "bpe_simple_vocab_16e6.txt.gz")
-    lines = gzip.decompress(packed.read_bytes()).decode("utf-8").split("\n")
+    archive = package_file("open_clip", "bpe_simple_vocab_16e6.txt.gz")
+    lines = gzip.decompress(archive.read_bytes()).decode("utf-8").split("\n")
     merges = lines[1 : 49152 - 256 - 2 + 1]
     letters = [chr(code) for code in _byte_letters()]
     words = letters + [letter + "</w>" for letter in letters] + ["".join(merge.split()) for merge in merges]
@@ -124,7 +124,7 @@ def write_clip_tokenizer(folder: Path) -> None:
 
 
 def _byte_letters() -> list[int]:
-    """GPT-2's printable stand-ins of the 256 bytes, in its order."""
+    """Code points of the printable letters that stand for the 256 bytes, in GPT-2's order."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     return printable + [256 + i for i in range(256 - len(printable))]
 

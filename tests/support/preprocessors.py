@@ -1,4 +1,4 @@
-"""Preparers of frames for the tests; decoding processes import them, so this needs little."""
+"""Preprocessors for the tests. Decoding processes import this module, so it must load fast."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ def preprocess_small(pixels: np.ndarray) -> np.ndarray:
 
 
 def slowly(pixels: np.ndarray) -> np.ndarray:
-    """The same, in a while that lets other processes take part."""
+    """The same, so slowly that other processes get a share of the work."""
     time.sleep(0.002)
     return preprocess_small(pixels)
 
 
 @dataclass(frozen=True)
 class Trouble:
-    """A preprocessor that meets frames 48 pixels wide as a broken decoder would: it hangs or dies.
+    """A preprocessor that hangs or dies at frames 48 pixels wide, as a broken decoder would.
 
     Attributes:
-        how: ``hang``, or the name of the signal that ends the process.
-        marker: if given, a file; the trouble comes once and makes it.
+        kind: ``hang``, or the name of the signal that ends the process.
+        marker: a file, made at the first such frame; later ones pass. None for trouble at every such frame.
     """
 
-    how: str
+    kind: str
     marker: Path | None = None
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         if pixels.shape[1] == 48 and not (self.marker and self.marker.exists()):
             if self.marker:
                 self.marker.touch()
-            if self.how == "hang":
+            if self.kind == "hang":
                 time.sleep(1000)
-            os.kill(os.getpid(), signal.Signals[self.how])
+            os.kill(os.getpid(), signal.Signals[self.kind])
         return preprocess_small(pixels)

@@ -1,7 +1,7 @@
-"""Run SeViLA's own code on the small weights: ``python sevila_original.py WORLD PRECISION``, in its checkout.
+"""Run SeViLA's own code on the small weights: ``python sevila_original.py WORLD PRECISION``.
 
-Started by test_sevila.py with the checkout first on the module path. The scores are read where the
-original reads them, in the first ``scores`` of its T5's ``generate``.
+test_sevila.py starts it with SeViLA's checkout first on the module path. It reads the scores where the
+original reads them, in the first ``scores`` of T5's ``generate``.
 """
 
 import json
@@ -14,7 +14,7 @@ from sevila_setup import small_lavis
 
 
 def main(world: Path, precision: str) -> None:
-    """Scores of ``frames.npy`` for ``prompts.json``, written to ``original.json``."""
+    """Score ``frames.npy`` for every prompt of ``prompts.json``; write the scores to ``original.json``."""
     from lavis.models.sevila_models.sevila import SeViLA
     from lavis.processors.blip_processors import BlipCaptionProcessor, BlipImageEvalProcessor
     from PIL import Image
@@ -23,7 +23,7 @@ def main(world: Path, precision: str) -> None:
     with small_lavis(world / "parts"):
         if hasattr(SeViLA, "generate_demo"):
             model = SeViLA(**arguments, task="freeze_loc_freeze_qa_vid", frame_num=4)
-        else:  # ours, put in its place
+        else:  # our file, which replaces it
             model = SeViLA(**arguments)
     model.load_checkpoint(str(world / "sevila_pretrained.pth"))
     model.eval()
@@ -32,12 +32,12 @@ def main(world: Path, precision: str) -> None:
     image = BlipImageEvalProcessor(image_size=224)
     video = torch.stack([image(Image.fromarray(frame)) for frame in np.load(world / "frames.npy")])[None]
 
-    seen = []
+    recorded = []
     generate = model.t5_model.generate
 
     def recording_generate(**arguments: object) -> object:
         output = generate(**arguments)
-        seen.append(output.scores[0][:, model.yes_id].float())
+        recorded.append(output.scores[0][:, model.yes_id].float())
         return output
 
     model.t5_model.generate = recording_generate
@@ -47,9 +47,9 @@ def main(world: Path, precision: str) -> None:
         if hasattr(SeViLA, "generate_score"):
             rows.append(model.generate_score({"video": video, "loc_input": text})[0].float().tolist())
         else:
-            seen.clear()
+            recorded.clear()
             model.generate_demo(video, "Question: unused", text, keyframe_num=4)
-            rows.append(seen[0].tolist())
+            rows.append(recorded[0].tolist())
     (world / "original.json").write_text(json.dumps(rows))
 
 

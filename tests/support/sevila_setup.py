@@ -1,4 +1,4 @@
-"""A SeViLA of two layers with random weights, in every form it is loaded from, and LAVIS made small."""
+"""A SeViLA of two layers with random weights, in every form that can be loaded, and a small LAVIS for it."""
 
 import contextlib
 import json
@@ -39,7 +39,7 @@ EVA_FILE = "eva.pth"
 
 
 def tiny_eva(img_size=224, drop_path_rate=0.0, use_checkpoint=False, precision="fp16") -> nn.Module:
-    """Stands for LAVIS's ``create_eva_vit_g``: its transformer, small, with the weights of ``eva.pth``."""
+    """Replaces LAVIS's ``create_eva_vit_g`` by a small transformer with the weights of ``eva.pth``."""
     from lavis.models.eva_vit import VisionTransformer, convert_weights_to_fp16
 
     model = VisionTransformer(
@@ -64,7 +64,7 @@ def tiny_eva(img_size=224, drop_path_rate=0.0, use_checkpoint=False, precision="
 
 @contextlib.contextmanager
 def small_lavis(folder: Path):
-    """Work in ``folder``, where LAVIS finds its BERT and ViT-g, small."""
+    """Change to ``folder``, where LAVIS finds a small BERT and a small ViT-g."""
     from lavis.models.blip2_models import blip2
 
     before, original = Path.cwd(), blip2.create_eva_vit_g
@@ -82,12 +82,12 @@ def write_t5_tokenizer(folder: Path) -> None:
     for name in ("tokenizer.json", "special_tokens_map.json", "spiece.model"):
         shutil.copy(package_file("diffsynth", f"{T5_TOKENIZER}/{name}"), folder / name)
     config = json.loads(package_file("diffsynth", f"{T5_TOKENIZER}/tokenizer_config.json").read_text())
-    del config["add_prefix_space"]  # not in Flan-T5's; it makes transformers leave tokenizer.json aside
+    del config["add_prefix_space"]  # Flan-T5 has no such key; with it transformers ignores tokenizer.json
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
 def write_parts(folder: Path) -> None:
-    """What LAVIS starts from: ``google/flan-t5-xl/``, ``bert-base-uncased/`` and ``eva.pth``."""
+    """Write what LAVIS loads by itself: ``google/flan-t5-xl/``, ``bert-base-uncased/`` and ``eva.pth``."""
     t5 = T5ForConditionalGeneration(T5Config(**T5))
     randomise(t5, seed=1)
     t5.save_pretrained(folder / "google/flan-t5-xl")
@@ -103,10 +103,10 @@ def write_parts(folder: Path) -> None:
 
 
 def build_world(folder: Path) -> Path:
-    """Everything, from the same weights.
+    """Write the same weights in every form.
 
-    - ``parts/``: what LAVIS starts from;
-    - ``sevila_pretrained.pth``: the names of the released file, localizer and answerer;
+    - ``parts/``: what LAVIS loads by itself;
+    - ``sevila_pretrained.pth``: localizer and answerer, under the names of the released file;
     - ``whole.pth``: the state dict of the LAVIS model;
     - ``base/``: vision tower and T5 in transformers' layout, by a key map of the tests' own.
     """
@@ -168,10 +168,10 @@ def write_base(folder: Path, parts: Path) -> None:
                 }[name]
             ]
             continue
-        number, part = block.groups()
+        index, part = block.groups()
         module, kind = part.rsplit(".", 1)
         if part == "self_attn.qkv.bias":
-            query, value = (eva[f"blocks.{number}.attn.{letter}_bias"] for letter in "qv")
+            query, value = (eva[f"blocks.{index}.attn.{letter}_bias"] for letter in "qv")
             vision[name] = torch.cat([query, torch.zeros_like(query), value])
             continue
         source = {
@@ -182,7 +182,7 @@ def write_base(folder: Path, parts: Path) -> None:
             "mlp.fc1": "mlp.fc1",
             "mlp.fc2": "mlp.fc2",
         }[module]
-        vision[name] = eva[f"blocks.{number}.{source}.{kind}"]
+        vision[name] = eva[f"blocks.{index}.{source}.{kind}"]
     model.vision_model.load_state_dict(vision, strict=False)
     t5 = T5ForConditionalGeneration.from_pretrained(parts / "google/flan-t5-xl")
     model.language_model.load_state_dict(t5.state_dict())
@@ -195,11 +195,11 @@ def edit_json(path: Path, **changes: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def bf16_steps(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
-    """How many bfloat16 values lie between two scores."""
+def bf16_steps(scores: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """How many bfloat16 steps lie between two scores."""
 
     def rank(values: torch.Tensor) -> torch.Tensor:
         bits = values.to(torch.bfloat16).view(torch.int16).int()
         return torch.where(bits < 0, -(bits & 0x7FFF), bits)
 
-    return (rank(ours) - rank(theirs)).abs()
+    return (rank(scores) - rank(expected)).abs()

@@ -1,7 +1,7 @@
 """Videos as people have them: trimmed, remuxed, mirrored, with covers and several tracks.
 
-Every picture carries its own number, so that no reader has to judge another: of each candidate the time
-and the number shown must be those that a player shows at that time.
+The pixels of every frame spell its number in the source film, so that no backend serves as the reference for
+another. At each candidate's time, the frame must be the one that a player shows.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ EVERY_SECOND = [(float(second), second * FPS) for second in range(8)]
 
 
 def film(folder, name="film.mp4", **options):
-    """200 numbered pictures, 25 a second."""
+    """Write 200 frames that spell their numbers, 25 a second."""
     settings = {"frames": 200, "fps": FPS, "size": (64, 64), "gop": 50, "draw": numbered, **options}
     if "codec" not in options:
         settings.setdefault("options", {"x264-params": "scenecut=0"})
@@ -39,7 +39,7 @@ def film(folder, name="film.mp4", **options):
 
 
 def shown(path, decoder="auto"):
-    """Of each candidate its time and the number in its picture."""
+    """For each candidate, its time and the number that its pixels spell."""
     with Video(path, decoder) as video:
         return [
             (round(float(time_s), 2), number_of(pixels))
@@ -48,8 +48,8 @@ def shown(path, decoder="auto"):
         ]
 
 
-def trimmed(plain, target):
-    """As ``ffmpeg -ss 3.4 -c copy`` trims: all packets from the key frame on, and an edit list."""
+def trim(plain, target):
+    """Trim as ``ffmpeg -ss 3.4 -c copy`` does: copy all packets from the key frame on, add an edit list."""
     copy_streams(plain, to=target, begin=50, first_pts=85, avoid_negative_ts="0")
     with av.open(str(target)) as container:
         assert any(packet.is_discard for packet in container.demux(video=0))
@@ -68,34 +68,34 @@ CODECS = {
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_a_film_trimmed_without_encoding_shows_what_a_player_shows(tmp_path, codec):
-    path = trimmed(film(tmp_path, **CODECS[codec]), tmp_path / "trimmed.mp4")
+def test_a_film_trimmed_without_encoding_shows_the_frames_of_a_player(tmp_path, codec):
+    path = trim(film(tmp_path, **CODECS[codec]), tmp_path / "trimmed.mp4")
     for decoder in ("auto", "pyav"):
         assert shown(path, decoder) == [(0.0, 85), (1.0, 110), (2.0, 135), (3.0, 160)]
     with Video(path) as video:
         assert (video.num_frames, video.fps, video.is_seekable) == (115, 25, True)
-        # The same number shows the same picture, however few frames are read.
-        for number in (0, 7, 50, 114):
-            ((frames,),) = ([*video.read([number])],)
-            assert number_of(frames.pixels[0]) == 85 + number
+        # A frame index gives the same frame, however few frames are read.
+        for index in (0, 7, 50, 114):
+            (frames,) = video.read([index])
+            assert number_of(frames.pixels[0]) == 85 + index
 
 
-def test_evaluation_shows_the_frames_of_a_trimmed_film_that_were_scored(tmp_path):
-    path = trimmed(film(tmp_path), tmp_path / "trimmed.mp4")
+def test_evaluation_shows_the_scored_frames_of_a_trimmed_film(tmp_path):
+    path = trim(film(tmp_path), tmp_path / "trimmed.mp4")
     run = RunDir(tmp_path / "out")
     extract(write_labels(tmp_path, ["trimmed.mp4"]), ToyScorer(), run)
     part = run.read_part("trimmed.mp4")
     assert (part.decoder, part.is_edited, part.frames) == ("pyav", True, [0, 25, 50, 75])
     scored = [number for _, number in shown(path)]
-    for chosen in ([50], [0, 75], part.frames):
-        frames, _ = read_frames(path, np.array(chosen), {"id": "q"})
-        assert [number_of(pixels) for pixels in frames.pixels] == [scored[n // 25] for n in chosen]
+    for selected in ([50], [0, 75], part.frames):
+        frames, _ = read_frames(path, np.array(selected), {"id": "q"})
+        assert [number_of(pixels) for pixels in frames.pixels] == [scored[n // 25] for n in selected]
 
 
-def test_kinds_are_known_in_which_decord_differs(tmp_path):
+def test_files_in_which_decord_differs_are_recognized(tmp_path):
     plain = film(tmp_path)
     for differing in (
-        trimmed(plain, tmp_path / "trimmed.mp4"),
+        trim(plain, tmp_path / "trimmed.mp4"),
         copy_streams(plain, to=tmp_path / "v.avi"),
         copy_streams(plain, to=tmp_path / "v.ts"),
         film(tmp_path, "v.mkv", **X265),
@@ -110,13 +110,13 @@ def test_kinds_are_known_in_which_decord_differs(tmp_path):
         assert not decord_differs(same), same
 
 
-def test_what_an_earlier_version_may_have_misread_is_named_and_read_again(tmp_path, capsys):
+def test_videos_that_an_earlier_version_may_have_misread_are_named_and_read_again(tmp_path, capsys):
     names = ["good.mp4", "cut.mp4", "bursts.mkv", "old.avi", "away.mp4"]
     for name in names:
         film(tmp_path, name, frames=50, **({"options": {"bf": "0"}} if name == "old.avi" else {}))
     labels, run = write_labels(tmp_path, names), RunDir(tmp_path / "out")
     extract(labels, ToyScorer(), run)
-    right = results(run)
+    expected = results(run)
     of_version_1(run.part_path("good.mp4"))
     of_version_1(run.part_path("old.avi"))
     of_version_1(run.part_path("bursts.mkv"), fps=50.0)
@@ -127,27 +127,27 @@ def test_what_an_earlier_version_may_have_misread_is_named_and_read_again(tmp_pa
 
     summary = extract(labels, ToyScorer(), run)
     assert (summary.scored, summary.reused) == (3, 2)
-    said = capsys.readouterr().err
+    log = capsys.readouterr().err
     for name in ("cut.mp4", "bursts.mkv", "old.avi"):
         assert (
             f"{name}: an earlier version may have read other frames than a player shows; it is read again"
-            in said
+            in log
         )
-    assert "away.mp4: an earlier version" in said and "it is kept" in said and "good.mp4" not in said
+    assert "away.mp4: an earlier version" in log and "it is kept" in log and "good.mp4" not in log
 
     (tmp_path / "hidden.mp4").rename(tmp_path / "away.mp4")
     assert extract(labels, ToyScorer(), run).scored == 1
     of_version_1(run.part_path("good.mp4"), format=2)
     assert {name: json.loads(data) for name, data in results(run).items()} == {
-        name: json.loads(data) for name, data in right.items()
+        name: json.loads(data) for name, data in expected.items()
     }
     capsys.readouterr()
     extract(labels, ToyScorer(), run)
     assert "earlier version" not in capsys.readouterr().err
-    assert json.loads((run.folder / "run.json").read_text())["format"] == FORMAT  # never looked through again
+    assert json.loads((run.folder / "run.json").read_text())["format"] == FORMAT  # later runs skip the check
 
 
-def test_features_of_an_earlier_version_are_not_scored_but_stored_again(tmp_path):
+def test_features_of_an_earlier_version_are_refused_and_can_be_stored_again(tmp_path):
     film(tmp_path, "cut.mp4", frames=50)
     labels, store = write_labels(tmp_path, ["cut.mp4"]), FeatureStore(tmp_path / "features", "float32")
     store_features(labels, ToyScorer(), store)
@@ -155,8 +155,8 @@ def test_features_of_an_earlier_version_are_not_scored_but_stored_again(tmp_path
     whole = path.read_bytes()
     with safe_open(path, framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-        facts = {key: value for key, value in file.metadata().items() if key != "format"}
-    save_file(tensors, path, {**facts, "decoder": "decord"})
+        metadata = {key: value for key, value in file.metadata().items() if key != "format"}
+    save_file(tensors, path, {**metadata, "decoder": "decord"})
     of_version_1(store.folder / "run.json")
     with pytest.raises(UserError, match=r"1 videos \(cut.mp4\).*feature_extract_store.py reads these again"):
         extract(labels, ToyScorer(), RunDir(tmp_path / "out"), features=store)
@@ -174,13 +174,13 @@ def test_frames_of_decord_and_of_a_player_do_not_mix_in_a_run(tmp_path):
 
 
 def with_edits(source, target, edits):
-    """Copy an MP4 file and let its edit list show these parts: (first picture, pictures) each."""
+    """Copy an MP4 file with an edit list that shows these parts: (first frame, number of frames) each."""
     data = bytearray(source.read_bytes())
     moov = data.rfind(b"moov") - 4
-    assert moov > data.find(b"mdat")  # what lies behind may grow
+    assert moov > data.find(b"mdat")  # so that the moov box may grow
     old = data.find(b"edts", moov) - 4
     old_size = int.from_bytes(data[old : old + 4], "big")
-    (media_start,) = struct.unpack(">i", data[old + 28 : old + 32])  # after its first entry's duration
+    (media_start,) = struct.unpack(">i", data[old + 28 : old + 32])  # behind its first entry's duration
     scale = data.find(b"mvhd", moov) + 16
     (movie_scale,) = struct.unpack(">I", data[scale : scale + 4])
     scale = data.find(b"mdhd", moov) + 16
@@ -194,9 +194,9 @@ def with_edits(source, target, edits):
     box = struct.pack(">I4s", len(box) + 8, b"edts") + box
     data[old : old + old_size] = box
     for name in (b"moov", b"trak"):
-        at = data.find(name, moov) - 4
-        size = int.from_bytes(data[at : at + 4], "big") + len(box) - old_size
-        data[at : at + 4] = size.to_bytes(4, "big")
+        start = data.find(name, moov) - 4
+        size = int.from_bytes(data[start : start + 4], "big") + len(box) - old_size
+        data[start : start + 4] = size.to_bytes(4, "big")
     target.write_bytes(data)
     return target
 
@@ -206,12 +206,12 @@ def test_an_edit_list_of_several_parts_shows_them_one_after_the_other(tmp_path):
     assert [number for _, number in shown(path)] == [25, 50, 130, 155]
 
 
-def test_of_an_edit_list_the_end_counts_too(tmp_path):
+def test_an_edit_list_hides_frames_at_the_end_too(tmp_path):
     path = with_edits(film(tmp_path), tmp_path / "cut.mp4", [(30, 55)])
     assert shown(path) == [(0.0, 30), (1.0, 55)]
 
 
-COPIES = {
+CONTAINERS = {
     "avi": "v.avi",
     "asf": "v.asf",
     "flv": "v.flv",
@@ -223,11 +223,13 @@ COPIES = {
 }
 
 
-@pytest.mark.parametrize("kind", COPIES)
+@pytest.mark.parametrize("container", CONTAINERS)
 @pytest.mark.parametrize("groups", ["closed", "open"])
-def test_h264_is_read_alike_in_every_container(tmp_path, kind, groups):
-    x264 = "bframes=3:b-adapt=0:scenecut=0:keyint=50" + ":open-gop=1" * (groups == "open")
-    path = copy_streams(film(tmp_path, options={"x264-params": x264}), to=tmp_path / COPIES[kind])
+def test_h264_is_read_alike_in_every_container(tmp_path, container, groups):
+    x264_params = "bframes=3:b-adapt=0:scenecut=0:keyint=50" + ":open-gop=1" * (groups == "open")
+    path = copy_streams(
+        film(tmp_path, options={"x264-params": x264_params}), to=tmp_path / CONTAINERS[container]
+    )
     assert shown(path) == EVERY_SECOND
 
 
@@ -254,41 +256,41 @@ def test_other_codecs_show_every_second(tmp_path, kind):
         assert time_s == pytest.approx(second, abs=0.05)  # a program stream's clock
 
 
-BURSTS = [40 * number for number in range(200) if number % 50 < 10]  # pictures at these milliseconds
+BURSTS = [40 * number for number in range(200) if number % 50 < 10]  # pts of the frames in milliseconds
 
 
-def in_bursts(number, width, height):
-    return numbered(BURSTS[number] // 40, width, height)
+def draw_in_bursts(index, width, height):
+    return numbered(BURSTS[index] // 40, width, height)
 
 
 @pytest.mark.parametrize("name", ["v.mkv", "v.mp4"])
 def test_candidates_of_a_variable_rate_are_about_one_a_second(tmp_path, name):
-    path = film(tmp_path, name, frames=len(BURSTS), pts=BURSTS, draw=in_bursts)
+    path = film(tmp_path, name, frames=len(BURSTS), pts=BURSTS, draw=draw_in_bursts)
     expected = [(BURSTS[n] / 1000, BURSTS[n] // 40) for n in range(0, 36, 6)]
     assert shown(path) == expected
 
 
-def avi_in_bursts(folder):
-    """An AVI file in which most of the clock's ticks have no picture."""
+def write_avi_in_bursts(folder):
+    """Write an AVI file in which most ticks of the clock have no frame."""
     return film(
         folder,
         "v.avi",
         frames=len(BURSTS),
         pts=BURSTS,
-        draw=in_bursts,
+        draw=draw_in_bursts,
         codec="mpeg4",
         options={"qmax": "2"},
     )
 
 
-def test_avi_files_with_dropped_pictures_are_whole(tmp_path):
-    path = avi_in_bursts(tmp_path)
+def test_avi_files_with_dropped_frames_are_complete(tmp_path):
+    path = write_avi_in_bursts(tmp_path)
     with Video(path) as video:
         assert video.num_frames == video.header_num_frames == len(BURSTS)
     assert [number for _, number in shown(path)] == [BURSTS[n] // 40 for n in range(0, 36, 6)]
 
 
-def test_an_avi_file_cut_short_is_no_whole_one(tmp_path):
+def test_an_avi_file_cut_short_is_an_error(tmp_path):
     path = film(tmp_path, "v.avi", codec="mpeg4", options={"qmax": "2"})
     whole = path.read_bytes()
     with av.open(str(path)) as container:
@@ -304,17 +306,17 @@ def test_a_recording_begins_at_its_first_key_frame(tmp_path):
     assert shown(path) == [(float(second), 50 + second * FPS) for second in range(6)]
 
 
-def picture_stream(path, codec="mjpeg", pixel_format="yuvj420p"):
+def write_cover(path, codec="mjpeg", pixel_format="yuvj420p"):
     return write_video(path, frames=1, codec=codec, pixel_format=pixel_format, size=(320, 240), fps=FPS)
 
 
-def test_the_film_is_no_cover_and_no_single_picture(tmp_path):
-    plain, picture = film(tmp_path), picture_stream(tmp_path / "picture.mov")
-    assert shown(copy_streams(picture, plain, to=tmp_path / "before.mov")) == EVERY_SECOND
-    assert shown(copy_streams(picture, plain, to=tmp_path / "cover.mkv", cover=0)) == EVERY_SECOND
+def test_neither_a_cover_nor_a_single_image_is_the_film(tmp_path):
+    plain, cover = film(tmp_path), write_cover(tmp_path / "cover.mov")
+    assert shown(copy_streams(cover, plain, to=tmp_path / "before.mov")) == EVERY_SECOND
+    assert shown(copy_streams(cover, plain, to=tmp_path / "cover.mkv", cover=0)) == EVERY_SECOND
 
 
-def test_of_two_tracks_the_one_is_read_that_players_are_to_choose(tmp_path):
+def test_of_two_tracks_the_default_one_is_read(tmp_path):
     other = write_video(
         tmp_path / "other.mp4", frames=240, fps=30, size=(128, 96), draw=lambda n, w, h: numbered(0, w, h)
     )
@@ -322,25 +324,23 @@ def test_of_two_tracks_the_one_is_read_that_players_are_to_choose(tmp_path):
     assert shown(path) == EVERY_SECOND
 
 
-def test_sound_with_a_cover_is_no_video(tmp_path):
-    sound, picture = write_audio(tmp_path / "sound.m4a"), picture_stream(tmp_path / "picture.mov")
+def test_audio_with_a_cover_is_not_a_video(tmp_path):
+    sound, cover = write_audio(tmp_path / "sound.m4a"), write_cover(tmp_path / "cover.mov")
     with pytest.raises(VideoError, match="no video stream"):
-        Video(copy_streams(sound, picture, to=tmp_path / "s.mp4", cover=1))
+        Video(copy_streams(sound, cover, to=tmp_path / "s.mp4", cover=1))
 
 
-def quarters(number, width, height):
-    """Four quarters of different grey: which is where tells how a picture was turned."""
+def draw_quarters(index, width, height):
+    """Four quarters of different grey, whose places show how a frame was rotated and mirrored."""
     pixels = np.zeros((height, width, 3), dtype=np.uint8)
-    (
-        pixels[: height // 2, width // 2 :],
-        pixels[height // 2 :, : width // 2],
-        pixels[height // 2 :, width // 2 :],
-    ) = 60, 120, 180
+    pixels[: height // 2, width // 2 :] = 60
+    pixels[height // 2 :, : width // 2] = 120
+    pixels[height // 2 :, width // 2 :] = 180
     return pixels
 
 
 ONE = 0x10000
-# a, b, c, d of the display matrix; where it puts the quarters, row by row.
+# a, b, c, d of the display matrix, and the quarters that it shows, row by row.
 MATRICES = {
     "as it is": ((ONE, 0, 0, ONE), [[0, 1], [2, 3]]),
     "mirrored": ((-ONE, 0, 0, ONE), [[1, 0], [3, 2]]),
@@ -354,12 +354,12 @@ MATRICES = {
 
 
 @pytest.mark.parametrize("name", MATRICES)
-def test_pictures_are_turned_and_mirrored_as_the_display_matrix_says(tmp_path, name):
+def test_frames_are_rotated_and_mirrored_by_the_display_matrix(tmp_path, name):
     (a, b, c, d), expected = MATRICES[name]
-    path = write_video(tmp_path / "v.mp4", frames=30, fps=FPS, size=(96, 64), draw=quarters)
+    path = write_video(tmp_path / "v.mp4", frames=30, fps=FPS, size=(96, 64), draw=draw_quarters)
     data = bytearray(path.read_bytes())
-    at = data.find(b"tkhd") + 4 + 40  # version 0: 40 bytes before the matrix
-    data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 0x40000000)
+    offset = data.find(b"tkhd") + 4 + 40  # version 0: 40 bytes before the matrix
+    data[offset : offset + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 0x40000000)
     path.write_bytes(data)
     for decoder in ("auto", "pyav"):
         with Video(path, decoder) as video:
@@ -378,14 +378,14 @@ def test_a_file_name_that_is_not_utf8_is_read(tmp_path):
     assert estimate_candidates(path) == 8
 
 
-def with_a_time_twice(source, target, spoilt=None):
-    """Copy a file; its picture 30 states the time of picture 31, and picture ``spoilt`` holds nothing."""
+def repeat_pts(source, target, damaged=None):
+    """Copy a file. Give packet 30 the pts of packet 31, and fill packet ``damaged`` with zeros."""
     with av.open(str(source)) as old, av.open(str(target), "w") as new:
         stream = new.add_stream_from_template(old.streams.video[0], opaque=True)
         packets = [packet for packet in old.demux(video=0) if packet.size]
         packets[30].pts = packets[31].pts
-        for number, packet in enumerate(packets):
-            if number == spoilt:
+        for index, packet in enumerate(packets):
+            if index == damaged:
                 memoryview(packet)[:] = bytes(packet.size)
             packet.stream = stream
             new.mux(packet)
@@ -396,9 +396,9 @@ STEADY, SLOWER = [40 * n for n in range(75)], [40 * n if n < 50 else 200 * n - 8
 
 
 @pytest.mark.parametrize(("name", "pts"), [("v.mkv", STEADY), ("v.mov", STEADY), ("v.ts", SLOWER)])
-def test_where_two_pictures_state_one_time_both_are_shown_and_times_ascend(tmp_path, name, pts):
+def test_two_frames_with_the_same_pts_are_both_shown_and_times_ascend(tmp_path, name, pts):
     path = film(tmp_path, frames=75, options={"bf": "0"}, pts=pts)
-    path = with_a_time_twice(path, tmp_path / name)
+    path = repeat_pts(path, tmp_path / name)
     for decoder in ("auto", "pyav", *(["decord"] if name != "v.ts" else [])):
         with Video(path, decoder) as video:
             frames = list(video.read(range(75)))
@@ -408,15 +408,15 @@ def test_where_two_pictures_state_one_time_both_are_shown_and_times_ascend(tmp_p
         np.testing.assert_allclose(times, np.array(pts) / 1000, atol=0.05)
 
 
-def test_where_times_repeat_damage_costs_no_other_picture(tmp_path):
-    path = with_a_time_twice(film(tmp_path, frames=75, gop=1), tmp_path / "v.mkv", spoilt=55)
+def test_damage_beside_repeated_pts_costs_no_other_frame(tmp_path):
+    path = repeat_pts(film(tmp_path, frames=75, gop=1), tmp_path / "v.mkv", damaged=55)
     with Video(path) as video:
-        pictures = [number_of(frames.pixels[0]) for frames in video.read_partial(range(video.num_frames))]
-    assert pictures == [number for number in range(75) if number != 55]
+        numbers = [number_of(frames.pixels[0]) for frames in video.read_partial(range(video.num_frames))]
+    assert numbers == [number for number in range(75) if number != 55]
 
 
-def test_of_an_avi_file_cut_short_dropped_pictures_are_not_missed(tmp_path):
-    path = avi_in_bursts(tmp_path)
+def test_an_avi_file_cut_short_does_not_count_dropped_frames(tmp_path):
+    path = write_avi_in_bursts(tmp_path)
     with av.open(str(path)) as container:
         ends = [packet.pos + packet.size for packet in container.demux(video=0) if packet.size]
     path.write_bytes(path.read_bytes()[: ends[24]])
@@ -425,7 +425,7 @@ def test_of_an_avi_file_cut_short_dropped_pictures_are_not_missed(tmp_path):
 
 
 @pytest.mark.parametrize("decoder", ["auto", "pyav"])
-def test_what_an_edit_list_leaves_out_is_not_missed(tmp_path, decoder):
+def test_frames_that_an_edit_list_hides_do_not_count_as_missing(tmp_path, decoder):
     cut = {"begin": 50, "first_pts": 85, "avoid_negative_ts": "0", "video_track_timescale": str(FPS)}
     path = copy_streams(film(tmp_path), to=tmp_path / "trimmed.mp4", **cut)
     with Video(path, decoder) as video:
@@ -433,14 +433,14 @@ def test_what_an_edit_list_leaves_out_is_not_missed(tmp_path, decoder):
 
 
 @pytest.mark.parametrize(("later_s", "gap_s"), [(-4, 0), (8, 8), (12, 0), (3600, 0)])
-def test_jumps_of_a_broadcasts_clock_take_no_time_but_pauses_do(tmp_path, later_s, gap_s):
+def test_clock_jumps_of_a_broadcast_take_no_time_but_pauses_do(tmp_path, later_s, gap_s):
     plain, path = film(tmp_path, options={"bf": "0", "x264-params": "scenecut=0"}), tmp_path / "both.ts"
     first = copy_streams(plain, to=tmp_path / "1.ts", stop=100)
     second = copy_streams(plain, to=tmp_path / "2.ts", begin=100, first_pts=-FPS * later_s)
     path.write_bytes(first.read_bytes() + second.read_bytes())
     with Video(path) as video:
-        numbers = np.arange(200)
-        pictures = [number_of(pixels) for frames in video.read(numbers) for pixels in frames.pixels]
-        assert pictures == numbers.tolist()
-        expected = numbers / FPS + gap_s * (numbers >= 100)
-        np.testing.assert_allclose(video.times_s(numbers), expected, atol=1e-3)
+        indices = np.arange(200)
+        numbers = [number_of(pixels) for frames in video.read(indices) for pixels in frames.pixels]
+        assert numbers == indices.tolist()
+        expected = indices / FPS + gap_s * (indices >= 100)
+        np.testing.assert_allclose(video.times_s(indices), expected, atol=1e-3)

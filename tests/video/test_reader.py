@@ -1,4 +1,4 @@
-"""Candidate frames: the rule, the numbering, equal pixels from both readers, and honest failures."""
+"""Candidate frames: the rule, frame indices, equal pixels from all backends, and failures with a reason."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pytest
 from media import copy_streams, picture, rotate, write_audio, write_video
 
 from aks import UserError, VideoError
+from aks.video.backends import average_rate
 from aks.video.reader import Video, estimate_candidates
 
 
@@ -31,7 +32,7 @@ def read_all(path, decoder):
 @pytest.mark.parametrize(
     ("fps", "frames", "stride", "count"), [(24, 60, 24, 2), (25, 125, 25, 5), (1, 5, 1, 5), (30, 29, 30, 0)]
 )
-def test_candidates_are_one_a_second_by_the_papers_rule(tmp_path, fps, frames, stride, count):
+def test_candidates_follow_the_papers_rule(tmp_path, fps, frames, stride, count):
     path = write_video(tmp_path / "v.mp4", fps=fps, frames=frames)
     for decoder in ("auto", "pyav", "decord"):
         with Video(path, decoder) as video:
@@ -81,20 +82,20 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_all_readers_give_the_same_numbers_times_and_pixels(tmp_path, name):
+def test_all_backends_give_the_same_frames(tmp_path, name):
     file, options = VARIANTS[name]
     path = write_video(tmp_path / file, **{"frames": 30, **options})
-    decord_numbers, decord_times, decord_pixels = read_all(path, "decord")
+    decord_indices, decord_times, decord_pixels = read_all(path, "decord")
     for decoder in ("auto", "pyav"):
-        numbers, times, pixels = read_all(path, decoder)
-        np.testing.assert_array_equal(decord_numbers, numbers)
+        frame_indices, times, pixels = read_all(path, decoder)
+        np.testing.assert_array_equal(decord_indices, frame_indices)
         np.testing.assert_array_equal(decord_pixels, pixels)
-        # decord reads no times from a program stream: there they follow from the frame rate.
+        # decord reads no pts from a program stream; there its times follow from the frame rate.
         np.testing.assert_allclose(decord_times, times, atol=0.05 if name == "mpeg2 program stream" else 0)
 
 
 @pytest.mark.parametrize("degrees", [90, 180, 270])
-def test_all_readers_turn_a_rotated_video_upright(tmp_path, degrees):
+def test_all_backends_rotate_a_video_upright(tmp_path, degrees):
     path = rotate(write_video(tmp_path / "v.mp4", frames=5), tmp_path / "r.mp4", degrees)
     expected = read_all(path, "decord")[2]
     assert expected.shape[1:3] == ((96, 64) if degrees != 180 else (64, 96))
@@ -106,30 +107,27 @@ def test_frames_are_the_ones_that_were_encoded(tmp_path):
     path = write_video(tmp_path / "v.mkv", codec="ffv1", pixel_format="bgr0", frames=30)  # lossless
     for decoder in ("auto", "pyav", "decord"):
         with Video(path, decoder) as video:
-            numbers = [3, 4, 17, 29]
-            (frames,) = video.read(numbers)
-        assert frames.frame_indices.tolist() == numbers
-        for number, pixels in zip(numbers, frames.pixels, strict=True):
-            np.testing.assert_array_equal(pixels, picture(number, 96, 64))
+            frame_indices = [3, 4, 17, 29]
+            (frames,) = video.read(frame_indices)
+        assert frames.frame_indices.tolist() == frame_indices
+        for index, pixels in zip(frame_indices, frames.pixels, strict=True):
+            np.testing.assert_array_equal(pixels, picture(index, 96, 64))
 
 
 def test_times_are_presentation_times_where_the_rate_varies(tmp_path):
-    stamps = [0, 40, 500, 520, 1000, 2500]
-    path = write_video(tmp_path / "v.mp4", frames=6, pts=stamps)
+    pts_ms = [0, 40, 500, 520, 1000, 2500]
+    path = write_video(tmp_path / "v.mp4", frames=6, pts=pts_ms)
     for decoder in ("auto", "pyav", "decord"):
         with Video(path, decoder) as video:
-            np.testing.assert_allclose(video.times_s(range(6)), np.array(stamps) / 1000, atol=1e-6)
+            np.testing.assert_allclose(video.times_s(range(6)), np.array(pts_ms) / 1000, atol=1e-6)
 
 
 def test_chunks_bound_how_many_frames_are_held(tmp_path):
     path = write_video(tmp_path / "v.mp4", frames=50)
     for decoder in ("auto", "pyav", "decord"):
         with Video(path, decoder) as video:
-            assert [len(part.frame_indices) for part in video.read(range(0, 50, 5), chunk_frames=4)] == [
-                4,
-                4,
-                2,
-            ]
+            sizes = [len(part.frame_indices) for part in video.read(range(0, 50, 5), chunk_frames=4)]
+            assert sizes == [4, 4, 2]
 
 
 def test_av1_is_read_by_pyav_automatically(tmp_path):
@@ -142,7 +140,7 @@ def test_av1_is_read_by_pyav_automatically(tmp_path):
         Video(path, "decord")
 
 
-def test_frames_stay_arrays_when_another_library_asked_decord_for_tensors(tmp_path):
+def test_frames_stay_arrays_if_another_library_makes_decord_return_tensors(tmp_path):
     path = write_video(tmp_path / "v.mp4")
     decord.bridge.set_bridge("torch")
     try:
@@ -151,9 +149,9 @@ def test_frames_stay_arrays_when_another_library_asked_decord_for_tensors(tmp_pa
         decord.bridge.set_bridge("native")
 
 
-def test_reading_does_not_hang_where_another_library_routes_the_codecs_log_through_python(tmp_path):
+def test_reading_does_not_hang_if_another_library_routes_codec_logs_through_python(tmp_path):
     path = write_video(tmp_path / "v.mp4", frames=50)
-    # As importing torchvision does; readers given up early close while codec threads still work.
+    # Importing torchvision sets this level. A reader that is dropped early closes while codec threads work.
     code = (
         "import av, sys; from aks.video.reader import Video; av.logging.set_level(av.logging.ERROR)\n"
         "for _ in range(200):\n"
@@ -163,7 +161,7 @@ def test_reading_does_not_hang_where_another_library_routes_the_codecs_log_throu
     subprocess.run([sys.executable, "-c", code, str(path)], cwd=root, check=True, timeout=60)
 
 
-def test_a_bad_file_is_told_by_its_reason(tmp_path):
+def test_a_bad_file_is_an_error_with_a_reason(tmp_path):
     good = write_video(tmp_path / "good.mp4").read_bytes()
     files = {
         "empty": b"",
@@ -193,7 +191,7 @@ def test_a_bad_file_is_told_by_its_reason(tmp_path):
 
 
 @pytest.mark.parametrize("decoder", ["auto", "pyav"])
-def test_a_file_cut_short_is_a_failure_that_says_so(tmp_path, decoder):
+def test_a_file_cut_short_is_an_error_that_says_so(tmp_path, decoder):
     options = {"container_options": {"movflags": "faststart"}, "options": {"bf": "0"}}
     whole = write_video(tmp_path / "v.mp4", frames=200, **options)
     with av.open(str(whole)) as container:
@@ -202,13 +200,15 @@ def test_a_file_cut_short_is_a_failure_that_says_so(tmp_path, decoder):
         (tmp_path / "part.mp4").write_bytes(whole.read_bytes()[: ends[count - 1]])
         with pytest.raises(VideoError, match=f"cut short: {count} of 200 frames"):
             Video(tmp_path / "part.mp4", decoder)
-    (tmp_path / "part.mp4").write_bytes(whole.read_bytes()[: ends[190]])  # headers may count a few too many
+    (tmp_path / "part.mp4").write_bytes(
+        whole.read_bytes()[: ends[190]]
+    )  # A header may count a few frames too many.
     with Video(tmp_path / "part.mp4", decoder) as video:
         assert video.num_frames == video.header_num_frames == 191
 
 
 @pytest.mark.parametrize("decoder", ["auto", "pyav"])
-def test_on_request_a_file_cut_short_gives_the_frames_that_are_there(tmp_path, decoder):
+def test_with_partial_a_file_cut_short_gives_the_frames_that_are_there(tmp_path, decoder):
     whole = write_video(tmp_path / "v.mp4", frames=250, container_options={"movflags": "faststart"})
     (tmp_path / "half.mp4").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     with Video(whole, decoder, partial=True) as video:
@@ -217,15 +217,16 @@ def test_on_request_a_file_cut_short_gives_the_frames_that_are_there(tmp_path, d
     with Video(tmp_path / "half.mp4", decoder, partial=True) as video:
         assert video.header_num_frames == 250
         assert 24 < video.num_frames < 200
-        numbers = video.candidates()
-        numbers = numbers[numbers < video.num_frames - 12]  # the last group of pictures may be torn
-        pixels = np.concatenate([part.pixels for part in video.read(numbers)])
-    np.testing.assert_array_equal(pixels, expected[: len(numbers)])
-    with Video(write_video(tmp_path / "v.mkv")) as video:  # its header does not log
+        frame_indices = video.candidates()
+        # The last group of pictures may be incomplete.
+        frame_indices = frame_indices[frame_indices < video.num_frames - 12]
+        pixels = np.concatenate([part.pixels for part in video.read(frame_indices)])
+    np.testing.assert_array_equal(pixels, expected[: len(frame_indices)])
+    with Video(write_video(tmp_path / "v.mkv")) as video:  # its header does not count frames
         assert video.header_num_frames == video.num_frames
 
 
-def test_a_title_that_is_not_utf8_does_not_matter(tmp_path):
+def test_a_title_that_is_not_utf8_is_ignored(tmp_path):
     path = write_video(tmp_path / "v.mkv", frames=30, metadata={"title": "XXXXXXXX"})
     path.write_bytes(path.read_bytes().replace(b"XXXXXXXX", b"caf\xe9 \xff\xfe!"))
     assert estimate_candidates(path) == 1
@@ -233,7 +234,7 @@ def test_a_title_that_is_not_utf8_does_not_matter(tmp_path):
         assert video.num_frames == 30
 
 
-def test_a_colon_in_a_file_name_is_no_protocol(tmp_path, monkeypatch):
+def test_a_colon_in_a_file_name_is_not_a_protocol(tmp_path, monkeypatch):
     write_video(tmp_path / "Intro: x.mp4")
     monkeypatch.chdir(tmp_path)
     for decoder in ("auto", "pyav", "decord"):
@@ -242,14 +243,14 @@ def test_a_colon_in_a_file_name_is_no_protocol(tmp_path, monkeypatch):
 
 
 def test_a_transport_stream_is_read_from_its_first_frame(tmp_path):
-    # decord shifts its frames by the first group of pictures, or fails.
+    # Here decord fails, or shifts its frames by the first group of pictures.
     path = write_video(tmp_path / "v.mp4")
     np.testing.assert_array_equal(
         read_all(copy_streams(path, to=tmp_path / "v.ts"), "auto")[2], read_all(path, "auto")[2]
     )
 
 
-def test_a_picture_that_changes_its_size_is_a_failure(tmp_path):
+def test_a_change_of_frame_size_is_an_error(tmp_path):
     parts = [
         write_video(tmp_path / f"{n}.h264", frames=30, size=size)
         for n, size in enumerate([(96, 64), (64, 96)])
@@ -259,20 +260,20 @@ def test_a_picture_that_changes_its_size_is_a_failure(tmp_path):
         read_all(tmp_path / "both.h264", "pyav")
 
 
-def test_a_damaged_stream_is_a_failure_not_other_frames(tmp_path):
+def test_a_damaged_stream_is_an_error_and_not_other_frames(tmp_path):
     data = bytearray(write_video(tmp_path / "v.mp4", frames=200, gop=10).read_bytes())
     start = data.find(b"mdat") + 8
     middle = start + (len(data) - start) // 2
     data[middle:] = b"\0" * (len(data) - middle)
-    if data.find(b"moov") < 0 or data.find(b"moov") > middle:  # keep the index: it lies behind the data
+    if data.find(b"moov") < 0 or data.find(b"moov") > middle:  # keep the index, which lies behind the data
         original = (tmp_path / "v.mp4").read_bytes()
-        at = original.rfind(b"moov") - 4
-        data[at:] = original[at:]
-    (tmp_path / "bad.mp4").write_bytes(data)
+        moov = original.rfind(b"moov") - 4
+        data[moov:] = original[moov:]
+    (tmp_path / "damaged.mp4").write_bytes(data)
     for decoder in ("auto", "pyav", "decord"):
         with (
             pytest.raises(VideoError, match=r"cannot be decoded|decoding stops"),
-            Video(tmp_path / "bad.mp4", decoder) as video,
+            Video(tmp_path / "damaged.mp4", decoder) as video,
         ):
             list(video.read(video.candidates()))
 
@@ -283,16 +284,37 @@ def test_a_video_may_be_closed_twice(tmp_path, decoder):
         video.close()
 
 
-def test_unknown_decoder_and_numbers_out_of_range(tmp_path):
+def test_an_unknown_decoder_and_frame_indices_out_of_range_are_errors(tmp_path):
     path = write_video(tmp_path / "v.mp4", frames=10)
     with pytest.raises(UserError, match="--decoder gpu"):
         Video(path, "gpu")
     with Video(path) as video:
-        for numbers in ([-1], [10], [3, 3], [4, 2]):
+        for frame_indices in ([-1], [10], [3, 3], [4, 2]):
             with pytest.raises(ValueError, match="frame numbers must ascend"):
-                next(video.read(numbers))
+                next(video.read(frame_indices))
 
 
-def test_the_headers_estimate_serves_the_progress_bar(tmp_path):
+def test_the_header_gives_an_estimate_of_candidates(tmp_path):
     assert estimate_candidates(write_video(tmp_path / "v.mp4", frames=125, fps=25)) == 5
     assert estimate_candidates(tmp_path / "absent.mp4") == 0
+
+
+@pytest.mark.parametrize(
+    ("header", "times_s", "expected"),
+    [
+        (Fraction(24000, 1001), np.arange(100) / 24, 24000 / 1001),
+        (Fraction(24), np.arange(1000) / 25, 24),  # within the tolerance: rounding
+        (Fraction(30), np.arange(1000) / 25, 25),  # beyond it: a variable rate
+        (Fraction(20), np.arange(1000) / 25, 25),
+        (Fraction(3, 2), np.arange(3), 1.5),  # the last frame may last no time
+        (None, np.arange(9) / 25, 25),
+        (Fraction(25), np.zeros(1), 25),
+    ],
+)
+def test_the_headers_rate_counts_unless_the_pts_contradict_it(header, times_s, expected):
+    assert average_rate(header, times_s) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_rate_in_neither_header_nor_pts_is_an_error():
+    with pytest.raises(VideoError, match="states no frame rate"):
+        average_rate(None, np.zeros(1))

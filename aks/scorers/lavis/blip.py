@@ -1,7 +1,7 @@
-"""BLIP on the original stack: LAVIS's own ``BlipITM``, processors and checkpoint file.
+"""BLIP on LAVIS: its own ``BlipITM``, processors and checkpoint file.
 
-Same interface and same scores as :class:`aks.scorers.blip.BlipScorer`, for whoever wants the
-paper's code path; needs the packages of ``requirements-lavis.txt``.
+Interface and scores are those of :class:`aks.scorers.blip.BlipScorer`. It is for those who want the paper's
+code path, and needs the packages of ``requirements-lavis.txt``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from aks.scorers.clip import cosine
 from aks.scorers.preprocess import preprocess_with_lavis
 from aks.scorers.weights import find_file, load_strict, read_state_dict
 
-# LAVIS's configuration names the same files; the vision tower's width tells them apart.
+# LAVIS's configurations name the same two files. The width of the vision tower tells them apart.
 SOURCE = "https://storage.googleapis.com/sfr-vision-language-research/BLIP/models"
 DEFAULT_CHECKPOINT = "model_large_retrieval_coco.pth"
 BASE_CHECKPOINT = "model_base_retrieval_coco.pth"
@@ -32,7 +32,7 @@ FRAMES_PER_PASS = 16
 
 
 def import_lavis() -> None:
-    """Import LAVIS, and take back what it does to the process.
+    """Import LAVIS, and undo what that does to decord in the whole process.
 
     Raises:
         UserError: LAVIS or something it needs is not installed.
@@ -41,22 +41,22 @@ def import_lavis() -> None:
         with warnings.catch_warnings():  # LAVIS imports by timm's old names
             warnings.simplefilter("ignore")
             import lavis.models  # noqa: F401
-    except Exception as error:  # a missing package, or torchvision's complaint about another torch
+    except Exception as error:  # a missing package, or a torchvision built for another torch
         raise UserError(
             f"--backend lavis: LAVIS cannot be imported ({error_message(error)}); "
             "install requirements-lavis.txt"
         ) from None
     import decord
 
-    # LAVIS makes decord return torch tensors everywhere; the frame readers expect its own arrays.
+    # LAVIS makes decord return torch tensors everywhere; the frame readers expect decord's own arrays.
     decord.bridge.set_bridge("native")
 
 
 class LavisBlipScorer(Scorer):
-    """LAVIS's ``BlipITM``; features and scores as :class:`aks.scorers.blip.BlipScorer` gives them.
+    """LAVIS's ``BlipITM``; features and scores are those of :class:`aks.scorers.blip.BlipScorer`.
 
-    The tokenizer is what LAVIS asks for, ``bert-base-uncased``: a folder of that name in the working
-    directory, or the model hub.
+    LAVIS loads the tokenizer ``bert-base-uncased`` by itself, from a folder of that name in the working
+    directory or from the model hub.
 
     Args:
         checkpoint: LAVIS's ``.pth`` file, large or base, a path or a name in ``./checkpoints``.
@@ -86,27 +86,29 @@ class LavisBlipScorer(Scorer):
         import_lavis()
         from lavis.processors.blip_processors import BlipCaptionProcessor, BlipImageEvalProcessor
 
+        # The error message names a published file, even if the checkpoint is something else, say a hub name.
         base = Path(self.checkpoint).name == BASE_CHECKPOINT
-        published = BASE_CHECKPOINT if base else DEFAULT_CHECKPOINT  # whatever was asked for, say a hub name
-        path = find_file(self.checkpoint, source=f"{SOURCE}/{published}")
+        path = find_file(
+            self.checkpoint, source=f"{SOURCE}/{BASE_CHECKPOINT if base else DEFAULT_CHECKPOINT}"
+        )
         self.model = _load_model(path).to(device=self.device, dtype=self.dtype)
         self.preprocessor = partial(preprocess_with_lavis, BlipImageEvalProcessor(image_size=384))
         self.caption_processor = BlipCaptionProcessor()
 
     def fingerprint(self) -> dict[str, Any]:
-        """The base's settings, the head, and the stack."""
+        """The settings of every scorer, the head, and the backend."""
         return {**super().fingerprint(), "blip_head": self.head, "backend": "lavis"}
 
     @torch.no_grad()
     def encode_frames(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Model inputs to vision tokens (n, 577, width), or for ``itc`` to projections (n, 256)."""
+        """Model inputs to vision tokens (n, 577, width), or with ``itc`` to projections (n, 256)."""
         inputs = inputs.to(device=self.device, dtype=self.dtype)
         tokens = self.model.visual_encoder.forward_features(inputs)
         return self.model.vision_proj(tokens[:, 0]) if self.head == "itc" else tokens
 
     @torch.no_grad()
     def encode_question(self, question: Question) -> torch.Tensor:
-        """Token ids of a question, (length,), or for ``itc`` its projection, (256,)."""
+        """Token ids of a question, (length,), or with ``itc`` its projection, (256,)."""
         model = self.model
         text = model.tokenizer(
             self.caption_processor(question.text),
@@ -146,7 +148,7 @@ class LavisBlipScorer(Scorer):
 
 
 def _load_model(path: Path) -> Any:
-    """LAVIS's model of the size the file holds, filled with it."""
+    """LAVIS's model of the file's size, with its weights."""
     from lavis.models.blip_models.blip_image_text_matching import BlipITM
     from lavis.models.med import XBertEncoder
     from lavis.models.vit import VisionTransformerEncoder
@@ -154,14 +156,14 @@ def _load_model(path: Path) -> Any:
     from transformers.modeling_utils import no_init_weights
 
     state = read_state_dict(path)
-    patch = state.get("visual_encoder.cls_token", torch.empty(0))
-    model_type = MODEL_TYPES.get(patch.shape[-1])
+    width = state.get("visual_encoder.cls_token", torch.empty(0)).shape[-1]
+    model_type = MODEL_TYPES.get(width)
     if model_type is None:
         raise UserError(f"{path}: is not LAVIS's BLIP image-text matching, base or large")
     config = OmegaConf.load(BlipITM.default_config_path(model_type)).model
     try:
-        # Not BlipITM.from_config, which would load the file itself and ignore keys that do not fit. No random
-        # weights, which take seconds to draw: load_strict replaces every one.
+        # BlipITM.from_config would load the file itself and ignore keys that do not fit. Random weights would
+        # take seconds to draw, and load_strict replaces every one.
         with no_init_weights():
             model = BlipITM(
                 image_encoder=VisionTransformerEncoder.from_config(config),

@@ -1,7 +1,7 @@
-"""SeViLA's localizer on the original stack: LAVIS, its processors, and the ``sevila.py`` of this project.
+"""SeViLA's localizer on LAVIS: its BLIP-2, its processors, and the ``sevila.py`` of this project.
 
-Same interface and same scores as :class:`aks.scorers.sevila.SevilaScorer`, for whoever wants the
-paper's code path; needs the packages of ``requirements-lavis.txt``.
+Interface and scores are those of :class:`aks.scorers.sevila.SevilaScorer`. It is for those who want the
+paper's code path, and needs the packages of ``requirements-lavis.txt``.
 """
 
 from __future__ import annotations
@@ -19,33 +19,24 @@ from aks.labels import Question
 from aks.scorers.base import Scorer
 from aks.scorers.lavis.blip import import_lavis
 from aks.scorers.preprocess import preprocess_with_lavis
-from aks.scorers.sevila import (
-    DEFAULT_CHECKPOINT,
-    FRAMES_PER_PASS,
-    check_localizer,
-    check_truncation,
-    find_localizer,
-    part_dtypes,
-    prompt_ids,
-    prompt_text,
-)
+from aks.scorers.sevila import FRAMES_PER_PASS, check_truncation, part_dtypes, prompt_ids, prompt_text
+from aks.scorers.sevila_weights import DEFAULT_CHECKPOINT, check_localizer, find_localizer
 from aks.scorers.weights import read_state_dict
 
 DEFAULT_T5 = "google/flan-t5-xl"
 
 
 class LavisSevilaScorer(Scorer):
-    """The LAVIS model ``sevila``; features and scores as :class:`~aks.scorers.sevila.SevilaScorer`'s.
+    """The LAVIS model ``sevila``; features and scores are those of :class:`~aks.scorers.sevila.SevilaScorer`.
 
-    ViT-g and Flan-T5 come from where LAVIS looks for them, and so does ``bert-base-uncased``, whose
-    configuration and tokenizer it asks for: a folder of that name in the working directory, or the
-    model hub.
+    LAVIS loads ViT-g and Flan-T5 by itself. It also reads the configuration and tokenizer of
+    ``bert-base-uncased``, from a folder of that name in the working directory or from the model hub.
 
     Args:
         checkpoint: ``sevila_pretrained.pth``, the file or a folder that holds it, or a whole model saved
             here or on LAVIS; None for the published one.
         device: where the model runs.
-        dtype: float32 or bfloat16 for all of it; None for the original's mix.
+        dtype: float32 or bfloat16 for all parts; None for the original's mix.
         t5_model: hub name or folder of Flan-T5-XL.
         truncation: ``paper`` or ``keep_prompt``, see :func:`aks.scorers.sevila.prompt_ids`.
 
@@ -81,8 +72,8 @@ class LavisSevilaScorer(Scorer):
         self.caption_processor = BlipCaptionProcessor()
 
     def fingerprint(self) -> dict[str, Any]:
-        """The base's settings, where T5 came from, each part's type, truncation, and the stack."""
-        precision = {part: str(kind).removeprefix("torch.") for part, kind in self.precision.items()}
+        """The settings of every scorer, T5's name, each part's type, the truncation, and the backend."""
+        precision = {part: str(dtype).removeprefix("torch.") for part, dtype in self.precision.items()}
         return {
             **super().fingerprint(),
             "t5_model": self.t5_model,
@@ -94,10 +85,10 @@ class LavisSevilaScorer(Scorer):
     @torch.no_grad()
     def encode_frames(self, inputs: torch.Tensor) -> torch.Tensor:
         """Model inputs (n, 3, 224, 224) to T5 inputs (n, 32, 2048), whatever the question."""
-        kind = self.precision["vision"]
-        if kind == torch.float16:  # of its layers, which run under autocast; inputs stay in float32
-            kind = torch.float32
-        return self._model.encode_frames(inputs.to(device=self.device, dtype=kind))
+        dtype = self.precision["vision"]
+        if dtype == torch.float16:  # autocast converts the inputs of the layers in float16
+            dtype = torch.float32
+        return self._model.encode_frames(inputs.to(device=self.device, dtype=dtype))
 
     def encode_question(self, question: Question) -> torch.Tensor:
         """Token ids of the question's prompt, (1, length), at most 77."""
@@ -112,13 +103,13 @@ class LavisSevilaScorer(Scorer):
         scores = np.empty((len(questions), len(features)))
         for row, ids in enumerate(questions):
             for start in range(0, len(features), FRAMES_PER_PASS):
-                frames = features[start : start + FRAMES_PER_PASS].to(self.device)
-                logits = self._model.score_frames(frames, ids)
-                scores[row, start : start + FRAMES_PER_PASS] = logits.double().cpu().numpy()
+                frames = slice(start, start + FRAMES_PER_PASS)
+                logits = self._model.score_frames(features[frames].to(self.device), ids)
+                scores[row, frames] = logits.double().cpu().numpy()
         return scores
 
     def _load_model(self, path: Path) -> Any:
-        """LAVIS's model, filled with the file."""
+        """LAVIS's model with the file's weights."""
         try:
             import sevila
         except ModuleNotFoundError as error:
@@ -138,7 +129,7 @@ class LavisSevilaScorer(Scorer):
         own = model.state_dict()
         check_localizer(state, own, path)
         model.load_state_dict({key: state[key] for key in own.keys() & state.keys()}, strict=False)
-        if self.precision["t5"] == self.precision["vision"]:  # one type for all
+        if self.precision["t5"] == self.precision["vision"]:  # one type for all parts
             model.to(self.dtype)
-            model.ln_vision_loc.float()  # LAVIS's layer norm computes in float32, with its weights
+            model.ln_vision_loc.float()  # LAVIS's layer norm computes in float32 and needs such weights
         return model.to(self.device).eval().requires_grad_(False)

@@ -1,0 +1,69 @@
+"""The settings by which videos are read, and the decoder and encoder that they call for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from aks.extraction.batching import CrossVideoBatcher, PerVideoEncoder, max_batch_size
+from aks.extraction.decoding import DecodeSpec
+from aks.extraction.workers import SerialDecoder, WorkerPool
+from aks.scorers.base import Scorer
+
+BATCH_FRAMES = 16
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """How videos are read. Only the choice of decord changes frames or scores.
+
+    Attributes:
+        decoder: ``auto``, ``decord`` or ``pyav``.
+        batch_frames: frames encoded at a time; bounds memory. None for 16, and on a GPU for as many as fit,
+            up to 128.
+        batch_across_videos: fill each pass through the model with frames of several videos; None for only on
+            a GPU.
+        workers: decoding processes; 0 decodes in this one, where nothing limits a decoder that hangs.
+        video_timeout: seconds that decoding one video may take, with workers; None for 60 and four times
+            its length.
+        on_corrupt: ``skip`` a video with frames that cannot be decoded, or ``partial``: use its other frames.
+        shard: (i, n): process only share i of n, from 1; None for all videos.
+    """
+
+    decoder: str = "auto"
+    batch_frames: int | None = None
+    batch_across_videos: bool | None = None
+    workers: int = 0
+    video_timeout: float | None = None
+    on_corrupt: str = "skip"
+    shard: tuple[int, int] | None = None
+
+    @classmethod
+    def for_scorer(cls, scorer: Scorer, **settings: Any) -> DecodeConfig:
+        """These settings, with what depends on the scorer's device filled in."""
+        config = cls(**settings)
+        if config.batch_across_videos is None:
+            config = replace(config, batch_across_videos=scorer.device.type == "cuda")
+        return config
+
+    @property
+    def num_encoded(self) -> int:
+        """Frames encoded at a time where a video's batches are encoded by themselves."""
+        return self.batch_frames or BATCH_FRAMES
+
+    def make_decoder(self, scorer: Scorer) -> WorkerPool | SerialDecoder:
+        """The decoder of these settings, with the scorer's preprocessing."""
+        num_decoded = min(self.num_encoded, BATCH_FRAMES) if self.batch_across_videos else self.num_encoded
+        spec = DecodeSpec(scorer.preprocessor, self.decoder, num_decoded, self.on_corrupt)
+        return WorkerPool(spec, self.workers, self.video_timeout) if self.workers else SerialDecoder(spec)
+
+    def make_encoder(self, scorer: Scorer) -> CrossVideoBatcher | PerVideoEncoder:
+        """The encoder of these settings."""
+        if not self.batch_across_videos:
+            return PerVideoEncoder(scorer)
+        fills_gpu = self.batch_frames is None and scorer.device.type == "cuda"
+        return CrossVideoBatcher(scorer, max_batch_size(scorer) if fills_gpu else self.num_encoded)
+
+    def record(self) -> dict[str, str]:
+        """The settings that change frames, for the record of a run."""
+        return {"decoder": "decord"} if self.decoder == "decord" else {}
