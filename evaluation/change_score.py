@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,11 +27,11 @@ from aks.jsonio import read_json, write_json
 from aks.labels import DATASETS, LabelSet, load_labels, read_entries
 from aks.score_lists import read_number_lists
 
-MERGED = "include_frame_idx.json"
+MERGED_LABELS = "include_frame_idx.json"
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The documented flags with the reference's defaults, and ours."""
+def main() -> None:
+    """Read and check everything, then write the merged labels whole."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -42,43 +44,27 @@ def parse_arguments() -> argparse.Namespace:
         "--score_type", default="selected_frames", help="the selection's file name without .json"
     )
     parser.add_argument("--label_file", help="labels to merge into (default: the data set's own file)")
-    parser.add_argument("--output", help=f"file to write (default: {MERGED} beside the label file)")
+    parser.add_argument("--output", help=f"file to write (default: {MERGED_LABELS} beside the label file)")
     parser.add_argument(
         "--budget",
         type=int,
         help="frames a question was selected for (default: selection.json's record, or the longest list)",
     )
-    return parser.parse_args()
-
-
-def main() -> None:
-    """Read and check everything, then write the merged labels whole."""
-    args = parse_arguments()
+    args = parser.parse_args()
     dataset = args.dataset_name.lower()
-    folder = Path(args.base_anno_path) / dataset
-    label_file = Path(args.label_file) if args.label_file else None
-    if label_file is None and dataset in DATASETS and DATASETS[dataset].label_name:
-        label_file = folder / str(DATASETS[dataset].label_name)
-    labels = load_labels(dataset, folder, label_file)
+    labels = load_labels(dataset, Path(args.base_anno_path) / dataset, args.label_file or None)
     selection = read_selection(Path(args.base_score_path) / f"{args.score_type}.json", labels, args.budget)
-    merge(labels, selection, Path(args.output) if args.output else labels.path.with_name(MERGED))
+    merge(labels, selection, Path(args.output) if args.output else labels.path.with_name(MERGED_LABELS))
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Keyframes of every question of a label file.
+    """Keyframes of every question of a label file."""
 
-    Attributes:
-        path: the file they came from.
-        sha256: digest of its bytes.
-        budget: frames a question they were selected for.
-        rows: ascending frame numbers, a list a question in label order.
-    """
-
-    path: Path
-    sha256: str
-    budget: int
-    rows: list[list[int]]
+    path: Path  # the file they came from
+    sha256: str  # digest of its bytes
+    budget: int  # frames a question they were selected for
+    rows: list[list[int]]  # ascending frame indices, a list a question in label order
 
 
 def read_selection(path: Path, labels: LabelSet, budget: int | None = None) -> Selection:
@@ -90,7 +76,7 @@ def read_selection(path: Path, labels: LabelSet, budget: int | None = None) -> S
         budget: frames a question; None for what selection.json beside it records, or the longest list.
 
     Raises:
-        UserError: unreadable, for other labels, longer than the budget, not ascending frame numbers.
+        UserError: unreadable, for other labels, longer than the budget, or no ascending frame indices.
     """
     rows = read_number_lists(path)
     if len(rows) != len(labels.questions):
@@ -98,14 +84,44 @@ def read_selection(path: Path, labels: LabelSet, budget: int | None = None) -> S
             f"{path}: {len(rows)} selections, but {labels.path} has {len(labels.questions)} entries; "
             "both must be of the same label file"
         )
-    record = recorded(path)
-    check_labels(record, labels.sha256, path, labels.path)
-    return Selection(
-        path,
-        hashlib.sha256(path.read_bytes()).hexdigest(),
-        resolve_budget(rows, record, budget, path),
-        [parse_frame_indices(path, at, row) for at, row in enumerate(rows)],
-    )
+    record = load_record(path)
+    scored_by = record.get("scored_by")
+    made_for = scored_by.get("label_sha256") if isinstance(scored_by, dict) else None
+    if made_for is not None and made_for != labels.sha256:
+        raise UserError(
+            f"{path}: was made for another label file than {labels.path} "
+            f"(SHA-256 {str(made_for)[:12]}, here {labels.sha256[:12]}); merge it into that one, "
+            "or score this one"
+        )
+    longest = max(map(len, rows))
+    budget = record.get("max_num_frames", longest) if budget is None else budget
+    if not isinstance(budget, int) or budget < 1 or longest > budget:
+        raise UserError(
+            f"{path}: its longest selection has {longest} frames, the budget is {budget}; "
+            "check --budget and selection.json beside it"
+        )
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    frame_indices = [parse_frame_indices(path, entry, row) for entry, row in enumerate(rows)]
+    return Selection(path, sha256, budget, frame_indices)
+
+
+def load_record(selection: Path) -> Mapping[str, Any]:
+    """frame_select.py's record of this selection; empty where the selection comes from elsewhere."""
+    path = selection.with_name("selection.json")
+    if selection.name != "selected_frames.json" or not path.exists():
+        return {}
+    record = read_json(path)
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: holds {type(record).__name__}, not the record of a selection")
+    return record
+
+
+def parse_frame_indices(selection: Path, entry: int, row: np.ndarray) -> list[int]:
+    """One question's frame indices as integers (released selections hold whole floats)."""
+    frame_indices = row.astype(np.int64)
+    if (frame_indices != row).any() or (frame_indices < 0).any() or (np.diff(frame_indices) <= 0).any():
+        raise UserError(f"{selection}: entry {entry} is not a list of ascending frame numbers")
+    return frame_indices.tolist()
 
 
 def merge(labels: LabelSet, selection: Selection, output: Path) -> None:
@@ -118,7 +134,6 @@ def merge(labels: LabelSet, selection: Selection, output: Path) -> None:
         raise UserError(
             f"{output}: is the label file itself, which is never changed; choose another --output"
         )
-    entries = read_entries(labels.path)
     origin = {
         "frame_budget": selection.budget,
         "frame_source": str(selection.path),
@@ -126,10 +141,8 @@ def merge(labels: LabelSet, selection: Selection, output: Path) -> None:
         "label_file": labels.path.name,
         "label_sha256": labels.sha256,
     }
-    write_json(
-        output,
-        [{**entry, "frame_idx": row, **origin} for entry, row in zip(entries, selection.rows, strict=True)],
-    )
+    entries = zip(read_entries(labels.path), selection.rows, strict=True)
+    write_json(output, [{**entry, "frame_idx": row, **origin} for entry, row in entries])
     count = len(selection.rows)
     short = sum(len(row) < selection.budget for row in selection.rows)
     empty = sum(not row for row in selection.rows)
@@ -139,50 +152,6 @@ def merge(labels: LabelSet, selection: Selection, output: Path) -> None:
         print(
             f"{empty} of them have none and cannot be evaluated on keyframes (their video failed in step 1?)"
         )
-
-
-def recorded(selection: Path) -> dict[str, object] | None:
-    """frame_select.py's record of this selection, or None where it comes from elsewhere."""
-    path = selection.with_name("selection.json")
-    if selection.name != "selected_frames.json" or not path.exists():
-        return None
-    record = read_json(path)
-    if not isinstance(record, dict):
-        raise UserError(f"{path}: holds {type(record).__name__}, not the record of a selection")
-    return record
-
-
-def check_labels(record: dict[str, object] | None, digest: str, selection: Path, labels: Path) -> None:
-    """Refuse a selection that was scored for another label file, where that is on record."""
-    scored_by = (record or {}).get("scored_by")
-    made_for = scored_by.get("label_sha256") if isinstance(scored_by, dict) else None
-    if made_for is not None and made_for != digest:
-        raise UserError(
-            f"{selection}: was made for another label file than {labels} "
-            f"(SHA-256 {str(made_for)[:12]}, here {digest[:12]}); merge it into that one, or score this one"
-        )
-
-
-def resolve_budget(
-    chosen: list[np.ndarray], record: dict[str, object] | None, asked: int | None, selection: Path
-) -> int:
-    """Frames a question was selected for."""
-    longest = max(map(len, chosen))
-    budget = (record or {}).get("max_num_frames", longest) if asked is None else asked
-    if not isinstance(budget, int) or budget < 1 or longest > budget:
-        raise UserError(
-            f"{selection}: its longest selection has {longest} frames, the budget is {budget}; "
-            "check --budget and selection.json beside it"
-        )
-    return budget
-
-
-def parse_frame_indices(selection: Path, at: int, row: np.ndarray) -> list[int]:
-    """One question's frame numbers as integers (released selections hold whole floats)."""
-    numbers = row.astype(np.int64)
-    if (numbers != row).any() or (numbers < 0).any() or (np.diff(numbers) <= 0).any():
-        raise UserError(f"{selection}: entry {at} is not a list of ascending frame numbers")
-    return numbers.tolist()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""An answerer that needs no language model: the option whose text is closest to any frame shown.
+"""Answers with the option whose text is closest to any frame shown; needs no language model.
 
-It lets the whole evaluation run for real where no 7B model is at hand (``demo.sh``): the same frames, the
-same tasks, the same tables. Image and text meet in ConSE's space (``aks/scorers/conse.py``).
+The whole evaluation so runs for real where no 7B model is at hand (``demo.sh``): the same frames, tasks and
+tables. Images and texts meet in ConSE's space (``aks/scorers/conse.py``).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from tqdm import tqdm
 
 from aks.labels import Question
 from aks.scorers.base import load_scorer
-from evaluation.frame_policy import read_frames, uniform_linspace
+from evaluation.frame_policy import read_frames
 from evaluation.keyframe_mixin import KeyframeMixin
 from evaluation.task import MAX_OPTIONS, NO_OPTION
 
 
 class _ConseBase(lmms):
-    """``max_frames_num`` uniform frames, first to last, as LLaVA-OneVision shows them."""
+    """Shows ``max_frames_num`` uniform frames, first to last, as LLaVA-OneVision does."""
 
     def __init__(
         self, max_frames_num: int = 32, device: str = "cpu", batch_size: int | str = 1, **unknown: object
@@ -32,37 +32,33 @@ class _ConseBase(lmms):
             raise TypeError(f"conse_qa has no argument {', '.join(unknown)}")
         self.max_frames_num = max_frames_num
         self._scorer = load_scorer("conse", device=str(device))
-        self._features: dict[tuple[str, int], torch.Tensor] = {}
+        self._features: dict[tuple[str, int], torch.Tensor] = {}  # by path and frame index
 
     def generate_until(self, requests: list[Any]) -> list[str]:
         answers = []
         for request in tqdm(requests, desc="answering", disable=self.rank != 0):
             _, _, doc_to_visual, doc_id, task, split = request.arguments
             doc = self.task_dict[task][split][doc_id]
-            features = self._encoded(doc_to_visual(doc)[0], doc)
-            options = [Question(0, "", "", text) for text in parse_options(doc)]
-            encoded = [self._scorer.encode_question(option) for option in options]
-            scores = self._scorer.score(features, encoded)  # (options, frames)
+            features = self._encode_video(doc_to_visual(doc)[0], doc)
+            options = [self._scorer.encode_question(Question(0, "", "", text)) for text in parse_options(doc)]
+            scores = self._scorer.score(features, options)  # (options, frames)
             answers.append(chr(ord("A") + int(np.argmax(scores.max(axis=1)))))
         return answers
 
-    def load_video(self, path: str, doc: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        """Numbers and pixels of the frames shown."""
-        frames, _ = read_frames(
-            path, lambda video: uniform_linspace(video.num_frames, self.max_frames_num), doc
-        )
-        return frames.frame_indices, frames.pixels
+    def frames_to_show(self, doc: Mapping[str, Any]) -> np.ndarray | int:
+        """Frame indices, or a number of uniform frames."""
+        return self.max_frames_num
 
-    def _encoded(self, path: str, doc: Mapping[str, Any]) -> torch.Tensor:
-        numbers, pixels = self.load_video(path, doc)
-        new = [at for at, number in enumerate(numbers) if (path, int(number)) not in self._features]
+    def _encode_video(self, path: str, doc: Mapping[str, Any]) -> torch.Tensor:
+        """Features of the frames shown, (n, dim); each frame is encoded once for all questions."""
+        frames, _ = read_frames(path, self.frames_to_show(doc), doc)
+        frame_indices = frames.frame_indices.tolist()
+        new = [i for i, index in enumerate(frame_indices) if (path, index) not in self._features]
         if new:
-            encoded = self._scorer.encode_frames(
-                torch.stack([self._scorer.preprocess(pixels[at]) for at in new])
-            )
-            for at, features in zip(new, encoded, strict=True):
-                self._features[path, int(numbers[at])] = features
-        return torch.stack([self._features[path, int(number)] for number in numbers])
+            pixels = torch.stack([self._scorer.preprocess(frames.pixels[i]) for i in new])
+            for i, features in zip(new, self._scorer.encode_frames(pixels), strict=True):
+                self._features[path, frame_indices[i]] = features
+        return torch.stack([self._features[path, index] for index in frame_indices])
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         raise NotImplementedError("conse_qa answers questions, it has no likelihoods")
@@ -74,18 +70,15 @@ class _ConseBase(lmms):
 class ConseQA(KeyframeMixin, _ConseBase):
     """``use_topk=True`` looks at the keyframes, otherwise at uniform frames."""
 
-    def load_video(self, path: str, doc: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        """Numbers and pixels of the frames shown."""
-        numbers = self.showing.keyframes(doc)
-        if numbers is None:
-            return super().load_video(path, doc)
-        frames, _ = read_frames(path, numbers, doc)
-        return frames.frame_indices, frames.pixels
+    def frames_to_show(self, doc: Mapping[str, Any]) -> np.ndarray | int:
+        """The keyframes' indices, or a number of uniform frames."""
+        keyframes = self.policy.keyframes(doc)
+        return super().frames_to_show(doc) if keyframes is None else keyframes
 
 
 def parse_options(doc: Mapping[str, Any]) -> list[str]:
     """A document's answer candidates without their letters (LongVideoBench's and VideoMME's fields)."""
     if "options" in doc and "option0" not in doc:
         return [option.split(". ", 1)[-1] for option in doc["options"]]
-    options = [doc[f"option{at}"] for at in range(MAX_OPTIONS)]
+    options = [doc[f"option{index}"] for index in range(MAX_OPTIONS)]
     return [option for option in options if option != NO_OPTION]

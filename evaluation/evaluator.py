@@ -17,22 +17,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a scri
 
 from aks import errors
 from aks.errors import UserError
-from evaluation.results import RESULTS, TASKS, Run, accuracy, format_table, group_samples, read_runs
+from evaluation.results import RESULTS, TASKS, EvalRun, accuracy, format_table, group_samples, read_runs
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The command's flags."""
+def main() -> int:
+    """Print the report and return 0, or one line and 1."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--results", required=True, help="lmms-eval's --output_path; the newest run counts")
     parser.add_argument("--questions", type=int, help="how many questions it should have answered")
-    return parser.parse_args()
-
-
-def main() -> int:
-    """Print the report and return 0, or one line and 1."""
-    args = parse_arguments()
+    args = parser.parse_args()
     return evaluate(Path(args.results), args.questions)
 
 
@@ -40,10 +35,10 @@ def evaluate(folder: Path, questions: int | None = None, known: Collection[Path]
     """Print the report of a folder's newest run and return 0, or one line and 1; see :func:`read_newest`."""
     try:
         runs = read_newest(folder, questions, known)
-    except UserError as error:  # here it is the run that failed, not the command
+    except UserError as error:  # the run failed, not the command
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print("\n\n".join(print_summary(run) for run in runs))
+    print("\n\n".join(map(format_summary, runs)))
     return 0
 
 
@@ -52,14 +47,14 @@ def results_files(folder: Path) -> set[Path]:
     return set(folder.rglob(f"*{RESULTS}"))
 
 
-def read_newest(folder: Path, questions: int | None = None, known: Collection[Path] = ()) -> list[Run]:
+def read_newest(folder: Path, questions: int | None = None, known: Collection[Path] = ()) -> list[EvalRun]:
     """The runs in a folder's newest results file, one a task.
 
     Args:
         folder: where lmms-eval wrote them.
         questions: how many samples there should be; None for as many as the results file says.
-        known: files that were there before the run and do not count. Their times would not do, because the
-            file server's clock may differ from this machine's.
+        known: files that were there before the run and do not count. Their times would not tell them apart,
+            because the file server's clock may differ from this machine's.
 
     Raises:
         UserError: no such file, or it does not hold what it should.
@@ -83,19 +78,17 @@ def read_newest(folder: Path, questions: int | None = None, known: Collection[Pa
     return runs
 
 
-def print_summary(run: Run) -> str:
+def format_summary(run: EvalRun) -> str:
     """Accuracy over all questions and by group, for people."""
-    samples = list(run.samples.values())
-    shown = f"keyframes ({run.short_selection})" if run.use_topk else "uniform frames"
-    rows = [("all", "", str(len(samples)), f"{run.accuracy:.2f}")]
-    for grouping in samples[0].groups:
-        for group, members in group_samples(samples, grouping).items():
-            rows.append((grouping, group, str(len(members)), f"{accuracy(members):.2f}"))
+    rows = [
+        (grouping, group, str(len(members)), f"{accuracy(members):.2f}")
+        for grouping, group, members in group_samples(list(run.samples.values()))
+    ]
+    frames = f"keyframes ({run.short_selection})" if run.use_topk else "uniform frames"
     limit = "" if run.limit is None else f", limit {run.limit:g}: not comparable"
-    title = f"{run.model} on {run.benchmark}, {shown}, at most {run.max_frames or '?'}{limit}"
-    return f"{title}\n{run.path}\n\n" + format_table(
-        ("grouping", "group", "questions", "accuracy"), rows, left=2
-    )
+    title = f"{run.model} on {run.benchmark}, {frames}, at most {run.max_frames or '?'}{limit}"
+    table = format_table(("grouping", "group", "questions", "accuracy"), rows, left=2)
+    return f"{title}\n{run.path}\n\n{table}"
 
 
 if __name__ == "__main__":

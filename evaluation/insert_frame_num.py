@@ -2,7 +2,7 @@
 
     python evaluation/insert_frame_num.py --frame_num 64 --use_topk True
 
-Only the task videomme_w_subtitle_aks reads them; the evaluation refuses a model that shows other frames.
+Only the task videomme_w_subtitle_aks reads them. The evaluation refuses a model that shows other frames.
 """
 
 from __future__ import annotations

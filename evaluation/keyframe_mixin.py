@@ -1,8 +1,8 @@
-"""A mixin in front of lmms-eval's model classes: the keyframes of the current document, or no answer.
+"""A mixin in front of lmms-eval's model classes that shows them the keyframes of the current document.
 
 It adds the model arguments ``use_topk`` (False), ``short_selection`` (strict), ``frames_digest`` and
-``answers``, checks every question and video before the first one is asked, and notes which document's
-visuals are being loaded, so that a subclass has only to override how its upstream loads a video.
+``answers``, and checks every question and video before the first question is asked. It tracks which
+document's visuals are being loaded, so that a subclass only overrides how its upstream loads a video.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +22,26 @@ from huggingface_hub import try_to_load_from_cache
 from aks.errors import VideoError
 from aks.video.backends import reset_decoder_globals
 from aks.video.reader import decord_differs
-from evaluation.answer_cache import AnswerCache, weights_fingerprint
+from evaluation.answer_cache import AnswerCache, file_fingerprint
 from evaluation.frame_policy import EvaluationError, FramePolicy, check_video, count_below_budget, question_id
 
-SAVE_EVERY = 32  # questions between two writes: what a killed evaluation loses at most
+SAVE_EVERY = 32  # questions; a killed evaluation loses the answers of so many at most
+MAX_PROBLEMS = 10  # that a message names
 
 
 class KeyframeMixin:
     """Comes before the upstream class in the bases.
 
     Attributes:
-        showing: which frames the model shows.
-        document: the document whose visuals were asked for last.
-        visual_position: where ``doc_to_visual`` stands in a request's arguments; the document's number,
-            task and split follow.
+        policy: which frames the model shows.
+        frames_argument: upstream's name for its number of frames.
+        rule_arguments: upstream's arguments that change which uniform frames it shows.
     """
 
-    showing: FramePolicy
-    document: Mapping[str, Any] | None = None
-    visual_position = 2
-    frames_argument = "max_frames_num"  # upstream's name for its number of frames
-    rule_arguments: tuple[str, ...] = ()  # upstream's arguments that change which uniform frames it shows
+    policy: FramePolicy
+    frames_argument = "max_frames_num"
+    rule_arguments: tuple[str, ...] = ()
+    _document: Mapping[str, Any] | None = None
 
     def __init__(
         self,
@@ -55,11 +54,11 @@ class KeyframeMixin:
     ) -> None:
         """Take our arguments, check them before any weights load, give the rest to upstream."""
         budget = kwargs.get(self.frames_argument, self.upstream_default(self.frames_argument))
-        # "sha256-" keeps lmms-eval from taking a digest of figures alone for a number.
+        # The prefix "sha256-" keeps lmms-eval from taking a digest of figures alone for a number.
         digest = str(frames_digest).removeprefix("sha256-")
-        self.showing = FramePolicy(use_topk, budget, short_selection, digest)
-        self.refuse(kwargs)
-        self._other_rule = [
+        self.policy = FramePolicy(use_topk, budget, short_selection, digest)
+        self.validate_model_args(kwargs)
+        self._changed_rule = [
             f"{name}={kwargs[name]}"
             for name in self.rule_arguments
             if name in kwargs and kwargs[name] != self.upstream_default(name)
@@ -69,8 +68,9 @@ class KeyframeMixin:
         self._identity = {
             "model": type(self).__name__,
             "arguments": {name: str(value) for name, value in sorted(kwargs.items())},
-            "weights": weights_fingerprint(_weights(**kwargs)) if "pretrained" in kwargs else None,
-            "use_topk": use_topk,  # the frames in place of a short selection need not be the uniform ones
+            "weights": file_fingerprint(_weights_folder(**kwargs)) if "pretrained" in kwargs else None,
+            # The frames in place of a short selection need not be the model's uniform frames.
+            "use_topk": use_topk,
         }
 
     @classmethod
@@ -84,193 +84,200 @@ class KeyframeMixin:
                 return parameter.default
         raise TypeError(f"{cls.__name__}: upstream has no argument {argument}")
 
-    def refuse(self, arguments: dict[str, Any]) -> None:
-        """Raise EvaluationError for upstream's arguments that would contradict the frames shown."""
+    # Hooks for subclasses
 
-    def generate_until(self, requests: list[Any]) -> list[Any]:
-        """Check all requests, then let upstream answer them."""
-        reset_decoder_globals()  # torchvision, which upstream imports, would let a closing decoder hang
-        self._check(requests)
-        if self._answers_folder is None:
-            return self._ask(requests)
-        answers = AnswerCache(Path(self._answers_folder), self.rank, self._identity)
-        keys = [self._key(answers, request) for request in requests]
-        waiting = [
-            (key, request) for key, request in zip(keys, requests, strict=True) if answers.get(key) is None
-        ]
-        if len(waiting) < len(requests):
-            self._say(f"{len(requests) - len(waiting)} of {len(requests)} questions were answered before")
-        for start in range(0, len(waiting), SAVE_EVERY):
-            some = waiting[start : start + SAVE_EVERY]
-            given = self._ask([request for _, request in some])
-            answers.add(
-                {
-                    key: str(getattr(answer, "text", answer))
-                    for (key, _), answer in zip(some, given, strict=True)
-                }
-            )
-            self._say(f"{start + len(some)} of {len(waiting)} questions answered and kept")
-        return [answers.get(key) for key in keys]
+    def validate_model_args(self, arguments: dict[str, Any]) -> None:
+        """Raise EvaluationError for arguments of upstream that would contradict the frames shown."""
 
-    def _ask(self, requests: list[Any]) -> list[Any]:
-        try:
-            given = super().generate_until([self._noting_document(request) for request in requests])
-        except EvaluationError as error:
-            text = str(error.code).removeprefix("error: ")
-        else:
-            self.after_generate(len(requests))
-            return given
-        # Anew, so that upstream's progress bar ends with its frames, and its line before the message.
-        raise EvaluationError(text)
-
-    def _key(self, answers: AnswerCache, request: Any) -> str:
-        prompt, arguments = request.arguments[: self.visual_position]
-        doc_to_visual, doc_id, task, split = request.arguments[self.visual_position :]
-        doc = self.task_dict[task][split][doc_id]
-        numbers = self.showing.keyframes(doc)
-        # Pictures are chosen by the task; decoding them only to tell questions apart would double the work.
-        visuals = [] if doc.get("pictures") else doc_to_visual(doc)
-        # Earlier versions read these videos otherwise; their answers are about other frames.
-        reader = ["player's frames" for visual in visuals if numbers is not None and _decord_differs(visual)]
-        return answers.key(
-            f"{task} {question_id(doc)} {prompt}",
-            visuals,
-            None if numbers is None else [*numbers.tolist(), *reader],
-            arguments,
-        )
-
-    def _say(self, text: str) -> None:
-        if self.rank == 0:
-            print(text, file=sys.stderr, flush=True)
-
-    def after_generate(self, count: int) -> None:
-        """Called once upstream has answered ``count`` requests."""
+    def check_video(self, path: str, frame_indices: np.ndarray | None) -> str | None:
+        """What is wrong with a video before it is decoded, or None."""
+        return check_video(path, frame_indices)
 
     def wrap_visuals(self, doc: Mapping[str, Any], visuals: list[Any]) -> list[Any]:
-        """What upstream gets in place of a document's visuals; here: the same."""
+        """What upstream gets in place of a document's visuals; here the same."""
         return visuals
 
-    def load_uniform_frames(self, load: Callable[..., Any], *args: Any) -> Any:
-        """Upstream's uniform frames; where it fails, the evaluation ends instead of going on without.
+    def after_generate(self, count: int) -> None:
+        """Check what upstream did while it answered ``count`` requests."""
+
+    # What a subclass needs to load a video
+
+    @property
+    def document(self) -> Mapping[str, Any]:
+        """The document whose visuals were asked for last.
+
+        Raises:
+            EvaluationError: none was; upstream loads videos by another way than ``generate_until``.
+        """
+        if self._document is None:
+            raise EvaluationError("only generate_until knows which question a video is loaded for")
+        return self._document
+
+    def load_uniform_frames(self, load: Callable[..., Any], path: str, *args: Any) -> Any:
+        """Upstream's uniform frames; where upstream fails, the evaluation ends instead of going on without.
 
         Raises:
             EvaluationError: naming the question, the video and the reason.
         """
         try:
-            return load(*args)
+            return load(path, *args)
         except Exception as error:  # upstream's callers would log it and answer all the same
-            raise EvaluationError(
-                f"question {question_id(self.document or {})}: {args[0]}: cannot be read: {error}"
-            ) from None
+            raise EvaluationError(f"{path}: cannot be read: {error}", self.document) from None
 
-    def check_video(self, path: str, numbers: np.ndarray | None) -> str | None:
-        """What is wrong with a video before it is decoded, or None."""
-        return check_video(path, numbers)
+    # Answering
 
-    def _noting_document(self, request: Any) -> Any:
-        arguments = list(request.arguments)
-        arguments[self.visual_position] = self._noting(arguments[self.visual_position])
-        return dataclasses.replace(request, arguments=tuple(arguments))
+    def generate_until(self, requests: list[Any]) -> list[Any]:
+        """Check all requests, then let upstream answer those without a kept answer."""
+        reset_decoder_globals()  # torchvision, which upstream imports, would let a closing decoder hang
+        self._check(requests)
+        if self._answers_folder is None:
+            return self._ask_upstream(requests)
+        cache = AnswerCache(Path(self._answers_folder), self.rank, self._identity)
+        keys = [self._answer_key(cache, request) for request in requests]
+        pending = [
+            (key, request) for key, request in zip(keys, requests, strict=True) if cache.get(key) is None
+        ]
+        if len(pending) < len(requests):
+            self._log(f"{len(requests) - len(pending)} of {len(requests)} questions were answered before")
+        for start in range(0, len(pending), SAVE_EVERY):
+            batch = pending[start : start + SAVE_EVERY]
+            answers = self._ask_upstream([request for _, request in batch])
+            texts = [str(getattr(answer, "text", answer)) for answer in answers]
+            cache.add({key: text for (key, _), text in zip(batch, texts, strict=True)})
+            self._log(f"{start + len(batch)} of {len(pending)} questions answered and kept")
+        return [cache.get(key) for key in keys]
 
-    def _noting(self, doc_to_visual: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        def noted(doc: Mapping[str, Any]) -> list[Any]:
-            self.document = doc
+    def _ask_upstream(self, requests: list[Any]) -> list[Any]:
+        try:
+            answers = super().generate_until([self._track_document(request) for request in requests])
+        except EvaluationError as error:
+            message = error.message
+        else:
+            self.after_generate(len(requests))
+            return answers
+        # Raised again outside, so that upstream's progress bar ends with its frame, before the message.
+        raise EvaluationError(message)
+
+    def _track_document(self, request: Any) -> Any:
+        """The request with a ``doc_to_visual`` that keeps its document and wraps its visuals."""
+        prompt, generation_arguments, doc_to_visual, *document = request.arguments
+
+        def tracked(doc: Mapping[str, Any]) -> list[Any]:
+            self._document = doc
             return self.wrap_visuals(doc, doc_to_visual(doc))
 
-        return noted
+        return dataclasses.replace(request, arguments=(prompt, generation_arguments, tracked, *document))
+
+    def _answer_key(self, cache: AnswerCache, request: Any) -> str:
+        prompt, generation_arguments, doc_to_visual, doc_id, task, split = request.arguments
+        doc = self.task_dict[task][split][doc_id]
+        keyframes = self.policy.keyframes(doc)
+        # The task chooses pictures by the document; to decode them for the key would double the work.
+        visuals = [] if doc.get("pictures") else doc_to_visual(doc)
+        frames = None
+        if keyframes is not None:
+            # Earlier versions read these videos otherwise; their answers are about other frames.
+            frames = [*keyframes.tolist(), *("player's frames" for path in visuals if _decord_differs(path))]
+        return cache.key(f"{task} {question_id(doc)} {prompt}", visuals, frames, generation_arguments)
+
+    def _log(self, text: str) -> None:
+        if self.rank == 0:
+            print(text, file=sys.stderr, flush=True)
+
+    # Checking
 
     def _check(self, requests: list[Any]) -> None:
-        """Every question's frames and every video's header, before the first answer.
+        """Check every question's frames and every video's header before the first answer.
 
         Raises:
-            EvaluationError: naming what is wrong, the first ten in full.
+            EvaluationError: naming what is wrong, the first ten problems in full.
         """
-        problems: dict[str, None] = {}  # a video's problem is told once, not for each of its questions
-        tasks: dict[tuple[str, str], int] = {}  # questions whose videos decord reads otherwise
+        problems: dict[str, None] = {}  # without repeats: a video may have many questions
+        # Questions whose videos decord reads otherwise, by task and split.
+        num_differing: dict[tuple[str, str], int] = {}
         for request in requests:
-            doc_to_visual, doc_id, task, split = request.arguments[self.visual_position :]
-            tasks.setdefault((task, split), 0)
+            _, _, doc_to_visual, doc_id, task, split = request.arguments
+            num_differing.setdefault((task, split), 0)
             doc = self.task_dict[task][split][doc_id]
             try:
-                numbers = self.showing.keyframes(doc)
-                self._check_task(task, doc)
+                keyframes = self.policy.keyframes(doc)
+                self._check_document(task, doc)
             except EvaluationError as error:
-                problems[str(error.code).removeprefix("error: ")] = None
+                problems[error.message] = None
                 continue
             if doc.get("pictures"):
-                continue  # decoded by the task itself, which ends the evaluation where it cannot
+                continue  # the task decodes them itself, and ends the evaluation where it cannot
             for visual in doc_to_visual(doc):
-                if problem := self.check_video(visual, numbers):
+                if problem := self.check_video(visual, keyframes):
                     problems[problem] = None
                 elif isinstance(visual, str):
-                    tasks[task, split] += _decord_differs(visual)
+                    num_differing[task, split] += _decord_differs(visual)
         if problems:
-            more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
-            raise EvaluationError("; ".join(list(problems)[:10]) + more)
-        for (task, split), questions in tasks.items():
-            self._say(f"{task}: {self._summary(self.task_dict[task][split])}")
-            if questions:
-                told = (
+            more = f"; and {len(problems) - MAX_PROBLEMS} more" if len(problems) > MAX_PROBLEMS else ""
+            raise EvaluationError("; ".join(list(problems)[:MAX_PROBLEMS]) + more)
+        for (task, split), count in num_differing.items():
+            self._log(f"{task}: {self._describe_frames(self.task_dict[task][split])}")
+            if count:
+                consequence = (
                     "keyframes selected elsewhere by its numbers may be others here"
-                    if self.showing.use_topk
+                    if self.policy.use_topk
                     else "the uniform frames are what it shows, as in lmms-eval"
                 )
-                self._say(
-                    f"{task}: in the videos of {questions} questions decord shows other frames than players: "
-                    f"{told}"
+                self._log(
+                    f"{task}: in the videos of {count} questions decord shows other frames than players: "
+                    f"{consequence}"
                 )
 
-    def _check_task(self, task: str, doc: Mapping[str, Any]) -> None:
-        """A prompt or pictures made for other frames than the model shows are an error."""
+    def _check_document(self, task: str, doc: Mapping[str, Any]) -> None:
+        """Refuse pictures or subtitles that were made for other frames than the model shows."""
+        policy = self.policy
         pictures = doc.get("pictures")
-        if pictures and (pictures == "keyframes") != self.showing.use_topk:
+        if pictures and (pictures == "keyframes") != policy.use_topk:
             raise EvaluationError(
-                f"task {task} shows {pictures} as pictures, the model has use_topk={self.showing.use_topk}; "
+                f"task {task} shows {pictures} as pictures, the model has use_topk={policy.use_topk}; "
                 "longvideobench_val_i_uni goes with False, longvideobench_val_i_aks with True"
             )
-        if pictures and self.showing.short_selection == "paper":
+        if pictures and policy.short_selection == "paper":
             raise EvaluationError(
                 f"task {task}: short_selection=paper is a rule for videos, not for pictures"
             )
-        if doc.get("subtitle_frames") and (
-            doc.get("use_topk") is not self.showing.use_topk or doc.get("frame_num") != self.showing.budget
-        ):
+        if not doc.get("subtitle_frames"):
+            return
+        if doc.get("use_topk") is not policy.use_topk or doc.get("frame_num") != policy.budget:
             raise EvaluationError(
                 f"task {task}: its subtitles are those of use_topk={doc.get('use_topk')}, "
                 f"frame_num={doc.get('frame_num')}; run evaluation/insert_frame_num.py "
-                f"--use_topk {self.showing.use_topk} --frame_num {self.showing.budget}"
+                f"--use_topk {policy.use_topk} --frame_num {policy.budget}"
             )
-        if doc.get("subtitle_frames") and self.showing.refills(doc):
+        if policy.uses_uniform_fallback(doc):
             raise EvaluationError(
                 f"task {task}: question {question_id(doc)}: short_selection=paper shows uniform frames, "
                 "the subtitles are those of its keyframes; use short_selection=strict"
             )
-        if doc.get("subtitle_frames") and not self.showing.use_topk and self._other_rule:
+        if not policy.use_topk and self._changed_rule:
             raise EvaluationError(
                 f"task {task}: its subtitles are those of the model's uniform frames without "
-                f"{', '.join(self._other_rule)}; leave that out"
+                f"{', '.join(self._changed_rule)}; leave that out"
             )
 
-    def _summary(self, docs: Sequence[Mapping[str, Any]]) -> str:
+    def _describe_frames(self, docs: Any) -> str:
         """What is shown, and how many questions of the task are short of the budget."""
-        if not self.showing.use_topk:
-            return f"uniform frames, the model's own {self.showing.budget} at most"
-        short = count_below_budget(docs, self.showing.budget)
-        told = {
+        budget = self.policy.budget
+        if not self.policy.use_topk:
+            return f"uniform frames, the model's own {budget} at most"
+        remedy = {
             "strict": "they are shown as selected",
-            "paper": f"they are shown {self.showing.budget} uniform frames, as the released code does",
-        }
-        return (
-            f"keyframes, {self.showing.budget} at most; {short} of {len(docs)} questions have fewer: "
-            f"{told[self.showing.short_selection]}"
-        )
+            "paper": f"they are shown {budget} uniform frames, as the released code does",
+        }[self.policy.short_selection]
+        short = count_below_budget(docs, budget)
+        return f"keyframes, {budget} at most; {short} of {len(docs)} questions have fewer: {remedy}"
 
 
-def _weights(pretrained: str, revision: str | None = None, **_: Any) -> Path:
-    """A checkpoint's folder; of a hub name its revision's folder in the hub's cache."""
+def _weights_folder(pretrained: str, revision: str | None = None, **_: Any) -> Path:
+    """A checkpoint's folder; for a hub name the folder of its revision in the hub's cache."""
     name, cached = str(pretrained), None
     if not Path(name).exists():
-        with contextlib.suppress(ValueError):  # no name that the hub could have
+        with contextlib.suppress(ValueError):  # the hub could have no such name
             cached = try_to_load_from_cache(name, "config.json", revision=revision)
     return Path(cached).parent if isinstance(cached, str) else Path(name)
 
@@ -279,5 +286,5 @@ def _weights(pretrained: str, revision: str | None = None, **_: Any) -> Path:
 def _decord_differs(path: str) -> bool:
     try:
         return decord_differs(path)
-    except VideoError:  # told where it is read
+    except VideoError:  # told when it is read
         return False

@@ -1,13 +1,14 @@
-"""Two guards around LLaVA-NeXT's ``llava.mm_utils``; plugged in, nothing is replaced on disk.
+"""Guards around LLaVA-NeXT's ``llava.mm_utils`` and lmms-eval's LLaVA classes; no file of theirs is replaced.
 
 ``StopOnKeywords`` ends a generation where a keyword was generated. LLaVA-NeXT's own criterion compares
 tensors in a condition, which fails for keywords of several tokens. ``model_name_for`` names a checkpoint
-so that LLaVA-NeXT's builder picks the class that its config asks for.
+so that LLaVA-NeXT's builder picks the class that the checkpoint's config asks for.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +29,17 @@ MODEL_TYPES = {
 
 
 class StopOnKeywords(StoppingCriteria):
-    """Stop when the newest tokens are a keyword's; batch size 1.
+    """Stops when the newest tokens are those of a keyword; for batches of one.
 
     Args:
         keywords: texts to stop at.
         tokenizer: the model's.
-        input_ids: the prompt, (1, length); unused, LLaVA-NeXT generates from embeddings and returns
-            new tokens only.
+        input_ids: the prompt, (1, length). It is not used: LLaVA-NeXT generates from embeddings, so that a
+            criterion sees the new tokens only.
     """
 
     def __init__(self, keywords: list[str], tokenizer: Any, input_ids: torch.Tensor) -> None:
-        """Tokenise the keywords; empty ones would stop at once and are left out."""
+        """Tokenize the keywords; empty ones are left out, because they would stop at once."""
         self.keywords = []
         for keyword in filter(None, keywords):
             ids = tokenizer(keyword).input_ids
@@ -48,30 +49,40 @@ class StopOnKeywords(StoppingCriteria):
 
     def __call__(self, output_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> bool:
         """Whether the tokens generated so far, (1, n), end with a keyword."""
-        tail = output_ids[0].cpu()
-        return any(torch.equal(tail[-len(ids) :], ids) for ids in self.keywords)
+        tokens = output_ids[0].cpu()
+        return any(torch.equal(tokens[-len(ids) :], ids) for ids in self.keywords)
+
+
+def require_decord(arguments: Mapping[str, Any]) -> None:
+    """Raise EvaluationError for another ``video_decode_backend`` than decord, upstream's default."""
+    backend = arguments.get("video_decode_backend", "decord")
+    if backend != "decord":
+        raise EvaluationError(f"model argument video_decode_backend={backend}: only decord is supported")
 
 
 def model_name_for(pretrained: str) -> str:
     """The name by which LLaVA-NeXT's builder loads the class that a checkpoint's config asks for.
 
-    The builder looks for "llava" and "qwen" in the folder's name; a Qwen checkpoint in
-    ``checkpoints/llava_video_7b`` would be loaded as another model, silently.
+    The builder looks for "llava" and "qwen" in the folder's name. It would load a Qwen checkpoint in
+    ``checkpoints/llava_video_7b`` as another model, silently.
+
+    Raises:
+        EvaluationError: the config is none, or asks for no class of LLaVA-NeXT.
     """
-    config = Path(pretrained) / "config.json"
-    if not config.is_file():
+    path = Path(pretrained) / "config.json"
+    if not path.is_file():
         return Path(pretrained).name  # a hub name: the builder's rule, as upstream applies it
     try:
-        settings = json.loads(config.read_text(encoding="utf-8"))
-        stated, classes = settings.get("model_type"), settings.get("architectures")
+        config = json.loads(path.read_text(encoding="utf-8"))
+        stated, architectures = config.get("model_type"), config.get("architectures")
     except (ValueError, AttributeError):
-        raise EvaluationError(f"{config}: not a model's configuration; fetch the checkpoint again") from None
-    kind = stated
+        raise EvaluationError(f"{path}: not a model's configuration; fetch the checkpoint again") from None
+    model_type = stated
     if stated == "llava":  # lmms-lab's published checkpoints say so, and conversions of other LLaVAs
-        kind = next((kind for name, kind in MODEL_TYPES.items() if classes == [name]), None)
-    if kind not in MODEL_TYPES.values():
+        model_type = next((kind for name, kind in MODEL_TYPES.items() if architectures == [name]), None)
+    if model_type not in MODEL_TYPES.values():
         raise EvaluationError(
-            f"{config}: model_type is {stated!r} with architectures {classes}, none that LLaVA-NeXT loads "
-            f"({', '.join(MODEL_TYPES.values())}); fetch lmms-lab's checkpoint, not a conversion"
+            f"{path}: model_type is {stated!r} with architectures {architectures}, none that LLaVA-NeXT "
+            f"loads ({', '.join(MODEL_TYPES.values())}); fetch lmms-lab's checkpoint, not a conversion"
         )
-    return kind
+    return model_type

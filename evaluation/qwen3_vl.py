@@ -1,7 +1,7 @@
 """Qwen3-VL (lmms-eval's ``qwen3_vl``, run with ``--force_simple``) on selected keyframes.
 
-Needs a transformers that has Qwen3-VL (4.57 or newer), in an environment of its own: the pinned one has not.
-The prompt tells the frames' times; they come from the true indices in the metadata.
+It needs transformers 4.57 or newer in an environment of its own; the pinned version has no Qwen3-VL. The
+prompt tells the frames' times, which come from the true indices in the metadata.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ class Qwen3VL(QwenKeyframes, Qwen3_VL):
 
     patch_size = 16
     rule_arguments = ("fps", "total_pixels")
-    endings = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".mpeg", ".mpg")
+    extensions = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".mpeg", ".mpg")
 
     def reads(self, path: str) -> bool:
-        """As upstream does, in capital letters or small ones."""
-        return path.lower().endswith(self.endings)
+        """Whether upstream reads a file of this name, in capital or small letters."""
+        return path.lower().endswith(self.extensions)

@@ -1,9 +1,9 @@
-"""Results folders of lmms-eval, read back question by question and checked against the recorded score.
+"""Reads lmms-eval's results back, question by question, and checks them against the recorded score.
 
 A run with ``--log_samples`` leaves two files in ``--output_path`` or in the checkpoint's folder there::
 
-    <date>_results.json            the score, the model and its arguments
-    <date>_samples_<task>.jsonl    a line a question
+    <timestamp>_results.json            the score, the model and its arguments
+    <timestamp>_samples_<task>.jsonl    a line a question
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,40 +22,26 @@ from aks.errors import UserError
 from aks.jsonio import read_json
 
 RESULTS = "_results.json"
-ROUNDING = 0.00051  # points; LongVideoBench's score is recorded with five decimals of a fraction
+SCORE_TOLERANCE = 0.00051  # points; lmms-eval records LongVideoBench's score as a fraction of five decimals
 FRAMES_ARGUMENTS = ("max_frames_num", "max_num_frames")  # LLaVA's name, and Qwen's
+DURATIONS = ("short", "medium", "long")  # VideoMME's
 
 
 @dataclass(frozen=True)
 class Metric:
-    """Where a benchmark's metric keeps what.
+    """Where a benchmark's metric keeps what; the field of the right option's letter is always ``answer``."""
 
-    Attributes:
-        name: its key in the results and in every sample.
-        scale: the recorded score of all questions right.
-        id: field of a sample's question id.
-        prediction: field of the letter that was answered; the right one's is ``answer``.
-        groupings: name of a grouping to its field; the first one is by duration.
-        video: field of the video's name; None where samples do not tell it.
-        video_in_id: a question's id is its video's name, _ and a number.
-    """
-
-    name: str
-    scale: float
-    id: str
-    prediction: str
-    groupings: Mapping[str, str]
-    video: str | None = None
-    video_in_id: bool = False
+    name: str  # its key in the results and in every sample
+    scale: float  # the recorded score if all questions are right
+    id: str  # field of a sample's question id
+    prediction: str  # field of the letter that was answered
+    groupings: Mapping[str, str]  # name of a grouping to its field; the first grouping is by duration
+    video: str | None = None  # field of the video's name; None where samples do not name it
+    video_in_id: bool = False  # whether a question's id is its video's name, _ and a number
 
 
-LVB_ACC = Metric(
-    "lvb_acc",
-    1,
-    "id",
-    "parsed_pred",
-    {"duration_group": "duration_group", "question_category": "question_category"},
-)
+LVB_GROUPINGS = {name: name for name in ("duration_group", "question_category")}
+LVB_ACC = Metric("lvb_acc", 1, "id", "parsed_pred", LVB_GROUPINGS)
 LVB_ACC_BY_VIDEO = dataclasses.replace(LVB_ACC, video_in_id=True)
 VIDEOMME_SCORE = Metric(
     "videomme_perception_score",
@@ -69,8 +56,8 @@ VIDEOMME_SCORE = Metric(
     },
     video="videoID",
 )
-# Task -> the benchmark it is a run of, and its metric. Upstream's own tasks are not among them: their
-# prompts can differ from those of the tasks here.
+# Each task's benchmark and metric. lmms-eval's own tasks are not among them, because their prompts can
+# differ from the prompts of the tasks here.
 TASKS = {
     "longvideobench_val_v_aks": ("LongVideoBench", LVB_ACC_BY_VIDEO),
     "longvideobench_val_i_uni": ("LongVideoBench, pictures and subtitles", LVB_ACC_BY_VIDEO),
@@ -83,59 +70,47 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Sample:
-    """One answered question.
+    """One answered question."""
 
-    Attributes:
-        id: the question's id in the label file.
-        correct: whether the answer was right.
-        answer: letter of the right option.
-        video: its video's name; None where the samples do not tell it.
-        groups: grouping to the question's group.
-    """
-
-    id: str
+    id: str  # as in the label file
     correct: bool
-    answer: str
-    video: str | None
-    groups: Mapping[str, str]
+    answer: str  # letter of the right option
+    video: str | None  # its video's name; None where the samples do not name it
+    groups: Mapping[str, str]  # grouping to the question's group
 
 
 @dataclass(frozen=True)
-class Run:
-    """One model's answers to one benchmark.
+class EvalRun:
+    """One model's answers to one benchmark."""
 
-    Attributes:
-        path: its results file.
-        date: when it was made, sorts by time.
-        task: lmms-eval's task.
-        benchmark: the benchmark's name.
-        model: lmms-eval's name of the model.
-        checkpoint: the weights as they were named; None where they were not.
-        max_frames: frames a question at most; None where it was left to the model's default.
-        use_topk: whether keyframes were shown, not uniform frames.
-        short_selection: the rule for selections below the budget, ``strict`` or ``paper``; for keyframes.
-        frames_digest: digest of the keyframes; None where it was not given.
-        limit: ``--limit``; None for all questions.
-        samples: question id to answered question, in the order of the label file.
-    """
-
-    path: Path
-    date: str
-    task: str
+    path: Path  # its results file
+    timestamp: str  # when it was made, as text that sorts by time
+    task: str  # lmms-eval's name of the task
     benchmark: str
-    model: str
-    checkpoint: str | None
-    max_frames: int | None
-    use_topk: bool
-    short_selection: str | None
-    frames_digest: str | None
-    limit: float | None
-    samples: Mapping[str, Sample] = field(repr=False)
+    model: str  # lmms-eval's name of the model
+    checkpoint: str | None  # the weights as the command named them; None where it did not
+    max_frames: int | None  # most frames a question; None where it was left to the model's default
+    use_topk: bool  # whether keyframes were shown, not uniform frames
+    short_selection: str | None  # rule for selections below the budget; None for uniform frames
+    frames_digest: str | None  # digest of the keyframes; None where it was not given
+    limit: float | None  # --limit; None for all questions
+    samples: Mapping[str, Sample] = field(repr=False)  # by question id, in the label file's order
 
     @property
     def accuracy(self) -> float:
         """In percent."""
         return accuracy(self.samples.values())
+
+    @property
+    def label(self) -> str:
+        """Model, checkpoint and rule for short selections, as the tables print them."""
+        named = f"{self.model} ({self.checkpoint})" if self.checkpoint else self.model
+        return f"{named}, short_selection=paper" if self.short_selection == "paper" else named
+
+    @property
+    def title(self) -> str:
+        """The label with the benchmark and the number of frames."""
+        return f"{self.label}, {self.benchmark}, {self.max_frames or 'default'} frames"
 
 
 def accuracy(samples: Iterable[Sample]) -> float:
@@ -144,70 +119,119 @@ def accuracy(samples: Iterable[Sample]) -> float:
     return 100 * sum(correct) / len(correct)
 
 
-def find_results(place: Path) -> list[Path]:
-    """The results files in a folder and its sub-folders, or the file itself, oldest first.
+def read_folders(folders: Iterable[Path]) -> tuple[list[EvalRun], list[str]]:
+    """Every run in the folders (or results files), oldest first, and a note on each task passed over.
 
     Raises:
-        UserError: there is no such folder, or it holds none.
+        UserError: a folder without results, a bad file, or no run of a known task at all.
     """
-    if not place.exists():
-        raise UserError(f"{place}: no such results folder; check the path, or evaluate first")
-    found = [place] if place.is_file() else [path for path in place.rglob(f"*{RESULTS}") if path.is_file()]
-    if not found:
-        raise UserError(
-            f"{place}: no *{RESULTS} there; lmms-eval writes one when it ended well, with --output_path"
-        )
-    return sorted(found, key=lambda path: (date_of(path), str(path)))
+    paths: dict[Path, Path] = {}  # by the resolved path, because folders may overlap
+    for folder in folders:
+        if not folder.exists():
+            raise UserError(f"{folder}: no such results folder; check the path, or evaluate first")
+        found = [folder] if folder.is_file() else filter(Path.is_file, folder.rglob(f"*{RESULTS}"))
+        in_folder = {path.resolve(): path for path in sorted(found, key=_by_time)}
+        if not in_folder:
+            raise UserError(
+                f"{folder}: no *{RESULTS} there; lmms-eval writes one when it ended well, with --output_path"
+            )
+        paths |= in_folder
+    runs, notes = [], []
+    for path in paths.values():
+        of_known_tasks, unknown = read_runs(path)
+        runs += of_known_tasks
+        notes += [f"{path}: task {task} is not one of {', '.join(TASKS)}; passed over" for task in unknown]
+    if not runs:
+        raise UserError(f"no results of a known task: {'; '.join(notes) or 'the files hold none'}")
+    return sorted(runs, key=lambda run: _by_time(run.path)), notes
 
 
-def date_of(path: Path) -> str:
-    """The date in a results file's name."""
+def _by_time(path: Path) -> tuple[str, str]:
+    return timestamp_of(path), str(path)
+
+
+def timestamp_of(path: Path) -> str:
+    """The timestamp in a results file's name."""
     return path.name.removesuffix(RESULTS)
 
 
-def read_runs(path: Path) -> tuple[list[Run], list[str]]:
-    """The runs in one results file, one a task, each checked against its samples.
-
-    Returns:
-        The runs, and the names of tasks that are not this project's.
+def read_runs(path: Path) -> tuple[list[EvalRun], list[str]]:
+    """The runs in one results file, one a task, and the names of tasks that are not this project's.
 
     Raises:
-        UserError: the file or a samples file is missing, malformed, or the two do not fit.
+        UserError: the file or a samples file is missing or malformed, or they do not fit each other.
     """
-    content = _read(path)
+    try:
+        content = read_json(path)
+    except UserError as error:
+        raise UserError(f"{error}; remove it and evaluate again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a results file of lmms-eval (holds {type(content).__name__})")
     scores, config = content.get("results"), content.get("config")
     if not isinstance(scores, dict) or not isinstance(config, dict) or "model" not in config:
         raise UserError(f"{path}: not a results file of lmms-eval ('results' or 'config' is missing)")
     arguments = parse_model_args(config.get("model_args") or "")
-    limit = config.get("limit")
     use_topk = arguments.get("use_topk", False) is True
-    frames = next((arguments[name] for name in FRAMES_ARGUMENTS if name in arguments), None)
     checkpoint = arguments.get("pretrained")
     runs = []
     for task in scores:
         if task not in TASKS:
             continue
         benchmark, metric = TASKS[task]
-        samples_path = path.with_name(f"{date_of(path)}_samples_{task}.jsonl")
+        samples_path = path.with_name(f"{timestamp_of(path)}_samples_{task}.jsonl")
         samples = read_samples(samples_path, metric)
-        _check_count(path, samples_path, len(samples), content.get("n-samples"), task, config)
+        num_asked = _num_asked(content, task)
+        if num_asked is not None and len(samples) != num_asked:
+            raise UserError(
+                f"{samples_path}: {len(samples)} samples, {path.name} was computed from {num_asked}; "
+                "the file is cut or of another run, evaluate again"
+            )
         _check_score(path, samples_path, samples.values(), scores[task], metric)
-        run = Run(
-            path=path,
-            date=date_of(path),
-            task=task,
-            benchmark=benchmark,
-            model=str(config["model"]),
-            checkpoint=None if checkpoint is None else os.path.normpath(str(checkpoint)),
-            max_frames=frames,
-            use_topk=use_topk,
-            short_selection=str(arguments.get("short_selection", "strict")) if use_topk else None,
-            frames_digest=str(arguments["frames_digest"]) if "frames_digest" in arguments else None,
-            limit=None if limit in (None, -1) else limit,
-            samples=samples,
+        runs.append(
+            EvalRun(
+                path=path,
+                timestamp=timestamp_of(path),
+                task=task,
+                benchmark=benchmark,
+                model=str(config["model"]),
+                checkpoint=None if checkpoint is None else os.path.normpath(str(checkpoint)),
+                max_frames=next((arguments[name] for name in FRAMES_ARGUMENTS if name in arguments), None),
+                use_topk=use_topk,
+                short_selection=str(arguments.get("short_selection", "strict")) if use_topk else None,
+                frames_digest=str(arguments["frames_digest"]) if "frames_digest" in arguments else None,
+                limit=None if config.get("limit") == -1 else config.get("limit"),
+                samples=samples,
+            )
         )
-        runs.append(run)
     return runs, [task for task in scores if task not in TASKS]
+
+
+def _num_asked(content: Mapping[str, Any], task: str) -> int | None:
+    """How many questions lmms-eval asked; None where that is not on record."""
+    limit, offset = content["config"].get("limit"), content["config"].get("offset") or 0
+    try:
+        available = content["n-samples"][task]["original"] - offset
+        if limit in (None, -1):
+            return available
+        return min(available, int(limit)) if limit >= 1 else None  # below 1 the limit is a share
+    except (KeyError, TypeError):
+        return None
+
+
+def _check_score(
+    path: Path, samples_path: Path, samples: Iterable[Sample], scores: Any, metric: Metric
+) -> None:
+    """Compare the recorded score with the one that the samples give."""
+    recorded = scores.get(f"{metric.name},none") if isinstance(scores, dict) else None
+    if not isinstance(recorded, int | float) or not math.isfinite(recorded):
+        raise UserError(f"{path}: records no score {metric.name!r}; the run failed, evaluate again")
+    points = 100 * recorded / metric.scale
+    found = accuracy(samples)
+    if abs(found - points) > SCORE_TOLERANCE:
+        raise UserError(
+            f"{samples_path}: {found:.3f} % of its answers are right, {path.name} records {points:.3f} %; "
+            "the file is cut or of another run, evaluate again"
+        )
 
 
 def read_samples(path: Path, metric: Metric) -> dict[str, Sample]:
@@ -226,7 +250,7 @@ def read_samples(path: Path, metric: Metric) -> dict[str, Sample]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        sample = _sample(f"{path}: line {number}", line, metric)
+        sample = _parse_sample(f"{path}: line {number}", line, metric)
         if sample.id in samples:
             raise UserError(
                 f"{path}: line {number}: question {sample.id} a second time; "
@@ -238,17 +262,17 @@ def read_samples(path: Path, metric: Metric) -> dict[str, Sample]:
     return samples
 
 
-def _sample(where: str, line: bytes, metric: Metric) -> Sample:
+def _parse_sample(location: str, line: bytes, metric: Metric) -> Sample:
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):
-        raise UserError(f"{where}: not JSON, the file is cut or damaged; evaluate again") from None
+        raise UserError(f"{location}: not JSON, the file is cut or damaged; evaluate again") from None
     entry = entry.get(metric.name) if isinstance(entry, dict) else None
     if not isinstance(entry, dict):
-        raise UserError(f"{where}: no {metric.name!r}; not the samples of this task")
+        raise UserError(f"{location}: no {metric.name!r}; not the samples of this task")
     for name in (metric.id, "answer", metric.prediction, *metric.groupings.values()):
         if not isinstance(entry.get(name), str | int):
-            raise UserError(f"{where}: {metric.name}: {name!r} is missing or no text; evaluate again")
+            raise UserError(f"{location}: {metric.name}: {name!r} is missing or no text; evaluate again")
     video = entry.get(metric.video) if metric.video else None
     if metric.video_in_id:
         video, _, number = str(entry[metric.id]).rpartition("_")
@@ -262,75 +286,22 @@ def _sample(where: str, line: bytes, metric: Metric) -> Sample:
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = read_json(path)
-    except UserError as error:
-        raise UserError(f"{error}; remove it and evaluate again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: not a results file of lmms-eval (holds {type(content).__name__})")
-    return content
-
-
-def _check_count(
-    path: Path, samples_path: Path, count: int, recorded: Any, task: str, config: Mapping[str, Any]
-) -> None:
-    """As many samples as questions were asked, where that is on record."""
-    limit, offset = config.get("limit"), config.get("offset") or 0
-    try:
-        asked = recorded[task]["original"] - offset
-        if limit not in (None, -1):
-            asked = min(asked, int(limit)) if limit >= 1 else None  # below 1 it is a share
-    except (KeyError, TypeError):
-        return
-    if asked is not None and count != asked:
-        raise UserError(
-            f"{samples_path}: {count} samples, {path.name} was computed from {asked}; "
-            "the file is cut or of another run, evaluate again"
-        )
-
-
-def _check_score(
-    path: Path, samples_path: Path, samples: Iterable[Sample], scores: Any, metric: Metric
-) -> None:
-    """The recorded score, recomputed from the samples."""
-    recorded = scores.get(f"{metric.name},none") if isinstance(scores, dict) else None
-    if not isinstance(recorded, int | float) or not math.isfinite(recorded):
-        raise UserError(f"{path}: records no score {metric.name!r}; the run failed, evaluate again")
-    points = 100 * recorded / metric.scale
-    found = accuracy(samples)
-    if abs(found - points) > ROUNDING:
-        raise UserError(
-            f"{samples_path}: {found:.3f} % of its answers are right, {path.name} records {points:.3f} %; "
-            "the file is cut or of another run, evaluate again"
-        )
-
-
 def parse_model_args(text: str | Mapping[str, Any]) -> dict[str, Any]:
     """lmms-eval's ``--model_args`` as a dictionary, values typed as it types them.
+
+    lmms-eval's own parser is not used, because importing it takes seconds (it brings torch).
 
     >>> parse_model_args("pretrained=a/b,max_frames_num=8,use_topk=True,sizes=[1,2]")
     {'pretrained': 'a/b', 'max_frames_num': 8, 'use_topk': True, 'sizes': '[1,2]'}
     """
     if not isinstance(text, str):
         return dict(text)
-    arguments, current, depth, quote = [], "", 0, ""
-    for character in text + ",":
-        if character == "," and depth == 0 and not quote:  # not within brackets or quotes
-            arguments.append(current.strip())
-            current = ""
-            continue
-        if character in "\"'" and not current.endswith("\\") and quote in ("", character):
-            quote = "" if quote else character
-        elif not quote:
-            depth += (character in "{[") - (character in "}]")
-        current += character
-    arguments.append(current.removesuffix(",").strip())  # something that is never closed
-    pairs = (argument.split("=", 1) for argument in arguments if "=" in argument)
-    return {name: _value(value) for name, value in pairs}
+    # A comma ends a value where the next name follows; within JSON or quotes none does.
+    parts = [part.strip(" ,") for part in re.split(r",(?=\s*\w+\s*=)", text)]
+    return {name: _typed(value) for name, _, value in (part.partition("=") for part in parts if part)}
 
 
-def _value(text: str) -> bool | int | float | str:
+def _typed(text: str) -> bool | int | float | str:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:
@@ -339,38 +310,44 @@ def _value(text: str) -> bool | int | float | str:
         return text
 
 
-def group_samples(samples: Sequence[Sample], grouping: str) -> dict[str, list[Sample]]:
-    """A grouping's samples by group: durations ascending, others by name."""
-    groups: dict[str, list[Sample]] = {}
-    for sample in samples:
-        groups.setdefault(sample.groups[grouping], []).append(sample)
-    return {name: groups[name] for name in sorted(groups, key=_group_order)}
+def group_samples(samples: Sequence[Sample]) -> list[tuple[str, str, list[Sample]]]:
+    """The samples by grouping and group: first all of them, then every grouping's groups.
+
+    Durations come in ascending order, other groups by name.
+    """
+
+    def order(group: str) -> tuple[int, float, str]:
+        if group in DURATIONS:
+            return 0, DURATIONS.index(group), ""
+        return (0, float(group), "") if group.isdecimal() else (1, 0, group)
+
+    found = [("all", "", list(samples))]
+    for grouping in samples[0].groups:
+        groups: dict[str, list[Sample]] = {}
+        for sample in samples:
+            groups.setdefault(sample.groups[grouping], []).append(sample)
+        found += [(grouping, group, groups[group]) for group in sorted(groups, key=order)]
+    return found
 
 
-def _group_order(name: str) -> tuple[int, float, str]:
-    if name in (durations := ("short", "medium", "long")):
-        return (0, durations.index(name), "")
-    return (0, float(name), "") if name.isdecimal() else (1, 0, name)
-
-
-def format_table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+def format_table(titles: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """A markdown table whose columns also line up as plain text.
 
     Args:
-        head: column titles.
+        titles: of the columns.
         rows: cells.
         left: how many columns are aligned left; the others are right.
     """
-    cells = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in (head, *rows)]
+    cells = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in (titles, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    justify: list[Callable[[str, int], str]] = [
-        str.ljust if at < left else str.rjust for at in range(len(widths))
+    lines = []
+    for row in cells:
+        aligned = [
+            cell.ljust(width) if index < left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append(f"| {' | '.join(aligned)} |")
+    rule = [
+        "-" * (width + 2) if index < left else "-" * (width + 1) + ":" for index, width in enumerate(widths)
     ]
-    lines = [
-        "| "
-        + " | ".join(put(cell, width) for put, cell, width in zip(justify, row, widths, strict=True))
-        + " |"
-        for row in cells
-    ]
-    rule = ["-" * (width + 2) if at < left else "-" * (width + 1) + ":" for at, width in enumerate(widths)]
-    return "\n".join([lines[0], "|" + "|".join(rule) + "|", *lines[1:]])
+    return "\n".join([lines[0], f"|{'|'.join(rule)}|", *lines[1:]])

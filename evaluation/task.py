@@ -2,7 +2,7 @@
 
 The yaml files in ``datasets/`` read a label file with the keyframes merged in
 (``include_frame_idx.json``, by ``change_score.py``), or the plain label file, and leave question text,
-scoring and aggregation to lmms-eval's own tasks. Environment variables name other places, for each
+scoring and aggregation to lmms-eval's own tasks. Environment variables name other locations, for each
 data set (``LONGVIDEOBENCH``, ``VIDEOMME``, ``CUSTOM``):
 
     AKS_LONGVIDEOBENCH_LABELS=...   the label file, with or without keyframes
@@ -20,10 +20,10 @@ from typing import Any
 
 from aks.errors import UserError
 from aks.labels import DATASETS, LabelSet, Question, find_video, load_labels, read_entries
+from evaluation.change_score import MERGED_LABELS
 from evaluation.frame_policy import EvaluationError
 
 ROOT = Path(__file__).resolve().parent.parent
-MERGED = "include_frame_idx.json"
 MAX_OPTIONS = 5  # upstream's LongVideoBench text and scoring know option0 to option4
 NO_OPTION = "N/A"
 SUBTITLE_FOLDERS = {"longvideobench": "subtitles", "videomme": "subtitle"}
@@ -40,7 +40,7 @@ def label_file(dataset: str) -> Path:
     named = os.environ.get(f"AKS_{dataset.upper()}_LABELS")
     folder = ROOT / "datasets" / dataset
     plain = DATASETS[dataset].label_name
-    candidates = [Path(named)] if named else [folder / MERGED, *([folder / plain] if plain else [])]
+    candidates = [Path(named)] if named else [folder / MERGED_LABELS, *([folder / plain] if plain else [])]
     for path in candidates:
         if path.is_file():
             return path.absolute()
@@ -57,9 +57,9 @@ def dataset_kwargs(dataset: str, split: str) -> dict[str, Any]:
 
 
 def metadata(dataset: str) -> dict[str, str]:
-    """What lmms-eval's ``--use_cache`` would not see: the entries, so also the frames that they show.
+    """The digest of the label file, and so of the frames shown, for the keys of lmms-eval's ``--use_cache``.
 
-    A task's configuration is part of the key of a cached answer, the content of its label file is not.
+    A task's configuration is part of those keys; the content of its label file alone would not be.
     """
     return {"entries_sha256": hashlib.sha256(label_file(dataset).read_bytes()).hexdigest()}
 
@@ -74,8 +74,7 @@ def verify_merged_labels(path: Path) -> None:
         entries = read_entries(path)
     except UserError as error:
         raise EvaluationError(str(error)) from None
-    first = next(iter(entries), {})
-    source, digest = first.get("label_file"), first.get("label_sha256")
+    source, digest = entries[0].get("label_file"), entries[0].get("label_sha256")
     if not source or not digest:
         return
     labels = path.parent / source
@@ -86,12 +85,11 @@ def verify_merged_labels(path: Path) -> None:
 
 
 def video_folder(dataset: str) -> Path:
-    """Where a data set's videos lie: ``AKS_<DATASET>_VIDEOS``, or the documented folder.
+    """The folder of a data set's videos: ``AKS_<DATASET>_VIDEOS``, or the documented one.
 
     A custom data set's videos lie beside its label file.
     """
-    named = os.environ.get(f"AKS_{dataset.upper()}_VIDEOS")
-    if named:
+    if named := os.environ.get(f"AKS_{dataset.upper()}_VIDEOS"):
         return Path(named)
     if DATASETS[dataset].label_name is None:
         return label_file(dataset).parent
@@ -99,7 +97,7 @@ def video_folder(dataset: str) -> Path:
 
 
 def subtitle_folder(dataset: str) -> Path:
-    """Where a data set's subtitles lie: ``AKS_<DATASET>_SUBTITLES``, or the documented folder."""
+    """The folder of a data set's subtitles: ``AKS_<DATASET>_SUBTITLES``, or the documented one."""
     named = os.environ.get(f"AKS_{dataset.upper()}_SUBTITLES")
     return Path(named) if named else ROOT / "datasets" / dataset / SUBTITLE_FOLDERS[dataset]
 
@@ -119,37 +117,32 @@ def video_path(dataset: str, doc: Mapping[str, Any]) -> str:
     return str(path)
 
 
-def pad_options(options: list[str], where: str) -> dict[str, str]:
-    """Answer candidates as upstream's ``option0`` to ``option4``, padded with ``N/A``."""
+def pad_options(options: list[str], location: str) -> dict[str, str]:
+    """Answer candidates as upstream's ``option0`` to ``option4``, padded with ``N/A``.
+
+    Raises:
+        EvaluationError: too many or too few; names the question's ``location``.
+    """
     if not 1 <= len(options) <= MAX_OPTIONS or NO_OPTION in options:
         raise EvaluationError(
-            f"{where}: {len(options)} options; 1 to {MAX_OPTIONS} can be evaluated, none {NO_OPTION!r}"
+            f"{location}: {len(options)} options; 1 to {MAX_OPTIONS} can be evaluated, none {NO_OPTION!r}"
         )
     padded = options + [NO_OPTION] * (MAX_OPTIONS - len(options))
-    return {f"option{at}": option for at, option in enumerate(padded)}
+    return {f"option{index}": option for index, option in enumerate(padded)}
 
 
 def longvideobench_docs(dataset: Any) -> Any:
     """LongVideoBench's label entries with upstream's option fields."""
-
-    def prepared(entry: dict[str, Any]) -> dict[str, Any]:
-        return pad_options(entry["candidates"], f"question {entry['id']}")
-
-    return dataset.map(prepared, load_from_cache_file=False)
+    return dataset.map(
+        lambda entry: pad_options(entry["candidates"], f"question {entry['id']}"), load_from_cache_file=False
+    )
 
 
 def longvideobench_docs_with_pictures(pictures: str) -> Callable[[Any], Any]:
     """As ``longvideobench_docs``, marked as shown in pictures: ``uniform`` or ``keyframes``."""
-
-    def documents(dataset: Any) -> Any:
-        return longvideobench_docs(dataset).map(lambda _: {"pictures": pictures}, load_from_cache_file=False)
-
-    return documents
-
-
-def videomme_docs(dataset: Any) -> Any:
-    """VideoMME's label entries; upstream's fields already."""
-    return dataset
+    return lambda dataset: longvideobench_docs(dataset).map(
+        lambda _: {"pictures": pictures}, load_from_cache_file=False
+    )
 
 
 def videomme_docs_with_subtitles(dataset: Any) -> Any:
@@ -174,11 +167,9 @@ def custom_docs(dataset: Any) -> Any:
         questions = load_labels("custom", label_file=path).questions
     except UserError as error:
         raise EvaluationError(str(error)) from None
-
-    def prepared(entry: dict[str, Any], at: int) -> dict[str, Any]:
-        return custom_doc(path, questions[at])
-
-    return dataset.map(prepared, with_indices=True, load_from_cache_file=False)
+    return dataset.map(
+        lambda _, index: custom_doc(path, questions[index]), with_indices=True, load_from_cache_file=False
+    )
 
 
 def custom_doc(path: Path, question: Question) -> dict[str, Any]:
@@ -187,14 +178,14 @@ def custom_doc(path: Path, question: Question) -> dict[str, Any]:
     Raises:
         EvaluationError: it lacks what evaluation needs.
     """
-    where = f"{path}: entry {question.index} (id {question.id})"
+    location = f"{path}: entry {question.index} (id {question.id})"
     if question.answer is None or not question.options:
-        raise EvaluationError(f"{where}: evaluation needs 'options' and an 'answer'")
+        raise EvaluationError(f"{location}: evaluation needs 'options' and an 'answer'")
     return {
         "id": question.id,
         "video_path": question.video,
         "question": question.text,
-        **pad_options(list(question.options), where),
+        **pad_options(list(question.options), location),
         "correct_choice": question.answer,
         "duration_group": question.group,
         "question_category": "all",
@@ -202,7 +193,10 @@ def custom_doc(path: Path, question: Question) -> dict[str, Any]:
 
 
 def check_questions(labels: LabelSet) -> str | None:
-    """What keeps a label file's questions from being evaluated, as far as this project knows; or None."""
+    """What keeps a label file's questions from being evaluated, or None.
+
+    Checks what this project adds to upstream's fields; upstream has further demands.
+    """
     try:
         for question in labels.questions:
             if labels.dataset == "custom":
@@ -210,5 +204,5 @@ def check_questions(labels: LabelSet) -> str | None:
             elif labels.dataset == "longvideobench":
                 pad_options(list(question.options), f"{labels.path}: question {question.id}")
     except EvaluationError as error:
-        return str(error.code).removeprefix("error: ")
+        return error.message
     return None

@@ -23,5 +23,5 @@ process_docs = task.custom_docs
 
 
 def doc_to_visual(doc: Mapping[str, Any]) -> list[str]:
-    """The video's path; which of its frames are shown is the model's part."""
+    """The video's path; the model chooses the frames."""
     return [task.video_path("custom", doc)]

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 ROOT = str(Path(__file__).resolve().parents[2])
@@ -26,7 +27,7 @@ from aks.errors import VideoError  # noqa: E402
 from aks.video.backends import reset_decoder_globals  # noqa: E402
 from aks.video.reader import Video  # noqa: E402
 from evaluation import task  # noqa: E402
-from evaluation.frame_policy import EvaluationError, frame_numbers, read_frames  # noqa: E402
+from evaluation.frame_policy import EvaluationError, parse_frame_idx, read_frames  # noqa: E402
 
 UNIFORM_PICTURES = 16  # upstream's longvideobench_val_i
 
@@ -38,50 +39,53 @@ process_docs_keyframe_pictures = task.longvideobench_docs_with_pictures("keyfram
 
 
 def doc_to_visual_v(doc: Mapping[str, Any]) -> list[str]:
-    """The video's path; which of its frames are shown is the model's part."""
+    """The video's path; the model chooses the frames."""
     return [task.video_path("longvideobench", doc)]
 
 
 def doc_to_visual_i(doc: Mapping[str, Any]) -> list[Image.Image]:
-    """The frames shown as pictures: the keyframes, or upstream's 16 uniform ones."""
+    """The frames shown as pictures: the keyframes, or upstream's 16 uniform frames."""
     path = task.video_path("longvideobench", doc)
     if doc["pictures"] == "keyframes":
-        frames, _ = read_frames(path, _shown(doc), doc)
+        frames, _ = read_frames(path, _keyframes(doc), doc)
         return [Image.fromarray(pixels) for pixels in frames.pixels]
     reset_decoder_globals()
     try:
         return load_video(path, doc["duration"], UNIFORM_PICTURES)
     except Exception as error:  # whatever decord raises
-        raise EvaluationError(f"question {doc['id']}: {path}: cannot be read: {error}") from None
+        raise EvaluationError(f"{path}: cannot be read: {error}", doc) from None
 
 
 def doc_to_text_i(doc: Mapping[str, Any], lmms_eval_specific_kwargs: Mapping[str, str]) -> str:
     """Pictures and subtitles in the order of their times, then the question."""
     if doc["pictures"] == "keyframes":
-        times = _times(task.video_path("longvideobench", doc), tuple(_shown(doc).tolist()), doc["id"])
+        path = task.video_path("longvideobench", doc)
+        times_s = _times_s(path, tuple(_keyframes(doc).tolist()), doc["id"])
     else:
-        times = compute_frame_timestamps(doc["duration"], UNIFORM_PICTURES)
+        times_s = compute_frame_timestamps(doc["duration"], UNIFORM_PICTURES)
     interleaved = insert_subtitles_into_frames(
-        times, _subtitles(doc), doc["starting_timestamp_for_subtitles"], doc["duration"]
+        times_s, _subtitles(doc), doc["starting_timestamp_for_subtitles"], doc["duration"]
     )
     question = longvideobench_doc_to_text(doc, {**lmms_eval_specific_kwargs, "pre_prompt": ""})
     return f"{lmms_eval_specific_kwargs['pre_prompt']}{interleaved}\n{question}"
 
 
-def _shown(doc: Mapping[str, Any]) -> Any:
-    numbers = frame_numbers(doc)
-    if not len(numbers):
-        raise EvaluationError(f"question {doc['id']}: its selection is empty; mend it or drop the question")
-    return numbers
+def _keyframes(doc: Mapping[str, Any]) -> np.ndarray:
+    frame_indices = parse_frame_idx(doc)
+    if not len(frame_indices):
+        raise EvaluationError("its selection is empty; mend it or drop the question", doc)
+    return frame_indices
 
 
 @cache
-def _times(path: str, numbers: tuple[int, ...], question: str) -> list[float]:
+def _times_s(path: str, frame_indices: tuple[int, ...], question: str) -> list[float]:
     try:
         with Video(path) as video:
-            if numbers[-1] >= video.num_frames:
-                raise VideoError(f"keyframe {numbers[-1]} lies beyond the video's {video.num_frames} frames")
-            return video.times_s(numbers).tolist()
+            if frame_indices[-1] >= video.num_frames:
+                raise VideoError(
+                    f"keyframe {frame_indices[-1]} lies beyond the video's {video.num_frames} frames"
+                )
+            return video.times_s(frame_indices).tolist()
     except VideoError as error:
         raise EvaluationError(f"question {question}: {path}: {error}") from None
 

@@ -1,4 +1,4 @@
-"""VideoMME's official parquet to videomme.json, the label file that feature_extract.py reads.
+"""Converts VideoMME's official parquet to videomme.json, the label file that feature_extract.py reads.
 
     python datasets/videomme/make_labels.py test-00000-of-00001.parquet
 
@@ -37,7 +37,7 @@ COLUMNS = (
 
 
 def _text(value: Any) -> str:
-    """A cell that holds text, as bytes too, or an id that was stored as a number."""
+    """The text of a cell, which may hold it as bytes, or an id as a number."""
     if isinstance(value, bytes):
         value = value.decode()
     if type(value) is int:
@@ -48,7 +48,7 @@ def _text(value: Any) -> str:
 
 
 def _texts(value: Any) -> list[str]:
-    """A cell that holds a list of texts, or such a list as JSON text."""
+    """The texts of a cell, which holds them as a list or as JSON text."""
     if isinstance(value, str | bytes):
         value = json.loads(value)
     if not isinstance(value, list):

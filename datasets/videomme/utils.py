@@ -24,9 +24,10 @@ from lmms_eval.tasks.videomme.utils import videomme_process_results as process_r
 from aks.errors import VideoError  # noqa: E402
 from aks.video.reader import Video  # noqa: E402
 from evaluation import task  # noqa: E402
-from evaluation.frame_policy import UNIFORM_RULES, EvaluationError, frame_numbers  # noqa: E402
+from evaluation.frame_policy import EvaluationError, parse_frame_idx  # noqa: E402
+from evaluation.uniform import UNIFORM_RULES  # noqa: E402
 
-KNOWN = {
+CATEGORIES_BY_FIELD = {
     "duration": VIDEO_TYPE,
     "domain": CATEGORIES,
     "sub_category": SUB_CATEGORIES,
@@ -41,31 +42,31 @@ metadata = task.metadata("videomme")
 
 
 def process_docs(dataset: Any) -> Any:
-    """The label entries, checked for what upstream's aggregation would stumble over at the very end."""
-    for name, known in KNOWN.items():
-        for at, value in enumerate(dataset[name]):
+    """The label entries, checked for categories that would fail upstream's aggregation at the very end."""
+    for name, known in CATEGORIES_BY_FIELD.items():
+        for index, value in enumerate(dataset[name]):
             if value not in known:
                 raise EvaluationError(
-                    f"{task.label_file('videomme')}: entry {at}: {name} is {value!r}, which lmms-eval's "
+                    f"{task.label_file('videomme')}: entry {index}: {name} is {value!r}, which lmms-eval's "
                     f"aggregation does not know; it knows {', '.join(known)}"
                 )
     return dataset
 
 
 def process_docs_with_subtitles(dataset: Any) -> Any:
-    """The label entries, which must say what frames their subtitles belong to."""
+    """The label entries, which must say which frames their subtitles belong to."""
     return task.videomme_docs_with_subtitles(process_docs(dataset))
 
 
 def doc_to_visual(doc: Mapping[str, Any]) -> list[str]:
-    """The video's path; which of its frames are shown is the model's part."""
+    """The video's path; the model chooses the frames."""
     return [task.video_path("videomme", doc)]
 
 
 def doc_to_text_with_subtitles(doc: Mapping[str, Any], lmms_eval_specific_kwargs: Mapping[str, str]) -> str:
-    """Upstream's prompt with the subtitles spoken at the frames that are shown.
+    """Upstream's prompt with the subtitles spoken at the frames shown.
 
-    As in the paper and upstream the prompt then ends in "The best answer is:".
+    It ends in "The best answer is:", as in the paper and upstream.
     """
     subtitles = _subtitles(doc, lmms_eval_specific_kwargs["uniform"])
     question = videomme_doc_to_text(doc, {"post_prompt": "The best answer is:"})
@@ -73,26 +74,26 @@ def doc_to_text_with_subtitles(doc: Mapping[str, Any], lmms_eval_specific_kwargs
 
 
 def _subtitles(doc: Mapping[str, Any], uniform: str) -> str:
-    """Subtitle lines at the frames shown, in the order of time, each once."""
+    """Subtitle lines spoken at any of the frames shown, in the order of time, each once."""
     path = task.subtitle_folder("videomme") / (doc["videoID"] + ".srt")
     if not path.is_file():
         return NO_SUBTITLES
     video = task.video_path("videomme", doc)
     spoken, _ = extract_subtitles(video, str(path))  # (first frame, frame after the last, text)
-    shown = _frames_shown(doc, video, uniform)
+    frame_indices = _frames_shown(doc, video, uniform)
     lines = []
     for first, end, text in spoken:
-        found = SUBTITLE_TEXT.findall(text)
-        if found and any(first <= number < end for number in shown):
-            lines.append(found[0])
+        match = SUBTITLE_TEXT.search(text)
+        if match and any(first <= index < end for index in frame_indices):
+            lines.append(match[1])
     return "\n".join(lines)
 
 
 def _frames_shown(doc: Mapping[str, Any], path: str, uniform: str) -> list[int]:
     if doc["use_topk"]:
-        return frame_numbers(doc).tolist()
+        return parse_frame_idx(doc).tolist()
     try:
         with Video(path) as video:
             return UNIFORM_RULES[uniform](video.num_frames, video.fps, doc["frame_num"]).tolist()
     except VideoError as error:
-        raise EvaluationError(f"question {doc['question_id']}: {path}: {error}") from None
+        raise EvaluationError(f"{path}: {error}", doc) from None

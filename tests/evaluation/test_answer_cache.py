@@ -1,4 +1,4 @@
-"""AnswerCache kept: used again for the same question to the same model, and for nothing else."""
+"""Kept answers are used again for the same question to the same model, and for nothing else."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from evaluation import answer_cache as answers
-from evaluation import keyframe_mixin as keyframe_model
+from evaluation import answer_cache, keyframe_mixin
 from evaluation.answer_cache import PACKAGES, AnswerCache
 from evaluation.keyframe_mixin import KeyframeMixin
 
@@ -48,8 +47,8 @@ class Upstream:
 
 
 class Model(KeyframeMixin, Upstream):
-    def check_video(self, path: str, numbers: object) -> None:
-        """No video here can be decoded."""
+    def check_video(self, path: str, frame_indices: object) -> None:
+        """Accept every video; none here can be decoded."""
 
 
 class OtherModel(Model):
@@ -66,7 +65,8 @@ class World:
         for path in (*self.videos, self.weights / "config.json", self.weights / "model.safetensors"):
             path.write_text(path.name)
         self.docs = [
-            {"id": f"q{at}", "frame_idx": [0, 24], "video": video} for at, video in enumerate(self.videos)
+            {"id": f"q{index}", "frame_idx": [0, 24], "video": video}
+            for index, video in enumerate(self.videos)
         ]
         self.prompts, self.generation = ["first", "second"], {"max_new_tokens": 16}
         self.task, self.model, self.arguments = "mine", Model, {"pretrained": str(self.weights)}
@@ -76,19 +76,19 @@ class World:
         arguments = {**self.arguments, "use_topk": use_topk, "answers": self.folder / "answers", **arguments}
         model = self.model(**arguments)
         model.task_dict = {self.task: {"test": self.docs}}
-        given = model.generate_until(
+        answers = model.generate_until(
             [
-                Request((prompt, self.generation, lambda doc: [str(doc["video"])], at, self.task, "test"))
-                for at, prompt in enumerate(self.prompts)
+                Request((prompt, self.generation, lambda doc: [str(doc["video"])], index, self.task, "test"))
+                for index, prompt in enumerate(self.prompts)
             ]
         )
-        assert given == self.prompts
+        assert answers == self.prompts
         return model.asked
 
 
 @pytest.fixture
 def world(tmp_path, monkeypatch) -> World:
-    monkeypatch.setattr(keyframe_model, "_decord_differs", lambda path: False)
+    monkeypatch.setattr(keyframe_mixin, "_decord_differs", lambda path: False)
     world = World(tmp_path)
     assert world.asked() == [0, 1]
     return world
@@ -111,7 +111,7 @@ def test_a_model_without_a_checkpoint_keeps_its_answers_whatever_lies_in_the_fol
 
 
 def grow(path: Path) -> None:
-    """Another size at the same time of change."""
+    """Change a file's size, but not its time."""
     stat = path.stat()
     path.write_bytes(path.read_bytes() + b".")
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
@@ -128,7 +128,8 @@ def show_another_video(world: World) -> None:
     world.docs[0]["video"] = other
 
 
-CHANGES: dict[str, tuple[Callable[[World], object], list[int]]] = {  # and the questions asked again
+# What changes, and which questions are asked again.
+CHANGES: dict[str, tuple[Callable[[World], object], list[int]]] = {
     "frames": (lambda world: world.docs[0].update(frame_idx=[0, 25]), [0]),
     "fewer frames": (lambda world: world.docs[0].update(frame_idx=[0]), [0]),
     "question": (lambda world: world.docs[1].update(id="q2"), [1]),
@@ -158,12 +159,12 @@ def test_what_changes_an_answer_is_asked_again(world, change, again):
 @pytest.mark.parametrize("package", ["lmms-eval", "transformers", "torch", "av", "decord", "qwen-vl-utils"])
 def test_another_version_of_a_package_is_asked_again(world, monkeypatch, package):
     assert package in PACKAGES
-    monkeypatch.setattr(answers, "version", lambda name: "0" if name == package else version(name))
+    monkeypatch.setattr(answer_cache, "version", lambda name: "0" if name == package else version(name))
     assert world.asked() == [0, 1]
 
 
 def test_frames_that_are_read_otherwise_are_asked_again(world, monkeypatch):
-    monkeypatch.setattr(keyframe_model, "_decord_differs", lambda path: path.endswith("1.mp4"))
+    monkeypatch.setattr(keyframe_mixin, "_decord_differs", lambda path: path.endswith("1.mp4"))
     assert world.asked() == [1]
 
 
@@ -180,12 +181,12 @@ def test_another_revision_of_a_checkpoint_of_the_hub_is_asked_again(world, monke
         def cached(name, file, revision, found=found):
             return str(found) if (name, file, revision) == ("owner/model", "config.json", "main") else None
 
-        monkeypatch.setattr(keyframe_model, "try_to_load_from_cache", cached)
+        monkeypatch.setattr(keyframe_mixin, "try_to_load_from_cache", cached)
         assert world.asked() == [0, 1]
         assert world.asked() == []
 
 
-def kept(folder: Path, keys: Iterable[str]) -> list[str | None]:
+def cached_answers(folder: Path, keys: Iterable[str]) -> list[str | None]:
     found = AnswerCache(folder, 0, {})
     return [found.get(key) for key in keys]
 
@@ -197,7 +198,7 @@ def test_a_line_cut_by_a_kill_costs_no_other_answer(tmp_path):
     for length in range(whole.index(b"b", whole.index(b"lines")) - 9, len(whole)):
         path.write_bytes(whole[:length])
         AnswerCache(tmp_path, 0, {}).add({"c": "next"})
-        first, cut, following = kept(tmp_path, "abc")
+        first, cut, following = cached_answers(tmp_path, "abc")
         assert (first, following) == ("a text\nof two lines", "next") and cut in (None, "cut")
 
 
@@ -207,4 +208,4 @@ def test_answers_are_on_disk_when_they_count_as_kept(tmp_path, monkeypatch):
     AnswerCache(tmp_path / "answers", 3, {}).add({"a": "yes", "b": "no"})
     written = (tmp_path / "answers/rank3.jsonl").stat()
     assert [(found.st_ino, found.st_size) for found in synced] == [(written.st_ino, written.st_size)]
-    assert kept(tmp_path / "answers", "ab") == ["yes", "no"]
+    assert cached_answers(tmp_path / "answers", "ab") == ["yes", "no"]

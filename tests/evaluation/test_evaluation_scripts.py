@@ -41,7 +41,7 @@ DOCUMENTED = {
     "qwen2_vl": "qwen2_vl/qwen2_vl_{dataset}_{frames}.sh",
     "qwen2_5_vl": "qwen2_5_vl/qwen2_5_vl_{dataset}_{frames}.sh",
 }
-SELECTION = [[3, 40, 41, 100], [7, 77]]  # the second is short of four frames
+SELECTION = [[3, 40, 41, 100], [7, 77]]  # the second row has fewer than four frames
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +65,12 @@ def world(tmp_path_factory) -> Path:
 
 
 def environment(world: Path, python: str | None = None, **overrides: object) -> dict[str, str]:
-    """As a user's shell would have it, offline and without GPUs.
+    """The environment of a user's shell, offline and without GPUs.
 
     Args:
-        world: with the caches.
-        python: the Python that scripts start, and what they start; where none is given, a fork server's, but
-            that has another cache of the hub than LLaVA-NeXT's vision tower is in.
+        world: the folder with the caches.
+        python: the interpreter that the scripts start; None for a fork server's, but not with LLaVA-NeXT,
+            whose vision tower is not in the fork server's cache of the hub.
         overrides: further variables.
     """
     python = python or (sys.executable if LLAVA_NEXT else forkserver.python("lmms_eval"))
@@ -105,7 +105,7 @@ def run(command: list[object], env: dict[str, str], cwd: Path = ROOT) -> subproc
 def test_a_documented_script_ends_in_a_results_file(world, tmp_path, model, dataset, frames):
     labels = world / {"longvideobench": "lvb_val.json", "videomme": "videomme.json"}[dataset]
     output = tmp_path / "results"
-    # Once as a user starts it, with lmms-eval's own tasks beside ours.
+    # One case starts as a user starts it, with lmms-eval's own tasks beside ours.
     plainly = (model, dataset, frames) == ("llava_vid", "longvideobench", "aks")
     env = environment(
         world,
@@ -126,8 +126,10 @@ def test_a_documented_script_ends_in_a_results_file(world, tmp_path, model, data
     assert config["model"] == model
     assert f"use_topk={frames == 'aks'}" in config["model_args"]
     assert [sample["doc_id"] for sample in samples_in(output)] == [0, 1]
-    told = "1 of 2 questions have fewer: they are shown as selected" if frames == "aks" else "uniform frames"
-    assert told in done.stderr
+    expected = (
+        "1 of 2 questions have fewer: they are shown as selected" if frames == "aks" else "uniform frames"
+    )
+    assert expected in done.stderr
     assert "| all " in done.stdout  # the report by group
     assert not (labels.parent / "include_frame_idx.json").exists()  # merged beside the results
 
@@ -152,7 +154,7 @@ def test_all_that_is_wrong_is_told_at_once_before_anything_loads(world, tmp_path
     assert done.returncode == 2
     taken, *lines = done.stderr.strip().split("\n")
     assert taken.startswith(f"taken from the environment: CHECKPOINT={checkpoint} SELECTION=")
-    told = [
+    expected = [
         "selected for 4 frames a question, the model is to show 64",
         "2 of 2 videos are not there (a.mp4, b.mp4)",
         "holds a qwen2_vl model, llava_vid needs llava",
@@ -160,8 +162,8 @@ def test_all_that_is_wrong_is_told_at_once_before_anything_loads(world, tmp_path
         "no weights",
         "5 problems above; nothing was evaluated",
     ]
-    assert len(lines) == len(told)
-    for line, text in zip(lines, told, strict=True):
+    assert len(lines) == len(expected)
+    for line, text in zip(lines, expected, strict=True):
         assert line.startswith("error: ") and text in line
     assert not (tmp_path / "out").exists()
 
@@ -181,7 +183,7 @@ def test_all_that_is_wrong_is_told_at_once_before_anything_loads(world, tmp_path
     ],
 )
 def test_a_mistake_is_named(world, flags, complaint):
-    given = {
+    options = {
         "--model": "qwen2_vl",
         "--dataset": "longvideobench",
         "--frames": "aks",
@@ -193,7 +195,7 @@ def test_a_mistake_is_named(world, flags, complaint):
         "--gpus": "0",
         flags[0]: flags[1],
     }
-    flags = [part for pair in given.items() for part in pair]
+    flags = [part for pair in options.items() for part in pair]
     command = [forkserver.python("lmms_eval"), ROOT / "evaluation/run.py", *flags, "--check_only"]
     done = run(command, environment(world))
     assert done.returncode == 2
@@ -205,16 +207,18 @@ def test_variables_that_change_a_run_are_told_in_one_line(world):
     command = [forkserver.python("lmms_eval"), ROOT / "evaluation/run.py", "--model", "gpt", "--limit", 3]
     env = environment(world, MODEL="conse_qa", LIMIT=7, OUTPUT="my results", GPUS="")
     first, second = run(command, env).stderr.splitlines()
-    assert first == "taken from the environment: OUTPUT='my results'"  # flags come first, "" is nothing
+    assert (
+        first == "taken from the environment: OUTPUT='my results'"
+    )  # flags take precedence; an empty variable counts as none
     assert second.startswith("error: --model gpt")
 
 
 def own_questions(folder: Path, count: int) -> Path:
-    """Questions of one's own for conse_qa."""
+    """A label file of one's own questions for conse_qa, and their video."""
     write_numbered_video(folder / "a.mp4", frames=120)
     entry = {"video": "a.mp4", "question": "Which?", "options": ["a chessboard", "a cat"], "answer": 0}
     return write_labels(
-        folder / "mine.json", [{**entry, "question": f"Which of {at}?"} for at in range(count)]
+        folder / "mine.json", [{**entry, "question": f"Which of {index}?"} for index in range(count)]
     )
 
 
@@ -257,8 +261,8 @@ def test_questions_that_cannot_be_evaluated_are_told_by_the_check(world, tmp_pat
 def test_a_killed_evaluation_goes_on_where_it_stopped(world, tmp_path):
     labels = own_questions(tmp_path, 70)
     command = conse_qa(forkserver.python("lmms_eval"), labels, tmp_path / "out")
-    # The signal reaches run.py and the fork server's command that it starts, whose fork ends with it.
-    # Were run.py itself in a fork, that command would live on.
+    # run.py does not run in a fork itself, so that the signal reaches it and the fork server's command that
+    # it starts; that command's fork ends with it.
     code = "import runpy, sys; sys.path[0] = 'evaluation'; sys.argv = sys.argv[1:]; "
     code += "sys.executable = sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')"
     process = subprocess.Popen(
@@ -277,8 +281,8 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(world, tmp_path):
     process.wait()
     process.stderr.close()
     assert not results_in(tmp_path / "out")
-    [kept] = (tmp_path / "out/answers").glob("rank*.jsonl")
-    kept.write_bytes(kept.read_bytes() + b'\n{"key": "cut sho')
+    [answers] = (tmp_path / "out/answers").glob("rank*.jsonl")
+    answers.write_bytes(answers.read_bytes() + b'\n{"key": "cut sho')
 
     done = run(command, environment(world))
     assert done.returncode == 0, done.stderr[-3000:]
@@ -306,7 +310,7 @@ def test_reproduce_table1_runs_the_rows_that_it_can(world, tmp_path):
     write_json(chosen, [list(range(32)), [7, 77]])
     script = tmp_path / "evaluation/scripts/reproduce_table1.sh"
     done = run(["bash", script], environment(world), cwd=tmp_path)
-    assert done.returncode == 1  # ten of the twelve rows have nothing to run on
+    assert done.returncode == 1  # ten of the twelve rows lack their inputs
     assert done.stderr.count("nothing was evaluated") == 10
     assert len(results_in(tmp_path / "results")) == 2
     rows = {path.name for path in (tmp_path / "results/qwen2_vl").iterdir()}
@@ -317,10 +321,10 @@ def test_reproduce_table1_runs_the_rows_that_it_can(world, tmp_path):
 
 
 def test_the_command_is_told_before_it_runs(tmp_path, monkeypatch):
-    told = tmp_path / "told.txt"
+    captured = tmp_path / "told.txt"
 
     def ends(command, env):
-        assert told.read_text() == f"$ {shlex.join(command)}\n"
+        assert captured.read_text() == f"$ {shlex.join(command)}\n"
         assert env["PYTHONWARNINGS"] == "once,ignore:Failed to load image Python extension"
         return subprocess.CompletedProcess(command, 3)
 
@@ -328,7 +332,7 @@ def test_the_command_is_told_before_it_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", list(map(str, command[1:])))
     monkeypatch.setenv("PYTHONWARNINGS", "once")
     monkeypatch.setattr(subprocess, "run", ends)
-    with told.open("w") as stdout:  # a file, which is buffered
+    with captured.open("w") as stdout:  # a file, which is buffered
         monkeypatch.setattr(sys, "stdout", stdout)
         assert evaluation.run.main() == 1  # not 3
 

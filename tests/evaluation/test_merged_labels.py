@@ -1,4 +1,4 @@
-"""Selections merged into label files, and the label files as tasks of lmms-eval."""
+"""Selections are merged into label files, and the label files become tasks of lmms-eval."""
 
 from __future__ import annotations
 
@@ -43,16 +43,14 @@ def change_score(run_script, tmp_path):
 def test_entries_get_their_frames_and_where_they_come_from(change_score, tmp_path):
     labels = tmp_path / "lvb_val.json"
     before = labels.read_bytes()
-    write_json(
-        tmp_path / "selection.json", {"max_num_frames": 64}
-    )  # of selected_frames.json, not of this file
+    write_json(tmp_path / "selection.json", {"max_num_frames": 64})  # records selected_frames.json alone
     done = change_score(fresh=True)
     assert done.returncode == 0, done.stderr
     merged = json.loads((tmp_path / "include_frame_idx.json").read_text())
     assert [entry["frame_idx"] for entry in merged] == [[0, 5, 9], [3, 4], []]
     for entry, original in zip(merged, json.loads(before), strict=True):
         assert {key: entry[key] for key in original} == original
-        assert entry["frame_budget"] == 3  # the longest list, where nothing else is on record
+        assert entry["frame_budget"] == 3  # the longest list, because no record names a budget
         assert entry["frame_sha256"] == sha256(tmp_path / "chosen.json")
         assert entry["label_sha256"] == sha256(labels)
         assert entry["frame_source"].endswith("chosen.json")
@@ -77,7 +75,7 @@ def test_frame_select_s_record_gives_the_budget_and_the_label_file(run_script, t
     assert done.returncode == 0, done.stderr
     entry = json.loads((tmp_path / "include_frame_idx.json").read_text())[0]
     assert (entry["frame_idx"], entry["frame_budget"]) == ([0, 25, 50], 64)
-    done = run_script("evaluation/change_score.py", *flags, "--budget", 16)  # the flag counts more
+    done = run_script("evaluation/change_score.py", *flags, "--budget", 16)  # the flag overrides the record
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "include_frame_idx.json").read_text())[0]["frame_budget"] == 16
 
@@ -88,7 +86,7 @@ def test_frame_select_s_record_gives_the_budget_and_the_label_file(run_script, t
     assert "was made for another label file" in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "include_frame_idx.json").exists()
 
-    for budget in (2, "64"):  # no record of this selection
+    for budget in (2, "64"):  # the record does not fit the selection
         write_json(folder / "selection.json", {"max_num_frames": budget})
         done = run_script("evaluation/change_score.py", *flags)
         assert done.returncode == 2 and done.stderr.count("\n") == 1
@@ -191,7 +189,7 @@ def test_the_released_selections_merge_and_load_as_tasks(
 def test_a_document_reads_as_upstream_s_own(tmp_path, monkeypatch):
     labels = write_longvideobench_labels(tmp_path, ["a.mp4"], candidates=["yes", "no"], correct_choice=1)
     task, docs = load_task("longvideobench_val_v_aks", monkeypatch, tmp_path, LONGVIDEOBENCH_LABELS=labels)
-    assert [docs[0][f"option{at}"] for at in range(5)] == ["yes", "no", "N/A", "N/A", "N/A"]
+    assert [docs[0][f"option{index}"] for index in range(5)] == ["yes", "no", "N/A", "N/A", "N/A"]
     assert task.doc_to_text(docs[0]) == (
         "What is shown in part 0?\nA. yes\nB. no\n"
         "Answer with the option's letter from the given choices directly.\n"

@@ -20,15 +20,21 @@ import pytest
 import torch
 from evaluation_setup import (
     change_entry,
+    corrupt,
+    link_videos,
     merge_selection,
-    read_number,
-    read_numbers,
+    read_frame_index,
+    read_frame_indices,
     results_in,
     run_lmms_eval,
     samples_in,
+    set_frame_num,
+    spoil,
+    write_av1,
     write_labels,
     write_longvideobench_labels,
     write_numbered_video,
+    write_subtitles,
     write_videomme_labels,
 )
 from llava_setup import offline, use_labels
@@ -42,19 +48,19 @@ from qwen_setup import (
     evaluate,
     frames_of,
     has_qwen3,
+    images_of,
     in_pairs,
-    pictures_of,
     prompt_of,
     question_of,
     recorded,
-    upstreams_readers,
+    upstream_readers,
     video_of,
     write_checkpoint,
 )
 from qwen_vl_utils import process_vision_info, vision_process
 
 from aks.video.reader import Video
-from evaluation import insert_frame_num, qwen2_load_video
+from evaluation import qwen2_load_video
 from evaluation.frame_policy import EvaluationError
 from evaluation.qwen2_load_video import KeyframePath, wrap_readers
 
@@ -71,7 +77,7 @@ QUESTIONS = {  # video and keyframes of each
 VIDEOS = [video for video, _ in QUESTIONS.values()]
 KEYFRAMES = [keyframes for _, keyframes in QUESTIONS.values()]
 TASK = "longvideobench_val_v_aks"
-READERS = sorted(upstreams_readers())
+READERS = sorted(upstream_readers())
 
 needs_qwen3 = pytest.mark.skipif(
     not has_qwen3(), reason="transformers has no Qwen3VLForConditionalGeneration"
@@ -81,21 +87,21 @@ each = pytest.mark.parametrize("qwen", MODELS, ids=lambda qwen: qwen.name)
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def assets(tmp_path_factory) -> Path:
     """A folder with videos and checkpoints."""
-    place = tmp_path_factory.mktemp("qwen")
+    assets = tmp_path_factory.mktemp("qwen")
     for name, count in FRAMES.items():
-        write_numbered_video(place / "videos" / name, count, fps=FPS[name])
-    with offline(place / "hub", place / "datasets_cache"):
+        write_numbered_video(assets / "videos" / name, count, fps=FPS[name])
+    with offline(assets / "hub", assets / "datasets_cache"):
         for qwen in (QWEN2, QWEN2_5, *([QWEN3] if has_qwen3() else [])):
-            write_checkpoint(place / qwen.name, qwen)
-        yield place
+            write_checkpoint(assets / qwen.name, qwen)
+        yield assets
 
 
 @pytest.fixture(autouse=True)
 def readers(monkeypatch) -> dict[str, Any]:
     """qwen-vl-utils with its own readers, not wrapped before a test needs it; decord first."""
-    readers = upstreams_readers()
+    readers = upstream_readers()
     monkeypatch.setattr(vision_process, "VIDEO_READER_BACKENDS", readers)
     use_reader(monkeypatch, "decord")
     return readers
@@ -106,18 +112,18 @@ def use_reader(patch: pytest.MonkeyPatch, name: str) -> None:
 
 
 @pytest.fixture
-def labels(place, tmp_path, monkeypatch) -> Path:
-    """The questions with their keyframes merged in, and the tasks told of them."""
+def labels(assets, tmp_path, monkeypatch) -> Path:
+    """The questions with their keyframes merged in; the tasks read them."""
     merged = merge_selection(write_longvideobench_labels(tmp_path / "labels", VIDEOS), KEYFRAMES)
-    use_labels(monkeypatch, "longvideobench", merged, place / "videos")
+    use_labels(monkeypatch, "longvideobench", merged, assets / "videos")
     return merged
 
 
 def calls_of(
-    qwen: Qwen, place: Path, *arguments: str, task: str = TASK, upstreams: bool = False, generate: Any = None
+    qwen: Qwen, assets: Path, *arguments: str, task: str = TASK, upstreams: bool = False, generate: Any = None
 ) -> dict[int, Call]:
     """An evaluation's calls of the model by question."""
-    model = qwen.create(place / qwen.name, f"max_num_frames={BUDGET}", *arguments, upstreams=upstreams)
+    model = qwen.create(assets / qwen.name, f"max_num_frames={BUDGET}", *arguments, upstreams=upstreams)
     with recorded(generate) as calls:
         evaluate(model, qwen.name, task)
     by_question = {question_of(call): call for call in calls}
@@ -126,29 +132,29 @@ def calls_of(
 
 
 @pytest.fixture(scope="module")
-def asked(place) -> Callable[[Qwen, bool], dict[int, Call]]:
-    """The calls of an evaluation of the questions as they are, on keyframes or not; each made once."""
-    merged = merge_selection(write_longvideobench_labels(place / "labels", VIDEOS), KEYFRAMES)
+def asked(assets) -> Callable[[Qwen, bool], dict[int, Call]]:
+    """The model's calls in an evaluation of the unchanged questions; each evaluation runs once."""
+    merged = merge_selection(write_longvideobench_labels(assets / "labels", VIDEOS), KEYFRAMES)
 
     @functools.cache
     def calls(qwen: Qwen, use_topk: bool) -> dict[int, Call]:
         with pytest.MonkeyPatch.context() as patch:
-            use_labels(patch, "longvideobench", merged, place / "videos")
-            return calls_of(qwen, place, f"use_topk={use_topk}")
+            use_labels(patch, "longvideobench", merged, assets / "videos")
+            return calls_of(qwen, assets, f"use_topk={use_topk}")
 
     return calls
 
 
-def shown(qwen: Qwen, place: Path, *arguments: str, task: str = TASK) -> dict[int, list[int]]:
-    """The numbers of the frames that reach the model, by question."""
-    calls = calls_of(qwen, place, *arguments, task=task, generate=answer_nothing)
+def shown(qwen: Qwen, assets: Path, *arguments: str, task: str = TASK) -> dict[int, list[int]]:
+    """The indices of the frames that reach the model, by question."""
+    calls = calls_of(qwen, assets, *arguments, task=task, generate=answer_nothing)
     return {question: frames_of(call, qwen.patch_size) for question, call in sorted(calls.items())}
 
 
-def refusal(qwen: Qwen, place: Path, *arguments: str, task: str = TASK) -> tuple[str, list[Call]]:
+def refusal(qwen: Qwen, assets: Path, *arguments: str, task: str = TASK) -> tuple[str, list[Call]]:
     """The one line with which an evaluation ends, and the calls of the model until then."""
     with recorded(answer_nothing) as calls, pytest.raises(EvaluationError) as ended:
-        model = qwen.create(place / qwen.name, f"max_num_frames={BUDGET}", *arguments)
+        model = qwen.create(assets / qwen.name, f"max_num_frames={BUDGET}", *arguments)
         evaluate(model, qwen.name, task)
     line = ended.value.code
     assert line.startswith("error: ") and "\n" not in line
@@ -172,30 +178,30 @@ def test_the_model_is_shown_exactly_the_keyframes(qwen, asked):
 
 
 @each
-def test_every_number_of_keyframes_up_to_the_budget_is_shown_whole(qwen, place, tmp_path, monkeypatch):
+def test_every_number_of_keyframes_up_to_the_budget_is_shown_whole(qwen, assets, tmp_path, monkeypatch):
     keyframes = [list(range(3, 3 + 7 * count, 7)) for count in range(1, 14)]
     plain = write_longvideobench_labels(tmp_path, ["short.mp4"] * 13)
-    use_labels(monkeypatch, "longvideobench", merge_selection(plain, keyframes, 13), place / "videos")
+    use_labels(monkeypatch, "longvideobench", merge_selection(plain, keyframes, 13), assets / "videos")
 
-    frames = shown(qwen, place, "max_num_frames=13", "use_topk=True")
+    frames = shown(qwen, assets, "max_num_frames=13", "use_topk=True")
 
     assert frames == {question: in_pairs(row) for question, row in enumerate(keyframes)}
 
 
 @each
-def test_a_video_of_one_frame_is_shown_as_selected(qwen, place, tmp_path, monkeypatch):
+def test_a_video_of_one_frame_is_shown_as_selected(qwen, assets, tmp_path, monkeypatch):
     write_numbered_video(tmp_path / "videos/one.mp4", 1)
     merged = merge_selection(write_longvideobench_labels(tmp_path, ["one.mp4"]), [[0]], BUDGET)
     use_labels(monkeypatch, "longvideobench", merged, tmp_path / "videos")
 
-    assert shown(qwen, place, "use_topk=True") == {0: [0, 0]}
+    assert shown(qwen, assets, "use_topk=True") == {0: [0, 0]}
 
 
 @each
-def test_uniform_frames_and_everything_else_are_upstreams_own(qwen, asked, place, labels, monkeypatch):
+def test_uniform_frames_and_everything_else_are_upstreams_own(qwen, asked, assets, labels, monkeypatch):
     ours = asked(qwen, use_topk=False)
-    monkeypatch.setattr(vision_process, "VIDEO_READER_BACKENDS", upstreams_readers())
-    upstreams = calls_of(qwen, place, upstreams=True)
+    monkeypatch.setattr(vision_process, "VIDEO_READER_BACKENDS", upstream_readers())
+    upstreams = calls_of(qwen, assets, upstreams=True)
 
     assert ours.keys() == upstreams.keys() == set(QUESTIONS)
     for question, call in ours.items():
@@ -229,38 +235,38 @@ def assert_same(one: dict[str, Any], other: dict[str, Any], but: set[str] = froz
 
 
 @each
-def test_the_papers_way_refills_short_selections_and_counts_them(qwen, place, labels, capsys):
-    frames = shown(qwen, place, "use_topk=True", "short_selection=paper")
+def test_the_papers_way_refills_short_selections_and_counts_them(qwen, assets, labels, capsys):
+    frames = shown(qwen, assets, "use_topk=True", "short_selection=paper")
 
     assert [frames[0], frames[1]] == KEYFRAMES[:2]
     assert [frames[2], frames[3], frames[4]] == [linspace(VIDEOS[question]) for question in (2, 3, 4)]
-    said = capsys.readouterr().err
-    assert "3 of 5 questions have fewer: they are shown 8 uniform frames, as the released code does" in said
+    log = capsys.readouterr().err
+    assert "3 of 5 questions have fewer: they are shown 8 uniform frames, as the released code does" in log
 
 
 @each
-def test_the_budget_is_upstreams_default_where_none_is_given(qwen, place, labels):
+def test_the_budget_is_upstreams_default_where_none_is_given(qwen, assets, labels):
     with pytest.raises(EvaluationError, match="selected for 8 frames, the model shows 32"):
-        evaluate(qwen.create(place / qwen.name, "use_topk=True"), qwen.name, TASK)
+        evaluate(qwen.create(assets / qwen.name, "use_topk=True"), qwen.name, TASK)
 
 
 @pytest.mark.parametrize("qwen", MODELS[1:], ids=lambda qwen: qwen.name)
-def test_lmms_evals_chat_class_refuses_use_topk(qwen, place):
-    """It would come first without --force_simple, and show uniform frames."""
+def test_lmms_evals_chat_class_refuses_use_topk(qwen, assets):
+    """Without --force_simple lmms-eval would take it, and it would show uniform frames."""
     chat = getattr(importlib.import_module(f"lmms_eval.models.chat.{qwen.name}"), qwen.upstreams)
 
     with pytest.raises(AssertionError, match="use_topk"):
-        chat.create_from_arg_string(f"pretrained={place / qwen.name},use_topk=True", {"device": "cpu"})
+        chat.create_from_arg_string(f"pretrained={assets / qwen.name},use_topk=True", {"device": "cpu"})
 
 
-# Pictures in place of a video
+# Pictures instead of a video
 
 
 @each
 @pytest.mark.parametrize(("kind", "use_topk"), [("aks", True), ("uni", False)])
-def test_pictures_reach_the_model_in_their_order(qwen, kind, use_topk, place, labels, monkeypatch, tmp_path):
-    for at in QUESTIONS:
-        change_entry(labels, at, duration=FRAMES[VIDEOS[at]] / FPS[VIDEOS[at]] if at < 4 else 3.0)
+def test_pictures_reach_the_model_in_their_order(qwen, kind, use_topk, assets, labels, monkeypatch, tmp_path):
+    for index in QUESTIONS:
+        change_entry(labels, index, duration=FRAMES[VIDEOS[index]] / FPS[VIDEOS[index]] if index < 4 else 3.0)
     change_entry(labels, 4, video_path="short.mp4", frame_idx=[9, 99])
     for stem in ("long", "short"):
         write_labels(tmp_path / f"subtitles/{stem}_en.json", [])
@@ -268,65 +274,67 @@ def test_pictures_reach_the_model_in_their_order(qwen, kind, use_topk, place, la
     monkeypatch.setenv("AKS_LONGVIDEOBENCH_SUBTITLES", str(tmp_path / "subtitles"))
 
     task = f"longvideobench_val_i_{kind}"
-    calls = calls_of(qwen, place, f"use_topk={use_topk}", task=task, generate=answer_nothing)
+    calls = calls_of(qwen, assets, f"use_topk={use_topk}", task=task, generate=answer_nothing)
 
     frames = {
-        question: [read_number(picture) for picture in pictures_of(call, qwen.patch_size)]
+        question: [read_frame_index(image) for image in images_of(call, qwen.patch_size)]
         for question, call in calls.items()
     }
     every = 1100 // 16
     uniform = {
-        0: [every * at for at in range(16)],
-        1: [every * at for at in range(16)],
-        2: [25 * at for at in range(6)],
-        3: [every * at for at in range(16)],
-        4: [24 * at for at in range(3)],
+        0: [every * index for index in range(16)],
+        1: [every * index for index in range(16)],
+        2: [25 * index for index in range(6)],
+        3: [every * index for index in range(16)],
+        4: [24 * index for index in range(3)],
     }
     assert frames == (dict(enumerate([*KEYFRAMES[:4], [9, 99]])) if use_topk else uniform)
 
 
-# What the processor and the model are told of the frames
+# What the processor and the model learn of the frames
 
 
-def qwen_video(path: Path, numbers: list[int] | None = None, refill: int | None = None) -> KeyframePath:
+def qwen_video(
+    path: Path, frame_indices: list[int] | None = None, uniform_count: int | None = None
+) -> KeyframePath:
     """A path as our models hand it to qwen-vl-utils."""
     video = KeyframePath(path)
     video.doc, video.patch_size = {"id": "q7"}, 14
-    video.frame_indices = None if numbers is None else np.array(numbers)
-    video.refill = refill
-    video.taken = lambda: None
+    video.frame_indices = None if frame_indices is None else np.array(frame_indices)
+    video.uniform_count = uniform_count
+    video.on_read = lambda: None
     return video
 
 
 def process(video: str, metadata: bool = False, **element: Any) -> tuple[Any, dict[str, Any]]:
     """What qwen-vl-utils makes of a video: the video (with metadata), and arguments for the processor."""
     part = {"type": "video", "video": video, "min_pixels": 3136, "max_pixels": 602112, **element}
-    _, videos, told = process_vision_info(
+    _, videos, video_kwargs = process_vision_info(
         [{"role": "user", "content": [part]}],
         return_video_kwargs=True,
         return_video_metadata=metadata,
     )
-    return videos[0], told
+    return videos[0], video_kwargs
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
-def test_metadata_are_the_true_numbers_and_the_videos_rate(question, place):
+def test_metadata_are_the_true_numbers_and_the_videos_rate(question, assets):
     name, keyframes = QUESTIONS[question]
     wrap_readers()
 
-    (frames, metadata), _ = process(qwen_video(place / "videos" / name, keyframes), metadata=True)
+    (frames, metadata), _ = process(qwen_video(assets / "videos" / name, keyframes), metadata=True)
 
-    assert read_numbers(frames) == keyframes
+    assert read_frame_indices(frames) == keyframes
     assert metadata["frames_indices"] == keyframes
     assert (metadata["fps"], metadata["total_num_frames"]) == (FPS[name], FRAMES[name])
-    with Video(place / "videos" / name) as video:
+    with Video(assets / "videos" / name) as video:
         times_s = video.times_s(keyframes)
     assert np.array(metadata["frames_indices"]) / metadata["fps"] == pytest.approx(times_s, abs=1e-3)
 
 
-def test_metadata_have_the_form_of_upstreams(place):
+def test_metadata_have_the_form_of_upstreams(assets):
     wrap_readers()
-    path = place / "videos/short.mp4"
+    path = assets / "videos/short.mp4"
 
     (_, ours), _ = process(qwen_video(path, [3, 5]), metadata=True)
     (_, upstreams), _ = process(str(path), metadata=True)
@@ -337,27 +345,27 @@ def test_metadata_have_the_form_of_upstreams(place):
     assert (ours["video_backend"], upstreams["video_backend"]) == ("pyav", "decord")
 
 
-def test_refilled_frames_have_their_own_numbers_in_the_metadata(place):
+def test_refilled_frames_have_their_own_numbers_in_the_metadata(assets):
     wrap_readers()
 
-    (frames, metadata), _ = process(qwen_video(place / "videos/few.mp4", refill=8), metadata=True)
+    (frames, metadata), _ = process(qwen_video(assets / "videos/few.mp4", uniform_count=8), metadata=True)
 
-    assert read_numbers(frames) == metadata["frames_indices"] == linspace("few.mp4")
+    assert read_frame_indices(frames) == metadata["frames_indices"] == linspace("few.mp4")
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
-def test_the_sampling_rate_is_the_shown_frames_over_the_duration(question, place):
+def test_the_sampling_rate_is_the_shown_frames_over_the_duration(question, assets):
     name, keyframes = QUESTIONS[question]
     wrap_readers()
 
-    _, told = process(qwen_video(place / "videos" / name, keyframes))
+    _, video_kwargs = process(qwen_video(assets / "videos" / name, keyframes))
 
-    assert told["fps"] == [pytest.approx(len(keyframes) / (FRAMES[name] / FPS[name]))]
+    assert video_kwargs["fps"] == [pytest.approx(len(keyframes) / (FRAMES[name] / FPS[name]))]
 
 
-def test_the_sampling_rate_of_as_many_uniform_frames_is_the_same(place):
+def test_the_sampling_rate_of_as_many_uniform_frames_is_the_same(assets):
     wrap_readers()
-    path = place / "videos/long.mp4"
+    path = assets / "videos/long.mp4"
 
     assert process(qwen_video(path, KEYFRAMES[0]))[1] == process(str(path), nframes=BUDGET)[1]
 
@@ -367,18 +375,20 @@ def test_qwen3s_prompt_tells_the_keyframes_true_times(asked):
     calls = asked(QWEN3, use_topk=True)
 
     for question, (name, keyframes) in QUESTIONS.items():
-        times = np.array(in_pairs(keyframes)).reshape(-1, 2) / FPS[name]  # a time for each pair: its middle
-        told = re.findall(r"<([\d.]+) seconds><\|vision_start\|>", prompt_of(calls[question]))
-        assert told == [f"{time:.1f}" for time in times.mean(axis=1)], question
+        times = (
+            np.array(in_pairs(keyframes)).reshape(-1, 2) / FPS[name]
+        )  # one time for a pair of frames: its middle
+        seconds = re.findall(r"<([\d.]+) seconds><\|vision_start\|>", prompt_of(calls[question]))
+        assert seconds == [f"{time:.1f}" for time in times.mean(axis=1)], question
 
 
 @needs_qwen3
-def test_qwen3s_prompt_tells_the_refilled_frames_times(place, labels):
-    calls = calls_of(QWEN3, place, "use_topk=True", "short_selection=paper", generate=answer_nothing)
+def test_qwen3s_prompt_tells_the_refilled_frames_times(assets, labels):
+    calls = calls_of(QWEN3, assets, "use_topk=True", "short_selection=paper", generate=answer_nothing)
 
     times = np.array(linspace("long.mp4")).reshape(-1, 2) / FPS["long.mp4"]
-    told = re.findall(r"<([\d.]+) seconds>", prompt_of(calls[3]))
-    assert told == [f"{time:.1f}" for time in times.mean(axis=1)]
+    seconds = re.findall(r"<([\d.]+) seconds>", prompt_of(calls[3]))
+    assert seconds == [f"{time:.1f}" for time in times.mean(axis=1)]
 
 
 # How large the frames are
@@ -398,10 +408,12 @@ SIZES = [  # frames, frames a second, width and height
 def sizes(tmp_path_factory) -> Path:
     """Videos of several lengths and resolutions, as labels with four keyframes each (or all)."""
     folder = tmp_path_factory.mktemp("sizes")
-    for at, (frames, fps, size) in enumerate(SIZES):
-        write_numbered_video(folder / f"videos/{at}.mp4", frames, fps, size, options={"preset": "ultrafast"})
+    for index, (frames, fps, size) in enumerate(SIZES):
+        write_numbered_video(
+            folder / f"videos/{index}.mp4", frames, fps, size, options={"preset": "ultrafast"}
+        )
     keyframes = [list(range(frames))[:: max(1, frames // 4)][:4] for frames, _, _ in SIZES]
-    labels = write_longvideobench_labels(folder, [f"{at}.mp4" for at in range(len(SIZES))])
+    labels = write_longvideobench_labels(folder, [f"{index}.mp4" for index in range(len(SIZES))])
     return merge_selection(labels, keyframes, 4)
 
 
@@ -417,14 +429,14 @@ def sizes(tmp_path_factory) -> Path:
     ],
     ids=lambda value: getattr(value, "name", value),
 )
-def test_keyframes_are_as_large_as_uniform_frames(qwen, argument, place, sizes, monkeypatch):
+def test_keyframes_are_as_large_as_uniform_frames(qwen, argument, assets, sizes, monkeypatch):
     use_labels(monkeypatch, "longvideobench", sizes, sizes.parent / "videos")
-    # The budget of a whole prompt, a 32nd of the usual one: 24 frames then fare as 768 do.
+    # A whole prompt's budget is cut to a 32nd, so that 24 frames are limited as 768 frames usually are.
     monkeypatch.setattr(vision_process, "MODEL_SEQ_LEN", vision_process.MODEL_SEQ_LEN // 32)
 
     def size_by_question(use_topk: bool) -> dict[int, tuple[int, ...]]:
         arguments = ("max_num_frames=4", argument, f"use_topk={use_topk}")
-        calls = calls_of(qwen, place, *arguments, generate=answer_nothing)
+        calls = calls_of(qwen, assets, *arguments, generate=answer_nothing)
         return {
             question: tuple(video_of(call, qwen.patch_size).shape[-2:]) for question, call in calls.items()
         }
@@ -474,42 +486,42 @@ def test_every_reader_is_wrapped_once(readers):
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_every_reader_reads_a_path_with_frames_at_its_frames(name, place, monkeypatch):
+def test_every_reader_reads_a_path_with_frames_at_its_frames(name, assets, monkeypatch):
     wrap_readers()
     use_reader(monkeypatch, name)
 
-    frames, _ = process(qwen_video(place / "videos/long.mp4", KEYFRAMES[0]))
+    frames, _ = process(qwen_video(assets / "videos/long.mp4", KEYFRAMES[0]))
 
-    assert read_numbers(frames) == KEYFRAMES[0]
+    assert read_frame_indices(frames) == KEYFRAMES[0]
 
 
 @pytest.mark.parametrize("name", ["decord", "torchvision"])
-def test_an_ordinary_path_is_read_as_before(name, place, monkeypatch):
+def test_an_ordinary_path_is_read_as_before(name, assets, monkeypatch):
     use_reader(monkeypatch, name)
-    path = str(place / "videos/short.mp4")
-    (before, metadata), told = process(path, metadata=True)
+    path = str(assets / "videos/short.mp4")
+    (before, metadata), video_kwargs = process(path, metadata=True)
     wrap_readers()
-    (after, metadata_after), told_after = process(path, metadata=True)
+    (after, metadata_after), video_kwargs_after = process(path, metadata=True)
 
-    assert torch.equal(before, after) and told == told_after
+    assert torch.equal(before, after) and video_kwargs == video_kwargs_after
     assert list(metadata["frames_indices"]) == list(metadata_after["frames_indices"])
 
 
-def test_an_ordinary_path_still_falls_back_to_torchvision(place, readers, monkeypatch):
+def test_an_ordinary_path_still_falls_back_to_torchvision(assets, readers, monkeypatch):
     def fails(element):
         raise RuntimeError("no reader today")
 
     readers["decord"] = fails
     wrap_readers()
 
-    (_, metadata), _ = process(str(place / "videos/short.mp4"), metadata=True)
+    (_, metadata), _ = process(str(assets / "videos/short.mp4"), metadata=True)
     assert metadata["video_backend"] == "torchvision"
 
 
 @pytest.mark.parametrize("keyframes", [[0, 40, 75, 100, 149], None], ids=["keyframes", "uniform"])
 @pytest.mark.parametrize("name", READERS)
 def test_a_video_that_cannot_be_read_is_an_error_and_never_other_frames(
-    name, keyframes, place, tmp_path, readers, monkeypatch
+    name, keyframes, assets, tmp_path, readers, monkeypatch
 ):
     asked = []
 
@@ -521,51 +533,22 @@ def test_a_video_that_cannot_be_read_is_an_error_and_never_other_frames(
     wrap_readers()
     use_reader(monkeypatch, name)
     path = tmp_path / "corrupt.mp4"
-    path.write_bytes(corrupt((place / "videos/short.mp4").read_bytes()))
+    path.write_bytes(corrupt((assets / "videos/short.mp4").read_bytes()))
 
     with pytest.raises(EvaluationError, match=rf"^error: question q7: {path}: [^\n]+$"):
         process(qwen_video(path, keyframes))
-    assert len(asked) == (keyframes is None)  # upstream's own reader once, no second one
-
-
-def corrupt(whole: bytes) -> bytes:
-    """A video file with a hole in the middle of its pictures."""
-    first, last = whole.find(b"mdat"), whole.find(b"moov")
-    middle = first + (last - first) // 2
-    return whole[:middle] + bytes(2000) + whole[middle + 2000 :]
+    assert len(asked) == (keyframes is None)  # upstream's own reader once, and no second reader
 
 
 # Errors instead of answers
 
 
 @pytest.fixture
-def video_folder(place, labels, tmp_path, monkeypatch) -> Path:
-    """The videos' folder, to be spoilt."""
-    folder = tmp_path / "videos"
-    folder.mkdir()
-    for name in FRAMES:
-        (folder / name).symlink_to(place / "videos" / name)
+def video_folder(assets, labels, tmp_path, monkeypatch) -> Path:
+    """A folder of the videos, whose short.mp4 (of question q2) may be damaged."""
+    folder = link_videos(assets / "videos", tmp_path / "videos")
     use_labels(monkeypatch, "longvideobench", labels, folder)
     return folder
-
-
-def spoil(folder: Path, how: str) -> Path:
-    """Replace short.mp4, which question q2 is about."""
-    video = folder / "short.mp4"
-    whole = video.read_bytes()
-    video.unlink()
-    if how == "text":
-        video.write_text("403 Forbidden\n")
-    elif how == "av1":
-        write_av1(video)
-    elif how == "corrupt":
-        video.write_bytes(corrupt(whole))
-    return video
-
-
-def write_av1(video: Path) -> Path:
-    """Twenty frames in a codec that PyAV reads and decord does not."""
-    return write_numbered_video(video, 20, 24, codec="libaom-av1", options={"cpu-used": "8"})
 
 
 both_ways = pytest.mark.parametrize("use_topk", [True, False], ids=["keyframes", "uniform"])
@@ -573,61 +556,61 @@ both_ways = pytest.mark.parametrize("use_topk", [True, False], ids=["keyframes",
 
 @each
 @both_ways
-def test_a_text_named_mp4_ends_the_evaluation_before_any_question(qwen, use_topk, place, video_folder):
-    video = spoil(video_folder, "text")
+def test_a_text_named_mp4_ends_the_evaluation_before_any_question(qwen, use_topk, assets, video_folder):
+    video = spoil(video_folder / "short.mp4", "text")
 
-    line, calls = refusal(qwen, place, f"use_topk={use_topk}")
+    line, calls = refusal(qwen, assets, f"use_topk={use_topk}")
     assert f"{video}: cannot be opened" in line
     assert not calls
 
 
 @each
 @both_ways
-def test_a_codec_that_upstream_cannot_open_is_no_answer(qwen, use_topk, place, labels, video_folder):
+def test_a_codec_that_upstream_cannot_open_is_no_answer(qwen, use_topk, assets, labels, video_folder):
     """Upstream's Qwen2-VL logs an error and answers without the video; the others stop with status 0."""
     change_entry(labels, 2, frame_idx=[19])
-    video = spoil(video_folder, "av1")
+    video = spoil(video_folder / "short.mp4", "av1")
 
-    line, _ = refusal(qwen, place, f"use_topk={use_topk}")
+    line, _ = refusal(qwen, assets, f"use_topk={use_topk}")
     assert f"question q2: {video}" in line
     assert "q0" not in line and "q4" not in line
 
 
 @each
 @both_ways
-def test_a_video_corrupt_in_the_middle_is_no_answer(qwen, use_topk, place, labels, video_folder):
+def test_a_video_corrupt_in_the_middle_is_no_answer(qwen, use_topk, assets, labels, video_folder):
     change_entry(labels, 2, frame_idx=[0, 40, 75, 100, 149])
-    video = spoil(video_folder, "corrupt")
+    video = spoil(video_folder / "short.mp4", "corrupt")
 
-    line, calls = refusal(qwen, place, f"use_topk={use_topk}")
+    line, calls = refusal(qwen, assets, f"use_topk={use_topk}")
     assert line.startswith(f"error: question q2: {video}: ")
     assert 2 not in map(question_of, calls)
 
 
 @pytest.mark.parametrize("qwen", MODELS[:2], ids=lambda qwen: qwen.name)
 @both_ways
-@pytest.mark.parametrize("ending", [".mkv", ".MP4"])
+@pytest.mark.parametrize("extension", [".mkv", ".MP4"])
 def test_an_ending_that_upstream_passes_over_is_refused_before_any_question(
-    qwen, use_topk, ending, place, labels, video_folder
+    qwen, use_topk, extension, assets, labels, video_folder
 ):
-    video = write_numbered_video(video_folder / f"other{ending.lower()}", 60)
-    video = video.rename(video.with_suffix(ending))
+    video = write_numbered_video(video_folder / f"other{extension.lower()}", 60)
+    video = video.rename(video.with_suffix(extension))
     change_entry(labels, 3, video_path=video.name, frame_idx=[0, 30, 59])
 
-    line, calls = refusal(qwen, place, f"use_topk={use_topk}")
+    line, calls = refusal(qwen, assets, f"use_topk={use_topk}")
     assert f"{video}: lmms-eval's {qwen.ours} reads only .mp4, .avi, .mov" in line
     assert not calls
 
 
 @needs_qwen3
 @both_ways
-def test_qwen3_reads_what_its_upstream_reads(use_topk, place, labels, video_folder):
-    for at, ending in ((2, ".mkv"), (3, ".MP4")):
-        video = write_numbered_video(video_folder / f"other{ending.lower()}", 60)
-        video.rename(video.with_suffix(ending))
-        change_entry(labels, at, video_path=f"other{ending}", frame_idx=[0, 30, 59])
+def test_qwen3_reads_what_its_upstream_reads(use_topk, assets, labels, video_folder):
+    for index, extension in ((2, ".mkv"), (3, ".MP4")):
+        video = write_numbered_video(video_folder / f"other{extension.lower()}", 60)
+        video.rename(video.with_suffix(extension))
+        change_entry(labels, index, video_path=f"other{extension}", frame_idx=[0, 30, 59])
 
-    frames = shown(QWEN3, place, f"use_topk={use_topk}")
+    frames = shown(QWEN3, assets, f"use_topk={use_topk}")
     expected = [0, 30, 59, 59] if use_topk else linspace_of(60)
     assert [frames[2], frames[3]] == [expected] * 2
 
@@ -637,22 +620,22 @@ def linspace_of(num_frames: int) -> list[int]:
 
 
 @each
-def test_a_keyframe_beyond_the_video_is_refused(qwen, place, labels):
+def test_a_keyframe_beyond_the_video_is_refused(qwen, assets, labels):
     change_entry(labels, 4, frame_idx=[0, 4, 5])
 
-    line, calls = refusal(qwen, place, "use_topk=True")
+    line, calls = refusal(qwen, assets, "use_topk=True")
     assert "few.mp4: keyframe 5 lies beyond the video's 5 frames" in line
     assert not calls
 
 
 @each
 def test_a_video_too_short_for_upstreams_uniform_frames_is_an_error(
-    qwen, place, labels, video_folder, readers
+    qwen, assets, labels, video_folder, readers
 ):
     (video_folder / "short.mp4").unlink()
     video = write_numbered_video(video_folder / "short.mp4", 1)
 
-    line, _ = refusal(qwen, place, "use_topk=False")
+    line, _ = refusal(qwen, assets, "use_topk=False")
     assert f"question q2: {video}: cannot be read: nframes should in interval" in line
 
 
@@ -661,55 +644,39 @@ def test_a_video_too_short_for_upstreams_uniform_frames_is_an_error(
 
 @each
 @both_ways
-def test_the_prompts_subtitles_are_spoken_at_the_frames_shown(qwen, use_topk, place, tmp_path, monkeypatch):
+def test_the_prompts_subtitles_are_spoken_at_the_frames_shown(qwen, use_topk, assets, tmp_path, monkeypatch):
     merged = merge_selection(
         write_videomme_labels(tmp_path, ["long", "long", "short"]), KEYFRAMES[:3], BUDGET, "videomme"
     )
     for stem in ("long", "short"):
-        write_subtitles(tmp_path / f"subtitle/{stem}.srt", seconds=40)
-    use_labels(monkeypatch, "videomme", merged, place / "videos")
+        write_subtitles(
+            tmp_path / f"subtitle/{stem}.srt", [(s, s + 1, f"said in second {s}") for s in range(40)]
+        )
+    use_labels(monkeypatch, "videomme", merged, assets / "videos")
     monkeypatch.setenv("AKS_VIDEOMME_SUBTITLES", str(tmp_path / "subtitle"))
-    say_which_frames(merged, BUDGET, use_topk)
+    set_frame_num(merged, use_topk, BUDGET)
 
     calls = calls_of(
-        qwen, place, f"use_topk={use_topk}", task="videomme_w_subtitle_aks", generate=answer_nothing
+        qwen, assets, f"use_topk={use_topk}", task="videomme_w_subtitle_aks", generate=answer_nothing
     )
 
     for question, call in calls.items():
         fps = FPS[VIDEOS[question]]
-        seconds = sorted({number // fps for number in frames_of(call, qwen.patch_size)})
-        spoken = re.findall(r"said in second (\d+)", prompt_of(call))
-        assert spoken == list(map(str, seconds)), question
+        seconds = sorted({frame_index // fps for frame_index in frames_of(call, qwen.patch_size)})
+        found = re.findall(r"said in second (\d+)", prompt_of(call))
+        assert found == list(map(str, seconds)), question
     assert len(calls) == 3
-
-
-def say_which_frames(labels: Path, frame_num: int, use_topk: bool) -> None:
-    flags = ["--frame_num", str(frame_num), "--use_topk", str(use_topk), "--path", str(labels)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["insert_frame_num.py", *flags])
-        insert_frame_num.main()
-
-
-def write_subtitles(path: Path, seconds: int) -> None:
-    """VideoMME's kind of subtitles, a line for each second."""
-    lines = [
-        f"{second + 1}\n00:00:{second:02},000 --> 00:00:{second + 1:02},000\n"
-        f'<font color="white" size=".72c">said in second {second}</font>\n'
-        for second in range(seconds)
-    ]
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("\n".join(lines), encoding="utf-8")
 
 
 # The command
 
 
-def run_command(qwen: Qwen, place: Path, labels: Path, videos: Path) -> subprocess.CompletedProcess:
+def run_command(qwen: Qwen, assets: Path, labels: Path, videos: Path) -> subprocess.CompletedProcess:
     """The command, with results and recorded calls in folders beside the labels."""
     folder = labels.parent
     return run_lmms_eval(
         qwen.name,
-        f"pretrained={place / qwen.name},{qwen.arguments},max_num_frames={BUDGET},use_topk=True",
+        f"pretrained={assets / qwen.name},{qwen.arguments},max_num_frames={BUDGET},use_topk=True",
         TASK,
         folder / "results",
         *qwen.flags,
@@ -724,8 +691,8 @@ def run_command(qwen: Qwen, place: Path, labels: Path, videos: Path) -> subproce
 
 
 @each
-def test_the_command_shows_the_keyframes_and_writes_results(qwen, place, labels):
-    done = run_command(qwen, place, labels, place / "videos")
+def test_the_command_shows_the_keyframes_and_writes_results(qwen, assets, labels):
+    done = run_command(qwen, assets, labels, assets / "videos")
     assert done.returncode == 0, done.stderr
     files = sorted((labels.parent / "calls").iterdir())
     calls = [Call(**torch.load(path, weights_only=False)) for path in files]
@@ -741,10 +708,10 @@ def test_the_command_shows_the_keyframes_and_writes_results(qwen, place, labels)
     assert score == pytest.approx(np.mean(correct))
 
 
-def test_the_command_gives_no_score_for_answers_without_the_video(place, tmp_path):
+def test_the_command_gives_no_score_for_answers_without_the_video(assets, tmp_path):
     video = write_av1(tmp_path / "videos/a.mp4")
     labels = merge_selection(write_longvideobench_labels(tmp_path / "labels", ["a.mp4"]), [[19]], BUDGET)
-    done = run_command(QWEN2, place, labels, tmp_path / "videos")
+    done = run_command(QWEN2, assets, labels, tmp_path / "videos")
 
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (

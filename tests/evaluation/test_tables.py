@@ -1,4 +1,4 @@
-"""Tables and reports of evaluation runs: known counts, published numbers, one line for every mistake."""
+"""Tables and reports of evaluation runs give known counts and published numbers, and one line a mistake."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import evaluation.tables
+import evaluation.plots
 from aks import UserError
 from evaluation.evaluator import evaluate, results_files
 from evaluation.results import parse_model_args, read_runs
-from evaluation.tables import PUBLISHED, bootstrap_interval, mcnemar_p
+from evaluation.significance import bootstrap_interval, mcnemar_p
+from evaluation.tables import PUBLISHED
 
 LVB, VIDEOMME, CUSTOM = "longvideobench_val_v_aks", "videomme_aks", "custom_aks"
 DATE = "20260102_030405"
 
 
-def sample(task: str, at: int, right: bool, question: dict) -> dict:
+def sample(task: str, index: int, right: bool, question: dict) -> dict:
     """One line of a samples file as lmms-eval 0.7.3 writes it."""
     prediction = "B" if right else "C"
     if task == VIDEOMME:
         metric = {
-            "question_id": question.get("id", f"{at // 3:03d}-{at % 3 + 1}"),
+            "question_id": question.get("id", f"{index // 3:03d}-{index % 3 + 1}"),
             "duration": question.get("duration", "short"),
             "category": question.get("category", "Knowledge"),
             "sub_category": question.get("sub_category", "Law"),
@@ -37,11 +38,11 @@ def sample(task: str, at: int, right: bool, question: dict) -> dict:
             "pred_answer": prediction,
             "answer": "B",
             "score": float(right),
-            "videoID": question.get("video", f"video{at // 3}"),
+            "videoID": question.get("video", f"video{index // 3}"),
         }
         metrics = {"videomme_perception_score": metric}
     else:
-        id = question.get("id", f"q_{at}")
+        id = question.get("id", f"q_{index}")
         metric = {
             "id": id,
             "duration_group": question.get("duration", 15),
@@ -51,7 +52,7 @@ def sample(task: str, at: int, right: bool, question: dict) -> dict:
         }
         metrics = {"lvb_acc": metric, "submission": {id: prediction}}
     return {
-        "doc_id": at,
+        "doc_id": index,
         "target": "1",
         "filtered_resps": prediction,
         "token_counts": [None],
@@ -91,8 +92,8 @@ def write_run(
     path = folder / f"{date}_results.json"
     path.write_text(json.dumps(results, indent=2))
     with open(folder / f"{date}_samples_{task}.jsonl", "w", encoding="utf-8") as file:
-        for at, (answer, question) in enumerate(zip(right, questions, strict=True)):
-            file.write(json.dumps(sample(task, at, answer, question), ensure_ascii=False) + "\n")
+        for index, (answer, question) in enumerate(zip(right, questions, strict=True)):
+            file.write(json.dumps(sample(task, index, answer, question), ensure_ascii=False) + "\n")
     return path
 
 
@@ -104,7 +105,7 @@ def write_pair(folder: Path, uniform: list[bool], aks: list[bool], **options) ->
 
 
 def counts(both: int, only_uniform: int, only_aks: int, neither: int) -> tuple[list[bool], list[bool]]:
-    """AnswerCache with these counts, (uniform, AKS)."""
+    """Right and wrong answers with these counts, (uniform, AKS)."""
     uniform = [True] * (both + only_uniform) + [False] * (only_aks + neither)
     aks = [True] * both + [False] * only_uniform + [True] * only_aks + [False] * neither
     return uniform, aks
@@ -117,7 +118,7 @@ def tables(text: str) -> list[list[dict[str, str]]]:
         if line.startswith("|"):
             lines.append([cell.strip() for cell in line.replace("\\|", "\0").strip("|").split("|")])
         elif lines:
-            head = [name + str(lines[0][:at].count(name) or "") for at, name in enumerate(lines[0])]
+            head = [name + str(lines[0][:index].count(name) or "") for index, name in enumerate(lines[0])]
             assert len({len(row) for row in lines}) == 1
             found.append([dict(zip(head, row, strict=True)) for row in lines[2:]])
             lines = []
@@ -133,9 +134,9 @@ def read_csv(path: Path, table: str) -> list[dict[str, str]]:
 def run_tables(run_script, tmp_path):
     """Run tables.py; returns its tables, its text, and the output folder."""
 
-    def run(*places, output: bool = False, fresh: bool = False):
+    def run(*folders, output: bool = False, fresh: bool = False):
         options = ["--output", tmp_path / "tables"] if output else []
-        done = run_script("evaluation/tables.py", *places, *options, fresh=fresh)
+        done = run_script("evaluation/tables.py", *folders, *options, fresh=fresh)
         assert done.returncode == 0, done.stderr
         return tables(done.stdout), done.stdout, tmp_path / "tables"
 
@@ -158,21 +159,21 @@ def test_the_published_numbers():
         ("llava_vid", 64): (58.9, 62.7, 64.4, 65.3),
     }
 
-    def numbers(table: str, **wanted) -> tuple[float, float]:
+    def accuracies(table: str, **row_fields) -> tuple[float, float]:
         rows = published[table]["rows"]
-        (row,) = (row for row in rows if all(row[name] == value for name, value in wanted.items()))
+        (row,) = (row for row in rows if all(row[name] == value for name, value in row_fields.items()))
         return row["longvideobench"], row["videomme"]
 
-    assert numbers("strategies", strategy="top") == (62.4, 63.7)
-    assert numbers("strategies", strategy="bin") == (60.2, 65.2)
-    assert numbers("scorers", frames=16, scorer="uniform") == (57.4, 60.6)
-    assert numbers("scorers", frames=32, scorer="sevila") == (60.9, 63.7)
-    assert numbers("scorers", frames=64, scorer="clip") == (62.2, 65.6)
-    assert numbers("candidate_rates", frames=16, candidates_per_second=0.125) == (61.1, 61.0)
-    assert numbers("candidate_rates", frames=32, candidates_per_second=0.25) == (59.8, 65.1)
-    assert numbers("depth_threshold", depth=5, threshold=0.8) == (61.3, 65.3)
-    assert numbers("depth_threshold", depth=3, threshold=0.4) == (62.6, 54.5)
-    assert numbers("depth_threshold", depth=6, threshold=0) == (62.4, 63.8)
+    assert accuracies("strategies", strategy="top") == (62.4, 63.7)
+    assert accuracies("strategies", strategy="bin") == (60.2, 65.2)
+    assert accuracies("scorers", frames=16, scorer="uniform") == (57.4, 60.6)
+    assert accuracies("scorers", frames=32, scorer="sevila") == (60.9, 63.7)
+    assert accuracies("scorers", frames=64, scorer="clip") == (62.2, 65.6)
+    assert accuracies("candidate_rates", frames=16, candidates_per_second=0.125) == (61.1, 61.0)
+    assert accuracies("candidate_rates", frames=32, candidates_per_second=0.25) == (59.8, 65.1)
+    assert accuracies("depth_threshold", depth=5, threshold=0.8) == (61.3, 65.3)
+    assert accuracies("depth_threshold", depth=3, threshold=0.4) == (62.6, 54.5)
+    assert accuracies("depth_threshold", depth=6, threshold=0) == (62.4, 63.8)
     lengths = {name: len(published[name]["rows"]) for name in published if "rows" in published[name]}
     assert lengths == {
         "main": 3,
@@ -183,17 +184,17 @@ def test_the_published_numbers():
     }
     assert all("2502.21271" in published[name]["source"] for name in lengths)
     # Where the tables overlap they agree.
-    for table, wanted in [
+    for table, row_fields in [
         ("strategies", {"strategy": "ada"}),
         ("scorers", {"frames": 64, "scorer": "blip"}),
         ("candidate_rates", {"frames": 64, "candidates_per_second": 1}),
     ]:
-        assert numbers(table, **wanted) == (62.7, 65.3)
+        assert accuracies(table, **row_fields) == (62.7, 65.3)
 
 
 def test_known_counts(tmp_path, run_tables):
     uniform, aks = counts(5, 2, 8, 3)
-    durations = [{"duration": 60 if at < 5 else 600 if at < 10 else 3600} for at in range(18)]
+    durations = [{"duration": 60 if index < 5 else 600 if index < 10 else 3600} for index in range(18)]
     write_pair(tmp_path / "results", uniform, aks, questions=durations)
     (paper, other, groups, paired), text, _ = run_tables(tmp_path / "results")
     (row,) = paired
@@ -221,7 +222,7 @@ def test_known_counts(tmp_path, run_tables):
 
 
 def independent_mcnemar(b: int, c: int) -> float:
-    """By the binomial's log-probabilities, summed from both sides."""
+    """McNemar's test by the binomial's log-probabilities, summed from both sides."""
     n = b + c
     log = [math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(n + 1)]
     probabilities = [math.exp(value - n * math.log(2)) for value in log]
@@ -266,7 +267,7 @@ def independent_interval(values: list[float], clusters: list, seed: int) -> tupl
 def test_the_bootstrap_interval():
     rng = random.Random(7)
     # Three questions a video that mostly agree, and a few videos of one question.
-    clusters = [f"v{at // 3}" for at in range(240)] + [f"w{at}" for at in range(20)]
+    clusters = [f"v{index // 3}" for index in range(240)] + [f"w{index}" for index in range(20)]
     bias = {name: rng.choice([-100.0, 0.0, 0.0, 100.0]) for name in dict.fromkeys(clusters)}
     values = [bias[name] if rng.random() < 0.8 else 0.0 for name in clusters]
     by_video, by_question = bootstrap_interval(values, clusters), bootstrap_interval(values)
@@ -279,14 +280,14 @@ def test_the_bootstrap_interval():
 
 
 def test_the_interval_is_that_of_ten_thousand_resamples():
-    """Where differences spread evenly around zero, so that a mean's quantiles are the normal ones."""
+    """The differences spread evenly around zero, so that a mean's quantiles are those of the normal one."""
     deviations = []
     for count in range(20, 50, 3):
         values = np.arange(count) - (count - 1) / 2
         error = values.std() / math.sqrt(count)
         low, high = bootstrap_interval(values)
         deviations += [-low / error - 1.96, high / error - 1.96]
-    # 0.027 are expected; of 1,000 resamples 0.084.
+    # 10,000 resamples should give 0.027, 1,000 would give 0.084.
     assert math.sqrt(np.mean(np.square(deviations))) < 0.04
 
 
@@ -298,7 +299,7 @@ def interval(uniform: list[bool], aks: list[bool], clusters: list[str] | None = 
 
 
 def assert_resampled(found: list[list[dict[str, str]]], unit: str, interval: str) -> None:
-    """What the tables print is resampled, and the interval of that, over all questions."""
+    """The tables print this unit of resampling, and this interval over all questions."""
     *_, groups, (paired,) = found
     assert paired["resampled"] == unit
     assert paired["95 % interval"] == groups[0]["95 % interval"] == interval
@@ -306,14 +307,14 @@ def assert_resampled(found: list[list[dict[str, str]]], unit: str, interval: str
 
 def test_videomme_resamples_videos_where_they_are_known(tmp_path, run_tables):
     uniform, aks = counts(2, 1, 6, 3)
-    videos = [f"v{at // 3}" for at in range(12)]
+    videos = [f"v{index // 3}" for index in range(12)]
     assert interval(uniform, aks, videos) != interval(uniform, aks)
-    questions = [{"duration": "short" if at < 9 else "long"} for at in range(12)]
+    questions = [{"duration": "short" if index < 9 else "long"} for index in range(12)]
     write_pair(tmp_path / "a", uniform, aks, task=VIDEOMME, questions=questions)
     found, _, _ = run_tables(tmp_path / "a")
     assert_resampled(found, "videos", interval(uniform, aks, videos))
     assert found[-2][1]["95 % interval"] == interval(uniform[:9], aks[:9], videos[:9])  # a group's own
-    questions = [{"id": f"{at}", "video": None if at == 3 else f"v{at // 3}"} for at in range(12)]
+    questions = [{"id": f"{index}", "video": None if index == 3 else f"v{index // 3}"} for index in range(12)]
     write_pair(tmp_path / "b", uniform, aks, task=VIDEOMME, questions=questions)
     assert_resampled(run_tables(tmp_path / "b")[0], "questions", interval(uniform, aks))
 
@@ -323,25 +324,26 @@ def write_paper_runs(folder: Path) -> None:
     arguments = "pretrained=./checkpoints/llava_video_7b,conv_template=chatml_direct,max_frames_num=64"
     rng = random.Random(3)
     questions = [
-        {"id": f"v{at // 2}_{at % 2}", "duration": (15, 60, 600, 3600)[at * 4 // 1337]} for at in range(1337)
+        {"id": f"v{index // 2}_{index % 2}", "duration": (15, 60, 600, 3600)[index * 4 // 1337]}
+        for index in range(1337)
     ]
     uniform, aks = counts(700, 90, 138, 409)  # 790 and 838 of 1337
     order = rng.sample(range(1337), 1337)
-    uniform, aks = [uniform[at] for at in order], [aks[at] for at in order]
+    uniform, aks = [uniform[index] for index in order], [aks[index] for index in order]
     options = {"model": "llava_vid", "arguments": arguments}
     write_pair(folder / "lvb", uniform, aks, task=LVB, questions=questions, **options)
     questions = [
         {
-            "id": f"{at:04d}",
-            "video": f"v{at // 3}",
-            "duration": ("short", "medium", "long")[at // 900],
-            "category": ("Knowledge", "Film & Television", "Multilingual")[at % 3],
+            "id": f"{index:04d}",
+            "video": f"v{index // 3}",
+            "duration": ("short", "medium", "long")[index // 900],
+            "category": ("Knowledge", "Film & Television", "Multilingual")[index % 3],
         }
-        for at in range(2700)
+        for index in range(2700)
     ]
     uniform, aks = counts(1600, 140, 163, 797)  # 1740 and 1763 of 2700
     order = rng.sample(range(2700), 2700)
-    uniform, aks = [uniform[at] for at in order], [aks[at] for at in order]
+    uniform, aks = [uniform[index] for index in order], [aks[index] for index in order]
     write_pair(folder / "videomme", uniform, aks, task=VIDEOMME, questions=questions, **options)
     right = [True] * 730 + [False] * 607
     arguments = "pretrained=lmms-lab/llava-onevision-qwen2-7b-ov,max_frames_num=32"
@@ -433,7 +435,7 @@ def test_fewer_questions_than_the_benchmark_are_not_compared_with_the_paper(tmp_
 def test_of_equal_runs_the_newest_counts(tmp_path, run_tables):
     digest = "max_frames_num=8,use_topk=True,frames_digest=sha256-{}"
     for date, right in [("20260301_000000", 1), ("20260302_000000", 3), ("20260228_235959", 2)]:
-        answers = [at < right for at in range(4)]
+        answers = [index < right for index in range(4)]
         write_run(tmp_path / date, answers, date=date, arguments=digest.format(date[6:8]))
     (_, other, *_), text, _ = run_tables(*sorted(tmp_path.iterdir()), tmp_path)  # each found twice, read once
     assert [row["uniform -> AKS"] for row in other] == ["- -> 75.0"]
@@ -445,7 +447,7 @@ def test_of_equal_runs_the_newest_counts(tmp_path, run_tables):
     write_run(tmp_path / "model", answers, arguments=arguments, model="qwen2_vl")
     write_run(tmp_path / "task", answers, arguments=arguments, task=LVB)
     (_, other, *_), _, _ = run_tables(tmp_path)
-    assert len(other) == 5  # these are no equals
+    assert len(other) == 5  # they differ in their setup
 
 
 def test_runs_of_other_setups_are_not_paired(tmp_path, run_tables):
@@ -466,7 +468,7 @@ def test_runs_of_other_setups_are_not_paired(tmp_path, run_tables):
 
 
 def test_questions_in_one_run_only_are_counted_and_left_out(tmp_path, run_tables):
-    questions = [{"id": f"q{at}"} for at in range(10)]
+    questions = [{"id": f"q{index}"} for index in range(10)]
     write_run(tmp_path / "uni", [True] * 7, questions=questions[:7])
     arguments = "max_frames_num=8,use_topk=True"
     write_run(tmp_path / "aks", [False] * 2 + [True] * 6, questions=questions[2:], arguments=arguments)
@@ -492,14 +494,14 @@ def test_a_checkpoints_folder_and_several_tasks_in_one_file(tmp_path, run_tables
 
 
 def test_names_of_ones_own_groups_cannot_break_the_tables(tmp_path, run_tables):
-    names = ["a|b", "two\nlines", "$x^{$", "<b>", *(f"z{at}" for at in range(60))]
+    names = ["a|b", "two\nlines", "$x^{$", "<b>", *(f"z{index}" for index in range(60))]
     write_pair(
         tmp_path / "results",
         [True] * len(names),
         [False] * len(names),
         questions=[{"duration": name} for name in names],
     )
-    (tmp_path / "tables").mkdir()  # of an earlier time
+    (tmp_path / "tables").mkdir()  # left by an earlier run
     found, text, output = run_tables(tmp_path / "results", output=True)
     assert len([row for row in found[2] if row["grouping"] == "duration_group"]) == len(names)
     assert "a\\|b" in text and "two lines" in text
@@ -568,8 +570,8 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("spoil", "words"), MISTAKES, ids=range(len(MISTAKES)))
-def test_a_bad_run_is_told_in_one_line(tmp_path, run_script, spoil, words):
+@pytest.mark.parametrize(("spoil", "message"), MISTAKES, ids=range(len(MISTAKES)))
+def test_a_bad_run_is_told_in_one_line(tmp_path, run_script, spoil, message):
     folder = tmp_path / "run"
     write_run(folder, [True, False, True, False])
     spoil(folder)
@@ -579,24 +581,24 @@ def test_a_bad_run_is_told_in_one_line(tmp_path, run_script, spoil, words):
     ):
         done = run_script(*command)
         assert done.returncode == status and done.stdout == "" and done.stderr.count("\n") == 1
-        assert done.stderr.startswith("error: ") and re.search(words, done.stderr), done.stderr
+        assert done.stderr.startswith("error: ") and re.search(message, done.stderr), done.stderr
 
 
 def test_mistakes_in_the_command(tmp_path, run_script):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     write_run(tmp_path / "good", [True])
-    for arguments, words in [
+    for arguments, message in [
         ([tmp_path / "absent"], "absent: no such results folder"),
         ([tmp_path / "good", tmp_path / "empty"], "empty: no *_results.json there"),
         ([tmp_path / "good", "--output", tmp_path / "file/x"], "cannot be created"),
     ]:
         done = run_script("evaluation/tables.py", *arguments)
-        assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_runs_on_different_labels_are_not_compared(tmp_path, run_script):
-    for name, questions, words in [
+    for name, questions, message in [
         ("groups", [{}, {"duration": 60}], "question q_1: answer B, groups 60, S2E; in .* B, 15, S2E"),
         ("ids", [{"id": "x"}, {"id": "y"}], "no question in common"),
     ]:
@@ -604,7 +606,7 @@ def test_runs_on_different_labels_are_not_compared(tmp_path, run_script):
         arguments = "max_frames_num=8,use_topk=True"
         write_run(tmp_path / name / "aks", [True, True], questions=questions, arguments=arguments)
         done = run_script("evaluation/tables.py", tmp_path / name)
-        assert done.returncode == 2 and re.search(words, done.stderr) and done.stderr.count("\n") == 1
+        assert done.returncode == 2 and re.search(message, done.stderr) and done.stderr.count("\n") == 1
 
 
 def test_model_arguments_are_read_as_lmms_eval_reads_them():
@@ -650,7 +652,7 @@ def test_what_a_run_says_about_itself(tmp_path):
 
 def test_a_share_as_limit_and_an_offset(tmp_path):
     path = write_run(tmp_path, [True, False], limit=0.5, original=4)
-    (run,), _ = read_runs(path)  # how many questions a share is, lmms-eval does not record
+    (run,), _ = read_runs(path)  # lmms-eval does not record how many questions a share is
     assert len(run.samples) == 2 and run.limit == 0.5
     edit(tmp_path, lambda content: content["config"].update(limit=-1, offset=2))
     (run,), _ = read_runs(path)
@@ -688,7 +690,7 @@ def test_a_run_without_results_fails(tmp_path, run_script):
     assert done.returncode == 1 and "wrote no results file" in done.stderr
     write_run(tmp_path / "run", [True])
     assert run_script(*command).returncode == 0
-    # Only the newest counts: an earlier good one does not stand in for it.
+    # Only the newest run counts; an earlier good one does not replace it.
     write_run(tmp_path / "run", [True, False], date="20260202_000000")
     done = run_script(*command, "--questions", 2)
     assert done.returncode == 0 and "50.00" in done.stdout
@@ -701,7 +703,7 @@ def test_a_run_s_results_are_told_from_earlier_ones_whatever_the_file_server_s_c
     os.utime(write_run(tmp_path, [True]), (clock_s, clock_s))
     before = results_files(tmp_path)
     assert evaluate(tmp_path, 1, before) == 1
-    assert "wrote no results file" in (told := capsys.readouterr().err) and told.count("\n") == 1
+    assert "wrote no results file" in (stderr := capsys.readouterr().err) and stderr.count("\n") == 1
     os.utime(write_run(tmp_path, [True, False], date="20260202_000000"), (500, 500))
     assert evaluate(tmp_path, 2, before) == 0
     assert "50.00" in capsys.readouterr().out
@@ -709,7 +711,7 @@ def test_a_run_s_results_are_told_from_earlier_ones_whatever_the_file_server_s_c
 
 def test_longvideobench_s_ids_tell_the_videos_that_are_resampled(tmp_path, run_tables):
     uniform, aks = counts(2, 1, 6, 3)
-    questions = [{"id": f"a_b-{at // 3}_{at % 3}"} for at in range(12)]
+    questions = [{"id": f"a_b-{index // 3}_{index % 3}"} for index in range(12)]
     write_pair(tmp_path / "a", uniform, aks, questions=questions, task="longvideobench_val_v_aks")
     videos = [question["id"].rpartition("_")[0] for question in questions]
     assert_resampled(run_tables(tmp_path / "a")[0], "videos", interval(uniform, aks, videos))
@@ -721,14 +723,14 @@ def test_longvideobench_s_ids_tell_the_videos_that_are_resampled(tmp_path, run_t
 def test_the_plot_says_so_where_it_leaves_groups_out(tmp_path, monkeypatch, groups, remark):
     titles = []
 
-    def plotted(axis, title, records, paper, real=evaluation.tables._plot_accuracy):
+    def plotted(axis, title, records, paper, real=evaluation.plots._plot_accuracy):
         titles.append(title)
         assert len(records) == 40  # all questions, and 39 groups
         real(axis, title, records, paper)
 
-    monkeypatch.setattr(evaluation.tables, "_plot_accuracy", plotted)
-    facts = {"table": "group", "model": "m", "frames": 8, "benchmark": "custom", "uniform": 50.0}
-    names = [("all", ""), *(("duration", str(at)) for at in range(groups))]
+    monkeypatch.setattr(evaluation.plots, "_plot_accuracy", plotted)
+    facts = {"table": "group", "title": "m, custom, 8 frames", "benchmark": "custom", "uniform": 50.0}
+    names = [("all", ""), *(("duration", str(index)) for index in range(groups))]
     records = [{**facts, "grouping": grouping, "group": group} for grouping, group in names]
-    evaluation.tables.plot(tmp_path / "tables.png", records)
-    assert titles == [f"{evaluation.tables._title(records[0])}{remark}"]
+    evaluation.plots.plot(tmp_path / "tables.png", records)
+    assert titles == [f"m, custom, 8 frames{remark}"]

@@ -19,22 +19,24 @@ from evaluation_setup import (
     change_entry,
     load_task,
     merge_selection,
-    read_numbers,
+    read_frame_indices,
+    set_frame_num,
     write_labels,
     write_longvideobench_labels,
     write_numbered_video,
+    write_subtitles,
     write_videomme_labels,
 )
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
-from lmms_eval.tasks.longvideobench import utils as upstreams_longvideobench
-from lmms_eval.tasks.videomme import utils as upstreams_videomme
-from qwen_setup import evaluate, upstreams_readers
+from lmms_eval.tasks.longvideobench import utils as upstream_longvideobench
+from lmms_eval.tasks.videomme import utils as upstream_videomme
+from qwen_setup import evaluate, upstream_readers
 from qwen_vl_utils import vision_process
 
-from evaluation import insert_frame_num
-from evaluation.frame_policy import UNIFORM_RULES, EvaluationError
+from evaluation.frame_policy import EvaluationError
 from evaluation.keyframe_mixin import KeyframeMixin
+from evaluation.uniform import UNIFORM_RULES
 
 BUDGET = 8
 VIDEOS = {"long": (1100, 30), "short": (150, 24), "few": (5, 30)}  # frames, frames a second
@@ -45,7 +47,7 @@ RULES = {
     "qwen2_5_vl": "qwen2_5",
     "qwen3_vl": "qwen3",
 }
-UPSTREAMS = {
+UPSTREAM_CLASSES = {
     "llava_onevision": "Llava_OneVision",
     "llava_vid": "LlavaVid",
     "qwen2_vl": "Qwen2_VL",
@@ -66,15 +68,15 @@ def videos(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def readers(monkeypatch) -> None:
     """qwen-vl-utils reads with decord, unwrapped."""
-    monkeypatch.setattr(vision_process, "VIDEO_READER_BACKENDS", upstreams_readers())
+    monkeypatch.setattr(vision_process, "VIDEO_READER_BACKENDS", upstream_readers())
     monkeypatch.setattr(vision_process, "get_video_reader_backend", lambda: "decord")
 
 
 # The models' rules for uniform frames
 
 
-class Enough(Exception):
-    """The frames are known; there is no model to be asked."""
+class FramesKnown(Exception):
+    """Raised when the frames are known; there is no model to ask."""
 
 
 class Processor:
@@ -93,13 +95,13 @@ class Processor:
 
     def __call__(self, videos: list[Any], **inputs: Any) -> None:
         self.frames = videos[0]
-        raise Enough
+        raise FramesKnown
 
 
-def upstreams_frames(model: str, path: str, budget: int) -> np.ndarray:
+def upstream_frames(model: str, path: str, budget: int) -> np.ndarray:
     """The uniform frames, pixels, that lmms-eval's own class of this name reads of a video."""
     module = importlib.import_module(f"lmms_eval.models.simple.{model}")
-    upstream = object.__new__(getattr(module, UPSTREAMS[model]))  # without weights
+    upstream = object.__new__(getattr(module, UPSTREAM_CLASSES[model]))  # without weights
     if model == "llava_vid":
         return upstream.load_video(path, budget, 1)[0]
     if model == "llava_onevision":
@@ -113,15 +115,15 @@ def upstreams_frames(model: str, path: str, budget: int) -> np.ndarray:
     )  # fmt: skip
     arguments = ("?", {}, lambda doc: [path], 0, "task", "test")
     request = Instance("generate_until", arguments, 0, {"task": "task", "doc_id": 0, "repeats": 1})
-    with pytest.raises(Enough):
+    with pytest.raises(FramesKnown):
         upstream.generate_until([request])
     return processor.frames
 
 
-class Coloured:
-    """Stands for decord's reader: a video whose name tells its frames and rate, each frame of one colour.
+class ColourReader:
+    """Stands in for decord's reader: a video's name tells its frame count and rate.
 
-    The colour is the frame's number.
+    Each frame has one colour, which spells its index.
     """
 
     def __init__(self, path: str, *options: Any, **more: Any) -> None:
@@ -134,18 +136,20 @@ class Coloured:
     def get_avg_fps(self) -> float:
         return self.fps
 
-    def __getitem__(self, number: int) -> Any:
-        return decord.nd.array(self.get_batch([number]).asnumpy()[0])
+    def __getitem__(self, frame_index: int) -> Any:
+        return decord.nd.array(self.get_batch([frame_index]).asnumpy()[0])
 
-    def get_batch(self, numbers: list[int]) -> Any:
-        assert min(numbers) >= 0 and max(numbers) < self.frames
-        colours = [[number >> 16, number >> 8 & 255, number & 255] for number in numbers]
+    def get_batch(self, frame_indices: list[int]) -> Any:
+        assert min(frame_indices) >= 0 and max(frame_indices) < self.frames
+        colours = [
+            [frame_index >> 16, frame_index >> 8 & 255, frame_index & 255] for frame_index in frame_indices
+        ]
         pixels = np.array(colours, dtype=np.uint8)[:, None, None].repeat(32, axis=1).repeat(32, axis=2)
         return decord.nd.array(np.ascontiguousarray(pixels))
 
 
 def colours(frames: Any) -> list[int]:
-    """The numbers of a ``Coloured`` video's frames, as they are or through qwen-vl-utils."""
+    """The indices of a ``ColourReader``'s frames, as it gives them or after qwen-vl-utils."""
     pixels = np.asarray(frames)
     corner = pixels[:, 0, 0] if pixels.shape[-1] == 3 else pixels[:, :, 0, 0]
     red, green, blue = corner.astype(int).T
@@ -153,15 +157,15 @@ def colours(frames: Any) -> list[int]:
 
 
 @pytest.fixture
-def coloured(monkeypatch) -> None:
+def colour_reader(monkeypatch) -> None:
     for model in ("llava_vid", "llava_onevision"):  # imported before decord's reader is replaced
         module = importlib.import_module(f"lmms_eval.models.simple.{model}")
-        monkeypatch.setattr(module, "VideoReader", Coloured)
-    monkeypatch.setattr(decord, "VideoReader", Coloured)
+        monkeypatch.setattr(module, "VideoReader", ColourReader)
+    monkeypatch.setattr(decord, "VideoReader", ColourReader)
 
 
 def many_cases() -> list[tuple[int, float, int]]:
-    """DecodedFrames, frames a second and budgets: the edges of every rule, and a hundred at random."""
+    """Frame counts, frames a second and budgets: the edges of every rule, and a hundred at random."""
     rng = np.random.default_rng(3)
     lengths = [2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 33, 64, 90, 150, 767, 768, 769, 1100, 1537, 5000, 108000]
     rates = [1, 2, 5, 12.5, 23.976, 24000 / 1001, 25, 29.97, 30, 59.94, 120]
@@ -174,17 +178,17 @@ def many_cases() -> list[tuple[int, float, int]]:
 
 
 @models
-def test_a_models_rule_is_what_its_upstream_reads(model, coloured):
+def test_a_models_rule_is_what_its_upstream_reads(model, colour_reader):
     compared = 0
     for frames, fps, budget in many_cases():
-        given = UNIFORM_RULES[RULES[model]](frames, fps, budget)
+        frame_indices = UNIFORM_RULES[RULES[model]](frames, fps, budget)
         try:
-            expected = colours(upstreams_frames(model, f"{frames}_{fps}.mp4", budget))
-        except RuntimeError:  # qwen-vl-utils cannot sample it, and has torchvision look for the file
+            expected = colours(upstream_frames(model, f"{frames}_{fps}.mp4", budget))
+        except RuntimeError:  # qwen-vl-utils cannot sample it, and turns to torchvision, which finds no file
             shown = min(frames, budget)
             assert model == "qwen3_vl" and (shown == 1 or (shown % 4 == 3 and shown == frames))
             continue
-        assert given.tolist() == expected, (frames, fps, budget)
+        assert frame_indices.tolist() == expected, (frames, fps, budget)
         compared += 1
     assert compared > 90
 
@@ -192,7 +196,7 @@ def test_a_models_rule_is_what_its_upstream_reads(model, coloured):
 @pytest.mark.parametrize("video", VIDEOS)
 @models
 def test_a_models_rule_is_what_its_upstream_reads_of_a_real_video(model, video, videos):
-    frames = read_numbers(upstreams_frames(model, str(videos / f"{video}.mp4"), BUDGET))
+    frames = read_frame_indices(upstream_frames(model, str(videos / f"{video}.mp4"), BUDGET))
 
     assert UNIFORM_RULES[RULES[model]](*VIDEOS[video], BUDGET).tolist() == frames
 
@@ -202,9 +206,9 @@ def test_a_rule_keeps_within_the_shortest_videos(rule):
     for frames in range(1, 20):
         for fps in (0.5, 1, 30):
             for budget in (1, 2, 3, 8, 64):
-                numbers = UNIFORM_RULES[rule](frames, fps, budget)
-                assert numbers.dtype == np.int64 and (np.diff(numbers) >= 0).all()
-                assert len(numbers) == 0 or (numbers[0] >= 0 and numbers[-1] < frames)
+                frame_indices = UNIFORM_RULES[rule](frames, fps, budget)
+                assert frame_indices.dtype == np.int64 and (np.diff(frame_indices) >= 0).all()
+                assert len(frame_indices) == 0 or (frame_indices[0] >= 0 and frame_indices[-1] < frames)
 
 
 # LongVideoBench's pictures, with the subtitles between them
@@ -264,7 +268,7 @@ def test_a_place_in_the_prompt_is_that_of_a_picture(interleaved, monkeypatch, tm
     for keyframes in (KEYFRAMES, [249, 250, 251], [299], list(range(0, 300, 37))):
         change_entry(interleaved, 0, frame_idx=keyframes)
         task, doc = pictures_task("aks", interleaved, monkeypatch, tmp_path)
-        assert read_numbers(map(np.asarray, task.doc_to_visual(doc))) == keyframes
+        assert read_frame_indices(map(np.asarray, task.doc_to_visual(doc))) == keyframes
         assert task.doc_to_text(doc).count("<image>") == len(keyframes)
 
 
@@ -276,15 +280,15 @@ def test_uniform_pictures_and_their_prompt_are_upstreams(interleaved, duration, 
     (tmp_path / "home/datasets").mkdir(parents=True)
     (tmp_path / "home/datasets/longvideobench").symlink_to(tmp_path)
 
-    upstreams_text = upstreams_longvideobench.longvideobench_doc_to_text(
+    upstreams_text = upstream_longvideobench.longvideobench_doc_to_text(
         doc, {**task.config.lmms_eval_specific_kwargs["default"], "insert_interleave_subtitles": True}
     )
     assert task.doc_to_text(doc) == upstreams_text
-    numbers = read_numbers(map(np.asarray, task.doc_to_visual(doc)))
-    assert numbers == read_numbers(
-        map(np.asarray, upstreams_longvideobench.longvideobench_doc_to_visual_i(doc))
+    frame_indices = read_frame_indices(map(np.asarray, task.doc_to_visual(doc)))
+    assert frame_indices == read_frame_indices(
+        map(np.asarray, upstream_longvideobench.longvideobench_doc_to_visual_i(doc))
     )
-    assert len(numbers) == min(16, int(duration)) == upstreams_text.count("<image>")
+    assert len(frame_indices) == min(16, int(duration)) == upstreams_text.count("<image>")
 
 
 def test_a_missing_or_broken_subtitle_file_is_one_line(interleaved, monkeypatch, tmp_path):
@@ -345,7 +349,7 @@ class Model(KeyframeMixin, _Upstream):
 
 
 def refusal(task: str, **arguments: Any) -> str:
-    """The line with which an evaluation ends that asks its model nothing."""
+    """The line with which an evaluation ends that never asks its model."""
     model = Model(**arguments)
     with pytest.raises(EvaluationError) as ended:
         evaluate(model, "model", task)
@@ -374,75 +378,53 @@ CHOSEN = {"long": [1, 45, 46, 600, 601, 1023], "short": [23, 24, 149], "few": [4
 
 
 @pytest.fixture
-def spoken(videos, tmp_path, monkeypatch) -> Path:
+def subtitled(videos, tmp_path, monkeypatch) -> Path:
     """Labels of a question a video, with keyframes and a subtitle line for every half second."""
     monkeypatch.setenv("AKS_VIDEOMME_VIDEOS", str(videos))
     monkeypatch.setenv("AKS_VIDEOMME_SUBTITLES", str(tmp_path / "subtitle"))
     for name in VIDEOS:
         write_subtitles(
-            tmp_path / f"subtitle/{name}.srt", [(at / 2, at / 2 + 0.5, f"line {at}") for at in range(75)]
+            tmp_path / f"subtitle/{name}.srt",
+            [(index / 2, index / 2 + 0.5, f"line {index}") for index in range(75)],
         )
     return merge_selection(
         write_videomme_labels(tmp_path, list(VIDEOS)), list(CHOSEN.values()), BUDGET, "videomme"
     )
 
 
-def write_subtitles(path: Path, lines: list[tuple[float, float, str]]) -> Path:
-    """VideoMME's own kind of subtitles: from, to, text."""
-    parts = [
-        f'{at}\n{_clock(first)} --> {_clock(end)}\n<font color="white" size=".72c">{text}</font>\n'
-        for at, (first, end, text) in enumerate(lines, 1)
-    ]
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("\n".join(parts), encoding="utf-8")
-    return path
-
-
-def _clock(time_s: float) -> str:
-    minutes, seconds = divmod(time_s, 60)
-    return f"00:{int(minutes):02}:{int(seconds):02},{round(seconds % 1 * 1000):03}"
-
-
-def say_which_frames(labels: Path, use_topk: bool, frame_num: int = BUDGET) -> None:
-    flags = ["--frame_num", str(frame_num), "--use_topk", str(use_topk), "--path", str(labels)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["insert_frame_num.py", *flags])
-        insert_frame_num.main()
-
-
-def lines_told(labels: Path, model: str, monkeypatch, tmp_path) -> dict[str, list[int]]:
+def subtitle_lines(labels: Path, model: str, monkeypatch, tmp_path) -> dict[str, list[int]]:
     """The numbers of the subtitle lines in each video's prompt."""
     task, docs = load_task("videomme_w_subtitle_aks", monkeypatch, tmp_path, model, VIDEOMME_LABELS=labels)
     return {doc["videoID"]: list(map(int, re.findall(r"line (\d+)", task.doc_to_text(doc)))) for doc in docs}
 
 
-def lines_at(video: str, numbers: list[int]) -> list[int]:
+def lines_at(video: str, frame_indices: list[int]) -> list[int]:
     """The subtitle lines spoken at frames of a video."""
-    return sorted({int(number / VIDEOS[video][1] * 2) for number in numbers})
+    return sorted({int(frame_index / VIDEOS[video][1] * 2) for frame_index in frame_indices})
 
 
 @models
-def test_subtitles_are_those_at_the_keyframes(model, spoken, monkeypatch, tmp_path):
-    say_which_frames(spoken, use_topk=True)
+def test_subtitles_are_those_at_the_keyframes(model, subtitled, monkeypatch, tmp_path):
+    set_frame_num(subtitled, True, BUDGET)
 
-    told = lines_told(spoken, model, monkeypatch, tmp_path)
-    assert told == {video: lines_at(video, numbers) for video, numbers in CHOSEN.items()}
+    lines = subtitle_lines(subtitled, model, monkeypatch, tmp_path)
+    assert lines == {video: lines_at(video, frame_indices) for video, frame_indices in CHOSEN.items()}
 
 
 @models
 def test_subtitles_are_those_at_the_uniform_frames_of_the_models_upstream(
-    model, spoken, videos, monkeypatch, tmp_path
+    model, subtitled, videos, monkeypatch, tmp_path
 ):
-    say_which_frames(spoken, use_topk=False)
+    set_frame_num(subtitled, False, BUDGET)
 
-    told = lines_told(spoken, model, monkeypatch, tmp_path)
+    lines = subtitle_lines(subtitled, model, monkeypatch, tmp_path)
     for video in VIDEOS:
-        shown = read_numbers(upstreams_frames(model, str(videos / f"{video}.mp4"), BUDGET))
-        assert told[video] == lines_at(video, shown), video
+        shown = read_frame_indices(upstream_frames(model, str(videos / f"{video}.mp4"), BUDGET))
+        assert lines[video] == lines_at(video, shown), video
 
 
-def test_a_line_is_told_from_its_first_frame_to_the_one_before_its_end(spoken, monkeypatch, tmp_path):
-    say_which_frames(spoken, use_topk=True)
+def test_a_line_is_told_from_its_first_frame_to_the_one_before_its_end(subtitled, monkeypatch, tmp_path):
+    set_frame_num(subtitled, True, BUDGET)
     lines = [(0.5, 1.5, "line 1"), (1.5, 2.0, "line 2"), (2.0, 20.0, "line 3"), (19.5, 20.5, "line 4")]
     write_subtitles(tmp_path / "subtitle/long.srt", lines)
 
@@ -456,34 +438,34 @@ def test_a_line_is_told_from_its_first_frame_to_the_one_before_its_end(spoken, m
         ([600, 614], [4]),
         ([615], []),
     ):
-        change_entry(spoken, 0, frame_idx=frames)
-        assert lines_told(spoken, "qwen2_vl", monkeypatch, tmp_path)["long"] == expected, frames
+        change_entry(subtitled, 0, frame_idx=frames)
+        assert subtitle_lines(subtitled, "qwen2_vl", monkeypatch, tmp_path)["long"] == expected, frames
 
 
-def test_the_prompt_with_subtitles_is_upstreams(spoken, videos, monkeypatch, tmp_path):
-    say_which_frames(spoken, use_topk=False)
+def test_the_prompt_with_subtitles_is_upstreams(subtitled, videos, monkeypatch, tmp_path):
+    set_frame_num(subtitled, False, BUDGET)
     task, docs = load_task(
-        "videomme_w_subtitle_aks", monkeypatch, tmp_path, "llava_onevision", VIDEOMME_LABELS=spoken
+        "videomme_w_subtitle_aks", monkeypatch, tmp_path, "llava_onevision", VIDEOMME_LABELS=subtitled
     )
-    home = tmp_path / "home" / upstreams_videomme.cache_name
+    home = tmp_path / "home" / upstream_videomme.cache_name
     home.mkdir(parents=True)
     (home / "data").symlink_to(videos)
     (home / "subtitle").symlink_to(tmp_path / "subtitle")
-    monkeypatch.setattr(upstreams_videomme, "base_cache_dir", str(tmp_path / "home"))
+    monkeypatch.setattr(upstream_videomme, "base_cache_dir", str(tmp_path / "home"))
 
     for doc in docs:
         ours = task.doc_to_text(doc)
-        upstreams = upstreams_videomme.videomme_doc_to_text_subtitle(doc, {"frame_num": BUDGET})
+        upstreams = upstream_videomme.videomme_doc_to_text_subtitle(doc, {"frame_num": BUDGET})
         assert re.sub(r"line \d+", "line", ours) == re.sub(r"line \d+", "line", upstreams)
-        # Upstream's lines stand in no order, being collected in a set.
+        # Upstream collects its lines in a set, so that they have no order.
         assert sorted(ours.splitlines()) == sorted(upstreams.splitlines())
 
 
-def test_a_video_without_subtitles_says_so(spoken, monkeypatch, tmp_path):
-    say_which_frames(spoken, use_topk=True)
+def test_a_video_without_subtitles_says_so(subtitled, monkeypatch, tmp_path):
+    set_frame_num(subtitled, True, BUDGET)
     (tmp_path / "subtitle/few.srt").unlink()
     task, docs = load_task(
-        "videomme_w_subtitle_aks", monkeypatch, tmp_path, "qwen2_vl", VIDEOMME_LABELS=spoken
+        "videomme_w_subtitle_aks", monkeypatch, tmp_path, "qwen2_vl", VIDEOMME_LABELS=subtitled
     )
 
     assert task.doc_to_text(docs[2]).startswith(
@@ -503,9 +485,9 @@ def test_every_model_of_ours_has_its_rule():
 
 
 @pytest.mark.parametrize("use_topk", [True, False])
-def test_a_model_that_shows_the_frames_of_the_subtitles_is_asked(spoken, use_topk, monkeypatch):
-    say_which_frames(spoken, use_topk)
-    monkeypatch.setenv("AKS_VIDEOMME_LABELS", str(spoken))
+def test_a_model_that_shows_the_frames_of_the_subtitles_is_asked(subtitled, use_topk, monkeypatch):
+    set_frame_num(subtitled, use_topk, BUDGET)
+    monkeypatch.setenv("AKS_VIDEOMME_LABELS", str(subtitled))
     model = Model(use_topk=use_topk)
 
     results = evaluate(model, "model", "videomme_w_subtitle_aks")
@@ -514,7 +496,7 @@ def test_a_model_that_shows_the_frames_of_the_subtitles_is_asked(spoken, use_top
 
 
 @pytest.mark.parametrize(
-    ("told", "model"),
+    ("subtitles", "model"),
     [
         ({"use_topk": False}, {"use_topk": True}),
         ({"use_topk": True}, {"use_topk": False}),
@@ -522,30 +504,28 @@ def test_a_model_that_shows_the_frames_of_the_subtitles_is_asked(spoken, use_top
         ({"use_topk": False}, {"use_topk": False, "max_frames_num": 16}),
     ],
 )
-def test_subtitles_of_other_frames_than_the_models_are_refused(spoken, told, model, monkeypatch):
-    say_which_frames(spoken, **told)
-    monkeypatch.setenv("AKS_VIDEOMME_LABELS", str(spoken))
+def test_subtitles_of_other_frames_than_the_models_are_refused(subtitled, subtitles, model, monkeypatch):
+    set_frame_num(subtitled, **{"frame_num": BUDGET, **subtitles})
+    monkeypatch.setenv("AKS_VIDEOMME_LABELS", str(subtitled))
 
     line = refusal("videomme_w_subtitle_aks", **model)
-    assert (
-        f"its subtitles are those of use_topk={told['use_topk']}, frame_num={told.get('frame_num', 8)}"
-        in line
-    )
-    wanted = f"--use_topk {model['use_topk']} --frame_num {model.get('max_frames_num', 8)}"
-    assert f"run evaluation/insert_frame_num.py {wanted}" in line
+    frame_num = subtitles.get("frame_num", BUDGET)
+    assert f"its subtitles are those of use_topk={subtitles['use_topk']}, frame_num={frame_num}" in line
+    flags = f"--use_topk {model['use_topk']} --frame_num {model.get('max_frames_num', 8)}"
+    assert f"run evaluation/insert_frame_num.py {flags}" in line
 
 
-def test_subtitles_of_keyframes_are_refused_where_uniform_frames_take_their_place(spoken, monkeypatch):
-    say_which_frames(spoken, use_topk=True)
-    monkeypatch.setenv("AKS_VIDEOMME_LABELS", str(spoken))
+def test_subtitles_of_keyframes_are_refused_where_uniform_frames_take_their_place(subtitled, monkeypatch):
+    set_frame_num(subtitled, True, BUDGET)
+    monkeypatch.setenv("AKS_VIDEOMME_LABELS", str(subtitled))
 
     line = refusal("videomme_w_subtitle_aks", use_topk=True, short_selection="paper")
     assert "question 001-1: short_selection=paper shows uniform frames" in line
 
 
-def test_subtitles_of_a_rule_that_an_argument_changes_are_refused(spoken, monkeypatch):
-    say_which_frames(spoken, use_topk=False)
-    monkeypatch.setenv("AKS_VIDEOMME_LABELS", str(spoken))
+def test_subtitles_of_a_rule_that_an_argument_changes_are_refused(subtitled, monkeypatch):
+    set_frame_num(subtitled, False, BUDGET)
+    monkeypatch.setenv("AKS_VIDEOMME_LABELS", str(subtitled))
 
     assert "uniform frames without fps=1" in refusal("videomme_w_subtitle_aks", fps=1)
 
@@ -563,9 +543,9 @@ def test_the_arguments_that_change_a_models_rule_are_known(model, arguments):
         ours.upstream_default(argument)  # which raises where upstream has none of that name
 
 
-def test_subtitles_without_a_word_on_the_frames_are_refused(spoken, monkeypatch, tmp_path):
+def test_subtitles_without_a_word_on_the_frames_are_refused(subtitled, monkeypatch, tmp_path):
     with pytest.raises(EvaluationError, match=r"no 'frame_num'.*python evaluation/insert_frame_num\.py"):
-        load_task("videomme_w_subtitle_aks", monkeypatch, tmp_path, VIDEOMME_LABELS=spoken)
+        load_task("videomme_w_subtitle_aks", monkeypatch, tmp_path, VIDEOMME_LABELS=subtitled)
 
 
 @pytest.mark.parametrize("task", ["videomme_aks", "videomme_w_subtitle_aks"])
@@ -579,13 +559,13 @@ def test_subtitles_without_a_word_on_the_frames_are_refused(spoken, monkeypatch,
     ],
 )
 def test_a_category_that_the_aggregation_does_not_know_is_refused_up_front(
-    task, field, value, spoken, monkeypatch, tmp_path
+    task, field, value, subtitled, monkeypatch, tmp_path
 ):
-    say_which_frames(spoken, use_topk=True)
-    change_entry(spoken, 1, **{field: value})
+    set_frame_num(subtitled, True, BUDGET)
+    change_entry(subtitled, 1, **{field: value})
 
     with pytest.raises(EvaluationError, match=re.escape(f"entry 1: {field} is {value!r}, which lmms-eval's")):
-        load_task(task, monkeypatch, tmp_path, VIDEOMME_LABELS=spoken)
+        load_task(task, monkeypatch, tmp_path, VIDEOMME_LABELS=subtitled)
 
 
 def test_every_category_of_the_real_labels_is_known(reference, monkeypatch, tmp_path):

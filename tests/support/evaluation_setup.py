@@ -1,4 +1,4 @@
-"""Setting up evaluations: videos that say which frame is which, label files, merged selections, runs."""
+"""Sets up evaluations: videos whose frames spell their index, label files, merged selections, runs."""
 
 from __future__ import annotations
 
@@ -15,46 +15,48 @@ import forkserver
 import numpy as np
 import pytest
 from media import write_video
+from model_setup import _byte_letters
 
-from evaluation import change_score
+from evaluation import change_score, insert_frame_num
 
 ROOT = Path(__file__).resolve().parents[2]
-STARTUP = Path(__file__).resolve().parent / "startup"  # on the path of commands: what they do first
-COLUMNS, ROWS = 5, 4  # blocks of a numbered picture
-NUMBER_BITS, CHECK_BITS, CHECK_MODULUS = 12, 6, 61
+# On the path of commands; its sitecustomize.py runs first in each.
+STARTUP = Path(__file__).resolve().parent / "startup"
+COLUMNS, ROWS = 5, 4  # blocks of a numbered frame
+INDEX_BITS, CHECK_BITS, CHECK_MODULUS = 12, 6, 61
 
-# Nothing may be fetched; read when the libraries are first imported.
+# Nothing may be fetched. The libraries read these when they are first imported.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
 
-def numbered_picture(number: int, width: int, height: int) -> np.ndarray:
-    """A picture whose black and white blocks spell its number, (height, width, 3) uint8.
+def numbered_frame(frame_index: int, width: int, height: int) -> np.ndarray:
+    """A frame whose black and white blocks spell its index, (height, width, 3) uint8.
 
-    Five by four blocks: one white, twelve bits of the number, six of a check sum, one black.
+    Five by four blocks: one white, twelve bits of the index, six of a check sum, one black.
     """
-    assert 0 <= number < 2**NUMBER_BITS
-    check = number % CHECK_MODULUS
-    bits = [1, *_bits(number, NUMBER_BITS), *_bits(check, CHECK_BITS), 0]
+    assert 0 <= frame_index < 2**INDEX_BITS
+    check = frame_index % CHECK_MODULUS
+    bits = [1, *_bits(frame_index, INDEX_BITS), *_bits(check, CHECK_BITS), 0]
     blocks = np.array(bits, dtype=np.uint8).reshape(ROWS, COLUMNS) * 255
     rows = np.arange(height) * ROWS // height
     columns = np.arange(width) * COLUMNS // width
     return np.repeat(blocks[rows][:, columns, None], 3, axis=2)
 
 
-def read_number(pixels: Any) -> int:
-    """The number that a picture spells, whatever codec, resizing and normalising did to it.
+def read_frame_index(pixels: Any) -> int:
+    """The index that a frame spells, whatever codec, resizing and normalizing did to it.
 
     Args:
         pixels: (height, width, 3) or (3, height, width), an array or a tensor of any scale.
 
     Raises:
-        AssertionError: it spells none.
+        AssertionError: it spells none, or is a mix of frames.
     """
-    picture = np.asarray(pixels.float().numpy() if hasattr(pixels, "float") else pixels, dtype=np.float64)
-    grey = picture.mean(axis=0 if picture.shape[0] == 3 else 2)
+    frame = np.asarray(pixels.float().numpy() if hasattr(pixels, "float") else pixels, dtype=np.float64)
+    grey = frame.mean(axis=0 if frame.shape[0] == 3 else 2)
     height, width = grey.shape
-    middle = [
+    centers = [
         [
             grey[
                 int((row + 0.3) * height / ROWS) : int((row + 0.7) * height / ROWS) + 1,
@@ -64,23 +66,25 @@ def read_number(pixels: Any) -> int:
         ]
         for row in range(ROWS)
     ]
-    levels = np.array(middle).ravel()
+    levels = np.array(centers).ravel()
     white, black = levels[0], levels[-1]
-    share = (levels - black) / (white - black)
-    assert white > black and (np.minimum(abs(share), abs(share - 1)) < 0.25).all(), "not a numbered picture"
-    bits = share > 0.5
-    number = _number(bits[1 : 1 + NUMBER_BITS])
-    assert _number(bits[1 + NUMBER_BITS : -1]) == number % CHECK_MODULUS, "a picture mixed of several"
-    return number
+    brightness = (levels - black) / (white - black)
+    assert white > black and (np.minimum(abs(brightness), abs(brightness - 1)) < 0.25).all(), (
+        "not a numbered frame"
+    )
+    bits = brightness > 0.5
+    frame_index = _number(bits[1 : 1 + INDEX_BITS])
+    assert _number(bits[1 + INDEX_BITS : -1]) == frame_index % CHECK_MODULUS, "a mix of several frames"
+    return frame_index
 
 
-def read_numbers(frames: Any) -> list[int]:
-    """The numbers of several pictures."""
-    return [read_number(frame) for frame in frames]
+def read_frame_indices(frames: Any) -> list[int]:
+    """The indices that several frames spell."""
+    return [read_frame_index(frame) for frame in frames]
 
 
 def _bits(value: int, count: int) -> list[int]:
-    return [value >> place & 1 for place in reversed(range(count))]
+    return [value >> bit & 1 for bit in reversed(range(count))]
 
 
 def _number(bits: np.ndarray) -> int:
@@ -90,9 +94,9 @@ def _number(bits: np.ndarray) -> int:
 def write_numbered_video(
     path: Path, frames: int, fps: int = 30, size: tuple[int, int] = (160, 128), **options: Any
 ) -> Path:
-    """An H.264 video whose frames spell their numbers; ``options`` as for ``media.write_video``."""
+    """An H.264 video whose frames spell their indices; ``options`` as for ``media.write_video``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    return write_video(path, frames=frames, fps=fps, size=size, draw=numbered_picture, **options)
+    return write_video(path, frames=frames, fps=fps, size=size, draw=numbered_frame, **options)
 
 
 def write_longvideobench_labels(folder: Path, videos: Sequence[str], **fields: Any) -> Path:
@@ -103,7 +107,7 @@ def write_longvideobench_labels(folder: Path, videos: Sequence[str], **fields: A
     entries = [
         {
             "video_id": Path(video).stem,
-            "question": f"What is shown in part {at}?",
+            "question": f"What is shown in part {index}?",
             "question_wo_referring_query": "What is shown?",
             "candidates": ["black and white blocks", "a rabbit", "a rocket", "nothing at all"],
             "correct_choice": 0,
@@ -111,7 +115,7 @@ def write_longvideobench_labels(folder: Path, videos: Sequence[str], **fields: A
             "topic_category": "NP-News-Programs",
             "question_category": "S2E",
             "level": "L1-Perception",
-            "id": f"q{at}",
+            "id": f"q{index}",
             "video_path": video,
             "subtitle_path": f"{Path(video).stem}_en.json",
             "duration_group": 600,
@@ -120,29 +124,29 @@ def write_longvideobench_labels(folder: Path, videos: Sequence[str], **fields: A
             "view_count": 1,
             **fields,
         }
-        for at, video in enumerate(videos)
+        for index, video in enumerate(videos)
     ]
     return write_labels(folder / "lvb_val.json", entries)
 
 
 def write_videomme_labels(folder: Path, videos: Sequence[str], **fields: Any) -> Path:
-    """``videomme.json`` with one question a video id (no ending), in the real file's fields; answer A."""
+    """``videomme.json`` with one question a video id (no extension), in the real file's fields; answer A."""
     entries = [
         {
-            "video_id": f"{at + 1:03}",
+            "video_id": f"{index + 1:03}",
             "duration": "short",
             "domain": "Knowledge",
             "sub_category": "Astronomy",
             "url": f"https://example.org/{video}",
             "videoID": video,
-            "question_id": f"{at + 1:03}-1",
+            "question_id": f"{index + 1:03}-1",
             "task_type": "Object Recognition",
-            "question": f"What is shown in part {at}?",
+            "question": f"What is shown in part {index}?",
             "options": ["A. Blocks.", "B. A rabbit.", "C. A rocket.", "D. Nothing."],
             "answer": "A",
             **fields,
         }
-        for at, video in enumerate(videos)
+        for index, video in enumerate(videos)
     ]
     return write_labels(folder / "videomme.json", entries)
 
@@ -170,10 +174,91 @@ def merge_selection(
     return labels.with_name("include_frame_idx.json")
 
 
-def change_entry(labels: Path, at: int, **fields: Any) -> Path:
+def set_frame_num(labels: Path, use_topk: bool, frame_num: int) -> None:
+    """Say in merged labels which frames the subtitles belong to, as evaluation/insert_frame_num.py does."""
+    flags = ["--frame_num", str(frame_num), "--use_topk", str(use_topk), "--path", str(labels)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["insert_frame_num.py", *flags])
+        insert_frame_num.main()
+
+
+def write_subtitles(path: Path, lines: Sequence[tuple[float, float, str]]) -> Path:
+    """Subtitles as VideoMME's own files have them: start and end in seconds, and a text each."""
+
+    def timestamp(time_s: float) -> str:
+        return f"00:{int(time_s // 60):02}:{int(time_s % 60):02},{round(time_s % 1 * 1000):03}"
+
+    parts = [
+        f'{number}\n{timestamp(start)} --> {timestamp(end)}\n<font color="white" size=".72c">{text}</font>\n'
+        for number, (start, end, text) in enumerate(lines, 1)
+    ]
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join(parts), encoding="utf-8")
+    return path
+
+
+def link_videos(source: Path, folder: Path) -> Path:
+    """A folder of links to the videos of another folder, for :func:`spoil` to replace one."""
+    folder.mkdir()
+    for video in source.iterdir():
+        (folder / video.name).symlink_to(video)
+    return folder
+
+
+def spoil(video: Path, damage: str) -> Path:
+    """Damage a video: ``missing``, ``text``, ``empty``, ``cut``, ``corrupt`` or ``av1``."""
+    whole = video.read_bytes()
+    video.unlink()
+    if damage == "text":
+        video.write_text("403 Forbidden\n")
+    elif damage == "empty":
+        video.write_bytes(b"")
+    elif damage == "cut":
+        video.write_bytes(whole[: len(whole) // 2])
+    elif damage == "corrupt":
+        video.write_bytes(corrupt(whole))
+    elif damage == "av1":
+        write_av1(video)
+    return video
+
+
+def corrupt(whole: bytes) -> bytes:
+    """A video file's bytes with a hole in the middle of its frames."""
+    first, last = whole.find(b"mdat"), whole.find(b"moov")
+    middle = first + (last - first) // 2
+    return whole[:middle] + bytes(2000) + whole[middle + 2000 :]
+
+
+def write_av1(video: Path) -> Path:
+    """Twenty frames in a codec that PyAV reads and decord does not."""
+    return write_numbered_video(video, 20, 24, codec="libaom-av1", options={"cpu-used": "8"})
+
+
+def write_byte_tokenizer(folder: Path, special_tokens: Sequence[str]) -> None:
+    """Qwen2's byte-level tokenizer without merges: a token a byte, then the special tokens."""
+    letters = [chr(code) for code in _byte_letters()]
+    plain = dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word"), False)
+    settings = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "added_tokens_decoder": {
+            str(id): {"content": token, "special": True, **plain}
+            for id, token in enumerate(special_tokens, len(letters))
+        },
+        "bos_token": None,
+        "unk_token": None,
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+    }
+    vocabulary = {letter: id for id, letter in enumerate(letters)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def change_entry(labels: Path, index: int, **fields: Any) -> Path:
     """Set fields of one entry of a label file by hand; None removes a field."""
     entries = json.loads(labels.read_text(encoding="utf-8"))
-    entries[at] = {key: value for key, value in {**entries[at], **fields}.items() if value is not None}
+    entries[index] = {key: value for key, value in {**entries[index], **fields}.items() if value is not None}
     return write_labels(labels, entries)
 
 
@@ -182,14 +267,14 @@ def sha256(path: Path) -> str:
 
 
 def load_task(
-    name: str, patch: pytest.MonkeyPatch, tmp_path: Path, model: str = "", **places: Path
+    name: str, patch: pytest.MonkeyPatch, tmp_path: Path, model: str = "", **paths: Path
 ) -> tuple[Any, list[dict[str, Any]]]:
-    """A task as lmms-eval builds it, for a model, and its documents; ``places`` are AKS_ variables."""
+    """A task as lmms-eval builds it, for a model, and its documents; ``paths`` are AKS_ variables."""
     from lmms_eval.tasks import TaskManager, get_task_dict
 
     patch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets_cache"))
-    for variable, place in places.items():
-        patch.setenv(f"AKS_{variable}", str(place))
+    for variable, path in paths.items():
+        patch.setenv(f"AKS_{variable}", str(path))
     folder = str(ROOT / "datasets")
     manager = TaskManager("ERROR", include_path=folder, include_defaults=False, model_name=model)
     task = get_task_dict([name], manager, "simple")[name]
@@ -219,7 +304,7 @@ def run_lmms_eval(
         flags: more flags.
         labels: label file of the task's data set, merged or not.
         videos: folder of its videos.
-        python: the command that runs it; a fork server's, where none is given.
+        python: the interpreter; None for a fork server's.
         python_path: more folders to import from, before the project.
         environment: more environment variables.
         timeout: seconds.
@@ -239,8 +324,10 @@ def run_lmms_eval(
         **({f"AKS_{dataset}_VIDEOS": str(videos)} if videos else {}),
         **(environment or {}),
     }
-    there = env.get("PYTHONPATH")
-    env["PYTHONPATH"] = os.pathsep.join(map(str, [*python_path, STARTUP, ROOT, *([there] if there else [])]))
+    inherited = env.get("PYTHONPATH")
+    env["PYTHONPATH"] = os.pathsep.join(
+        map(str, [*python_path, STARTUP, ROOT, *([inherited] if inherited else [])])
+    )
     command = [python or forkserver.python("lmms_eval"), "-m", "lmms_eval"]
     command += ["--model", model, "--model_args", model_args]
     command += ["--tasks", task, "--include_path", str(ROOT / "datasets"), "--batch_size", "1"]
@@ -251,12 +338,12 @@ def run_lmms_eval(
 
 
 def results_in(output: Path) -> list[Path]:
-    """Files with results that a run wrote, none if it failed as it should."""
+    """The results files that a run wrote."""
     return sorted(output.rglob("*_results.json"))
 
 
 def samples_in(output: Path) -> list[dict[str, Any]]:
-    """What ``--log_samples`` wrote, in the order of the questions."""
+    """The samples that ``--log_samples`` wrote, in the order of the questions."""
     files = sorted(output.rglob("*_samples_*.jsonl"))
     entries = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     return sorted(entries, key=lambda entry: entry["doc_id"])

@@ -1,10 +1,9 @@
-"""LLaVA in the tests: LLaVA-NeXT itself where it is installed, the stand-in elsewhere; small checkpoints."""
+"""LLaVA for the tests: LLaVA-NeXT itself where it is installed, else a stand-in; small checkpoints."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -15,9 +14,9 @@ from typing import Any
 
 import pytest
 import torch
-from evaluation_setup import ROOT, read_numbers
+from evaluation_setup import ROOT, read_frame_indices, write_byte_tokenizer
 from llava_recorder import Call, attach
-from model_setup import _byte_letters, randomise
+from model_setup import randomise
 from transformers import Qwen2Config, Qwen2ForCausalLM, StoppingCriteria
 
 TESTS = Path(__file__).resolve().parent
@@ -36,31 +35,6 @@ LLAVA_NEXT = _installed()  # not the stand-in
 if not LLAVA_NEXT:
     sys.path.insert(0, str(STANDIN))
 PYTHON_PATH = [TESTS] if LLAVA_NEXT else [STANDIN, TESTS]  # for commands
-
-
-def write_tokenizer(folder: Path) -> None:
-    """Qwen2's byte-level tokenizer without merges: a token a byte, and the chat's special tokens."""
-    letters = [chr(code) for code in _byte_letters()]
-    vocabulary = {letter: index for index, letter in enumerate(letters)}
-    added = {
-        str(len(letters) + at): {
-            "content": token,
-            "special": True,
-            **dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word"), False),
-        }
-        for at, token in enumerate(SPECIAL_TOKENS)
-    }
-    settings = {
-        "tokenizer_class": "Qwen2Tokenizer",
-        "added_tokens_decoder": added,
-        "bos_token": None,
-        "unk_token": None,
-        "eos_token": "<|im_end|>",
-        "pad_token": "<|endoftext|>",
-    }
-    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 def write_checkpoint(folder: Path, hub: Path) -> Path:
@@ -84,7 +58,7 @@ def write_checkpoint(folder: Path, hub: Path) -> Path:
         eos_token_id=258,
         tie_word_embeddings=False,
         torch_dtype="bfloat16",
-        # What the published checkpoints say of their video path, but for the tower's name and size.
+        # As in the published checkpoints, except for the tower's name and size.
         mm_vision_tower=TOWER,
         mm_tunable_parts="mm_vision_tower,mm_mlp_adapter,mm_language_model",
         mm_hidden_size=32,
@@ -118,13 +92,13 @@ def write_checkpoint(folder: Path, hub: Path) -> Path:
         model.to(torch.bfloat16).save_pretrained(folder)
     else:
         config.save_pretrained(folder)
-    write_tokenizer(folder)
+    write_byte_tokenizer(folder, SPECIAL_TOKENS)
     return folder
 
 
 @contextmanager
 def offline(hub: Path, datasets_cache: Path) -> Iterator[None]:
-    """This process reads the hub's files from ``hub`` alone and keeps data sets in ``datasets_cache``."""
+    """Let this process read the hub's files from ``hub`` alone and keep data sets in ``datasets_cache``."""
     import datasets.config
     import huggingface_hub.constants
     import transformers.utils.hub
@@ -202,13 +176,13 @@ class Evaluation:
         return self
 
     def by_question(self) -> dict[int, Call]:
-        """The calls by the question's place in the label file."""
+        """The calls by the question's index in the label file."""
         calls = {question_of(call, self.model.tokenizer): call for call in self.calls}
         assert len(calls) == len(self.calls), "a question was asked twice"
         return calls
 
     def shown(self) -> dict[int, list[int]]:
-        """The numbers of the frames that the model was shown, by question."""
+        """The indices of the frames that the model was shown, by question."""
         return {question: frames_of(call) for question, call in self.by_question().items()}
 
 
@@ -224,19 +198,19 @@ def text_of(call: Call, tokenizer: Any) -> str:
 
 
 def frames_of(call: Call) -> list[int]:
-    """The numbers of the frames in the one tensor that a model was shown as a video."""
+    """The indices of the frames in the one tensor that a model was shown as a video."""
     (video,) = call.videos
     assert call.modalities in ("video", ["video"])
     assert video.ndim == 4 and video.shape[1] == 3
-    numbers = read_numbers(video)
-    assert read_numbers(call.pixels) == numbers
-    return numbers
+    frame_indices = read_frame_indices(video)
+    assert read_frame_indices(call.pixels) == frame_indices
+    return frame_indices
 
 
 def force_tokens(tokens: list[int]) -> Callable[[StoppingCriteria], list[int]]:
-    """A function that generates these tokens, as far as a stopping criterion lets it, by a real model.
+    """A function that generates these tokens with a real model, as far as a stopping criterion lets it.
 
-    From embeddings, as LLaVA-NeXT does: a criterion sees the new tokens only.
+    It generates from embeddings, as LLaVA-NeXT does, so that a criterion sees the new tokens only.
     """
     config = Qwen2Config(
         vocab_size=256 + len(SPECIAL_TOKENS), hidden_size=8, intermediate_size=8, num_hidden_layers=1,
@@ -245,7 +219,7 @@ def force_tokens(tokens: list[int]) -> Callable[[StoppingCriteria], list[int]]:
     model = Qwen2ForCausalLM(config)
     prompt = torch.zeros(1, 30, config.hidden_size)
 
-    def say_next(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    def force_next(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         forced = torch.full_like(scores, -torch.inf)
         forced[:, tokens[input_ids.shape[1]]] = 0
         return forced
@@ -257,7 +231,7 @@ def force_tokens(tokens: list[int]) -> Callable[[StoppingCriteria], list[int]]:
             pad_token_id=256,
             do_sample=False,
             max_new_tokens=len(tokens),
-            logits_processor=[say_next],
+            logits_processor=[force_next],
             stopping_criteria=[criterion],
         )[0].tolist()
 

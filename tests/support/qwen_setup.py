@@ -1,10 +1,10 @@
-"""Qwen's video models in the tests: small random checkpoints, and what a model was shown."""
+"""Qwen's video models for the tests: small random checkpoints, and what a model was shown."""
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from evaluation_setup import ROOT, read_numbers
+from evaluation_setup import ROOT, read_frame_indices, write_byte_tokenizer
 from model_setup import _byte_letters, randomise
-from qwen_recorder import Call, noting
+from qwen_recorder import Call, recording
 from qwen_vl_utils import vision_process
 from tokenizers.decoders import ByteLevel
 from transformers import GenerationMixin
@@ -27,7 +27,7 @@ SPECIAL_TOKENS = (
 )
 VOCABULARY = [*map(chr, _byte_letters()), *SPECIAL_TOKENS]
 IDS = {token: VOCABULARY.index(token) for token in SPECIAL_TOKENS}
-# What the published templates make of text, pictures and videos; without tools and numbering.
+# What the published templates make of text, images and videos, without tools and numbering.
 CHAT_TEMPLATE = """\
 {% for message in messages %}<|im_start|>{{ message.role }}
 {% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}\
@@ -62,7 +62,9 @@ class Qwen:
     """One of lmms-eval's Qwen models and our subclass of it.
 
     Attributes:
-        name: lmms-eval's; ``module`` and ``kind`` are its upstream's place and ours.
+        name: lmms-eval's, also of the modules.
+        ours: our class.
+        upstreams: lmms-eval's class.
         patch_size: side of an image patch in pixels.
         arguments: model arguments on a CPU.
         flags: the command's flags.
@@ -88,7 +90,7 @@ class Qwen:
 
 
 QWEN2 = Qwen("qwen2_vl", "Qwen2VL", "Qwen2_VL")
-# Small pictures stay small; by default the two enlarge them to 256 tokens a frame.
+# By default the two enlarge frames to 256 tokens; with min_pixels small frames stay small.
 QWEN2_5 = Qwen(
     "qwen2_5_vl", "Qwen2p5VL", "Qwen2_5_VL", 14, "device_map=cpu,min_pixels=3136", ("--force_simple",)
 )
@@ -134,7 +136,7 @@ def write_checkpoint(folder: Path, qwen: Qwen) -> Path:
     processors = {"image_processor": transformers.Qwen2VLImageProcessor(patch_size=qwen.patch_size)}
     if qwen is QWEN3:
         processors["video_processor"] = transformers.Qwen3VLVideoProcessor()
-    elif has_qwen3():  # a transformers as new as that has processors of their own for videos
+    elif has_qwen3():  # so new a transformers has separate processors for videos
         processors["video_processor"] = transformers.Qwen2VLVideoProcessor()
     processor = processor_kind(**processors, tokenizer=tokenizer, chat_template=CHAT_TEMPLATE)
     randomise(model)
@@ -143,38 +145,22 @@ def write_checkpoint(folder: Path, qwen: Qwen) -> Path:
     return folder
 
 
-def write_tokenizer(folder: Path) -> None:
-    """Qwen2's byte-level tokenizer without merges: a token a byte, and the special tokens."""
-    vocabulary = {letter: at for at, letter in enumerate(VOCABULARY[:256])}
-    plain = dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word"), False)
-    settings = {
-        "tokenizer_class": "Qwen2Tokenizer",
-        "added_tokens_decoder": {
-            str(at): {"content": token, "special": True, **plain} for token, at in IDS.items()
-        },
-        "bos_token": None,
-        "unk_token": None,
-        "eos_token": "<|im_end|>",
-        "pad_token": "<|endoftext|>",
-    }
-    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+write_tokenizer = functools.partial(write_byte_tokenizer, special_tokens=SPECIAL_TOKENS)
 
 
 @contextmanager
 def recorded(generate: Callable[..., torch.Tensor] | None = None) -> Iterator[list[Call]]:
-    """The calls of every model's ``generate`` meanwhile; ``generate`` takes its place, if given."""
+    """Collect the calls of every model's ``generate`` in the block; ``generate`` replaces it, if given."""
     calls: list[Call] = []
     with pytest.MonkeyPatch.context() as patch:
         if generate is not None:
             patch.setattr(GenerationMixin, "generate", generate)
-        patch.setattr(GenerationMixin, "generate", noting(calls.append))
+        patch.setattr(GenerationMixin, "generate", recording(calls.append))
         yield calls
 
 
 def answer_nothing(model: torch.nn.Module, **inputs: Any) -> torch.Tensor:
-    """A ``generate`` that ends at once, for what is too large to be computed in a test."""
+    """A ``generate`` that ends at once, for inputs too large to be computed in a test."""
     end = torch.tensor([[IDS["<|im_end|>"]]])
     return torch.cat([inputs["input_ids"], end], dim=1)
 
@@ -185,7 +171,7 @@ def evaluate(model: Any, name: str, task: str) -> dict[str, Any]:
     from lmms_eval.tasks import TaskManager
 
     tasks = TaskManager("ERROR", include_path=str(ROOT / "datasets"), include_defaults=False, model_name=name)
-    gc.freeze()  # lmms-eval collects garbage at every end, among a million objects of imported modules
+    gc.freeze()  # lmms-eval collects garbage at its end, slowly among a million objects of imported modules
     try:
         return simple_evaluate(model, tasks=[task], task_manager=tasks, batch_size=1)
     finally:
@@ -204,13 +190,13 @@ def question_of(call: Call) -> int:
 
 
 def video_of(call: Call, patch_size: int = 14) -> torch.Tensor:
-    """The video that reached a model, put together of its patches, (n, 3, height, width)."""
+    """The video that reached a model, put together from its patches, (n, 3, height, width)."""
     ((pairs, rows, columns),) = call.inputs["video_grid_thw"].tolist()
     return _unpatched(call.inputs["pixel_values_videos"], pairs, rows, columns, patch_size)
 
 
-def pictures_of(call: Call, patch_size: int = 14) -> list[torch.Tensor]:
-    """The pictures that reached a model, (3, height, width) each."""
+def images_of(call: Call, patch_size: int = 14) -> list[torch.Tensor]:
+    """The images that reached a model, (3, height, width) each."""
     grids = call.inputs["image_grid_thw"]
     parts = call.inputs["pixel_values"].split(grids.prod(dim=1).tolist())
     return [_unpatched(part, *grid, patch_size)[0] for part, grid in zip(parts, grids.tolist(), strict=True)]
@@ -224,17 +210,17 @@ def _unpatched(patches: torch.Tensor, pairs: int, rows: int, columns: int, size:
 
 
 def frames_of(call: Call, patch_size: int = 14) -> list[int]:
-    """The numbers of the frames that a model was shown; it takes them in pairs, so an odd last one twice."""
-    return read_numbers(video_of(call, patch_size))
+    """The indices of the frames that a model was shown; it takes them in pairs, so an odd last one twice."""
+    return read_frame_indices(video_of(call, patch_size))
 
 
-def in_pairs(numbers: list[int]) -> list[int]:
-    """Frame numbers as a model is shown them: an odd last one twice."""
-    return numbers + numbers[len(numbers) - len(numbers) % 2 :]
+def in_pairs(frame_indices: list[int]) -> list[int]:
+    """Frame indices as a model is shown them: an odd last one twice."""
+    return frame_indices + frame_indices[len(frame_indices) - len(frame_indices) % 2 :]
 
 
-def upstreams_readers() -> dict[str, Callable[..., Any]]:
-    """qwen-vl-utils' own readers, whether they are wrapped by now or not."""
+def upstream_readers() -> dict[str, Callable[..., Any]]:
+    """qwen-vl-utils' own readers, unwrapped if they are wrapped."""
     return {
         name: getattr(reader, "args", (reader,))[0]
         for name, reader in vision_process.VIDEO_READER_BACKENDS.items()

@@ -1,4 +1,4 @@
-"""Notes what lmms-eval hands to a LLaVA model, LLaVA-NeXT's own or the stand-in.
+"""Records what lmms-eval hands to a LLaVA model, LLaVA-NeXT's own or the stand-in.
 
 As a second plug-in (``LMMS_EVAL_PLUGINS=evaluation,llava_recorder``) it writes the calls into the folder
 named by ``AKS_RECORDED_CALLS``.
@@ -38,15 +38,15 @@ class Call:
 
 
 def attach(model: torch.nn.Module, image_processor: Any, keep: Callable[[Call], None]) -> None:
-    """From now on ``keep`` gets every call of this model."""
+    """Let ``keep`` get every later call of this model."""
     preprocess, generate = image_processor.preprocess, model.generate
     seen: list[np.ndarray] = []
 
-    def noted_preprocess(images, *arguments, **options):
+    def recording_preprocess(images, *arguments, **options):
         seen[:] = [np.array(images)]
         return preprocess(images, *arguments, **options)
 
-    def noted_generate(*positional, **arguments):
+    def recording_generate(*positional, **arguments):
         answer = generate(*positional, **arguments)
         prompt = positional[0] if positional else arguments.pop("inputs")
         videos, modalities = arguments.pop("images"), arguments.pop("modalities", None)
@@ -54,4 +54,4 @@ def attach(model: torch.nn.Module, image_processor: Any, keep: Callable[[Call], 
         keep(Call(seen.pop(), videos, prompt[0], modalities, stopping, arguments, answer[0].tolist()))
         return answer
 
-    image_processor.preprocess, model.generate = noted_preprocess, noted_generate
+    image_processor.preprocess, model.generate = recording_preprocess, recording_generate

@@ -1,4 +1,4 @@
-"""Notes what reaches a Qwen model: the inputs of every ``generate``.
+"""Records what reaches a Qwen model: the inputs of every ``generate``.
 
 As a second plug-in (``LMMS_EVAL_PLUGINS=evaluation,qwen_recorder``) it writes the calls into the folder
 named by ``AKS_RECORDED_CALLS``.
@@ -27,13 +27,13 @@ class Call:
     answer: torch.Tensor
 
 
-def noting(keep: Callable[[Call], None]) -> Callable[..., torch.Tensor]:
+def recording(keep: Callable[[Call], None]) -> Callable[..., torch.Tensor]:
     """``GenerationMixin.generate``, but ``keep`` gets every call."""
     generate = GenerationMixin.generate
 
-    def noted(model: torch.nn.Module, **inputs: Any) -> torch.Tensor:
+    def recorded(model: torch.nn.Module, **inputs: Any) -> torch.Tensor:
         answer = generate(model, **inputs)
         keep(Call(dict(inputs), answer))
         return answer
 
-    return noted
+    return recorded

@@ -1,6 +1,6 @@
-"""What commands do first that tests start: lmms-eval does not read the two thousand files of its own tasks.
+"""Runs first in the commands that tests start: keeps lmms-eval from reading two thousand files of its tasks.
 
-Where AKS_TESTS_ALL_TASKS is set it does, by PyYAML's parser in C.
+With AKS_TESTS_ALL_TASKS lmms-eval reads them, by PyYAML's parser in C.
 """
 
 import os
@@ -11,7 +11,7 @@ import yaml
 class _Loader(yaml.CFullLoader):
     def __init__(self, stream):
         super().__init__(stream)
-        self.name = getattr(stream, "name", "<text>")  # as of the one in Python
+        self.name = getattr(stream, "name", "<text>")  # the parser in Python has it
 
 
 yaml.FullLoader = yaml.loader.FullLoader = _Loader

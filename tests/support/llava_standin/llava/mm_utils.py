@@ -2,7 +2,7 @@ import torch
 
 
 class KeywordsStoppingCriteria:
-    """LLaVA-NeXT's fails for keywords of several tokens; nobody should get to it."""
+    """LLaVA-NeXT's criterion fails for keywords of several tokens; nothing here may use it."""
 
     def __init__(self, *arguments):
         raise AssertionError("the plug-in brings its own stopping criterion")

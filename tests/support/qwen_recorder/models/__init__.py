@@ -17,4 +17,4 @@ def keep(call: qwen_recorder.Call) -> None:
     torch.save(vars(call), folder / f"{len(list(folder.iterdir())):04}.pt")
 
 
-GenerationMixin.generate = qwen_recorder.noting(keep)
+GenerationMixin.generate = qwen_recorder.recording(keep)
