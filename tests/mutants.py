@@ -70,6 +70,10 @@ AREAS = {
     "evaluation/results": "tables evaluation_scripts",
     "evaluation/run": "evaluation_scripts",
     "evaluation/tables": "tables",
+    "evaluation/significance": "tables",
+    "evaluation/plots": "tables",
+    "evaluation/preflight": "evaluation_scripts",
+    "evaluation/uniform": "tasks llava qwen",
     "evaluation/task": "merged_labels tasks evaluation_scripts",
 }
 SWAPS = {"<": "<=", ">": ">=", "==": "!=", "is": "is not", "in": "not in"}
