@@ -43,7 +43,7 @@ AREAS = {
     "aks/score_lists": "frame_select recall selection",
     "aks/run_dir": "extraction recall frame_select conse feature_store odd_videos scale ray",
     "aks/extraction/batching": "batching",
-    "aks/extraction/workers": "extraction workers faults scale",
+    "aks/extraction/worker": "extraction workers faults scale",
     "aks/scorers/preprocess": "conse clip blip",
     "aks/extraction/ray": "ray",
     "aks/recall": "recall",

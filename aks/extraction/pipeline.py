@@ -112,6 +112,8 @@ class Pipeline:
         """
         match event:
             case VideoInfo():
+                work = "decoding what they need" if event.is_seekable else "decoding the whole video"
+                logger.debug("%s: %d candidate frames, %s", job.path, event.num_candidates, work)
                 self._progress.start(job, event.num_candidates)
                 self._writers[job.name] = self._open_writer(job, event)
             case FeatureBatch():
