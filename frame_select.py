@@ -25,7 +25,7 @@ from aks.selection import QUOTAS, STRATEGIES, select_positions
 def parse_arguments() -> argparse.Namespace:
     """The documented flags with the reference's defaults, and ours."""
     parser = errors.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+        description=__doc__, formatter_class=errors.HelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--dataset_name", default="longvideobench", help="names the output folder")
     parser.add_argument("--extract_feature_model", default="blip", help="names the output folder")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import sys
+import logging
 from pathlib import Path
 
 from aks import errors
@@ -16,6 +16,8 @@ from aks.cli import add_log_flags, add_worker_flags, at_least, count_workers
 from aks.console import configure_logging
 from aks.cores import limit_threads
 from aks.selection import STRATEGIES
+
+logger = logging.getLogger("aks.keyframes")
 
 COMMENT = b"keyframe by aks"  # in the pictures, by which they are known again
 
@@ -100,10 +102,9 @@ def main() -> None:
             device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
             scorer = load_scorer(args.extract_feature_model, checkpoint=args.checkpoint, device=device)
             if scorer.name == "conse":
-                print(
+                logger.warning(
                     "scored by conse, a small stand-in that knows ImageNet's objects; for the paper's scorer "
-                    "add --extract_feature_model blip",
-                    file=sys.stderr,
+                    "add --extract_feature_model blip"
                 )
             question = Question(0, "question", args.video, args.question)
             keyframes = find_keyframes(
@@ -116,14 +117,15 @@ def main() -> None:
             for keyframe in keyframes:
                 print(f"{keyframe.frame_index}\t{keyframe.time_s:.3f}\t{keyframe.score:.6f}")
             if folder is not None:
-                for path in earlier:
-                    path.unlink(missing_ok=True)
-                for frames in video.read([keyframe.frame_index for keyframe in keyframes], chunk_frames=1):
+                frame_indices = [keyframe.frame_index for keyframe in keyframes]
+                for count, frames in enumerate(video.read(frame_indices, chunk_frames=1)):
+                    for path in () if count else earlier:  # a video that cannot be read costs no picture
+                        path.unlink(missing_ok=True)
                     path = folder / f"frame_{frames.frame_indices[0]:07d}.jpg"
                     image = Image.fromarray(frames.pixels[0])
                     save = functools.partial(image.save, quality=95, comment=COMMENT)
                     write_atomically(path, save)
-                print(f"{len(keyframes)} pictures in {folder}", file=sys.stderr)
+                logger.warning("%d pictures in %s", len(keyframes), folder)
     except errors.VideoError as error:
         raise errors.UserError(f"{args.video}: {error}") from None
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from aks.console import configure_logging
 from aks.cores import count_cores, default_workers, limit_threads
-from aks.errors import ArgumentParser, UserError
+from aks.errors import ArgumentParser, HelpFormatter, UserError
 from aks.labels import DATASETS, LabelSet, load_labels
 from aks.scorers import DTYPES, SCORERS
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # torch takes seconds to load; a label mistake should not wai
 
 
 # Flags that only some scorers take; they are passed on where given.
-SCORER_OPTIONS = ("blip_head", "truncation", "sevila_base")
+SCORER_OPTIONS = ("blip_head", "truncation", "sevila_base")  # the scorer calls the last one ``base``
 
 
 def at_least(minimum: float, kind: type = int) -> Callable[[str], float]:
@@ -52,7 +52,7 @@ def build_parser(description: str | None, output: str) -> argparse.ArgumentParse
     """
     parser = ArgumentParser(
         description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -137,16 +137,14 @@ def add_log_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that choose the log level, for :func:`aks.console.configure_logging`."""
     group = parser.add_mutually_exclusive_group()
     level = {"dest": "log_level", "action": "store_const", "default": logging.WARNING}
-    group.add_argument(
-        "--verbose", const=logging.DEBUG, help="log every finished video, and every restart", **level
-    )
+    group.add_argument("--verbose", const=logging.DEBUG, help="log how each video is decoded", **level)
     group.add_argument("--quiet", const=logging.ERROR, help="no progress bars, no log lines", **level)
 
 
 def load_labels_from_args(args: argparse.Namespace) -> LabelSet:
-    """Check the plain flags, then read the label file."""
+    """Set the log level, check the plain flags, then read the label file."""
     configure_logging(args.log_level)
-    decode_settings(args)
+    decode_settings(args)  # raises where flags contradict one another, before anything slow
     return load_labels(args.dataset_name, args.dataset_path, args.label_file)
 
 
@@ -176,8 +174,10 @@ def count_workers(args: argparse.Namespace) -> int:
     """
     if args.video_timeout is not None and args.workers == 0:
         raise UserError("--video_timeout needs --workers 1 or more: only a process of its own can be ended")
-    cores = count_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return default_workers(cores) if args.workers is None else args.workers
+    if args.workers is not None:
+        return args.workers
+    local_processes = os.environ.get("LOCAL_WORLD_SIZE", "") if torchrun_rank() else ""
+    return default_workers(count_cores() // max(1, int(local_processes) if local_processes.isdigit() else 1))
 
 
 def _check_engine(args: argparse.Namespace) -> None:

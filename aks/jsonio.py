@@ -18,7 +18,7 @@ from typing import Any
 
 from aks.errors import UserError
 
-STALE_TEMP_S = 2 * 86400.0  # no video takes so long
+STALE_TEMP_S = 2 * 86400.0  # no video takes so long: no process writes an older file any more
 
 
 def read_json(path: Path) -> Any:
@@ -71,7 +71,8 @@ def write_atomically(path: Path, write: Callable[[Path], object], exclusive: boo
 def temporary_path(path: Path) -> Path:
     """A name beside ``path``, with its suffix, that no other process uses."""
     mark = f"{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    return path.with_name(f".{path.stem[:100]}.{mark}.tmp{path.suffix}")
+    stem = os.fsencode(path.stem)[:100].decode(errors="ignore")  # a file system counts bytes
+    return path.with_name(f".{stem}.{mark}.tmp{path.suffix}")
 
 
 @contextlib.contextmanager
@@ -131,8 +132,10 @@ def remove_stale_temp_files(folder: Path) -> None:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".clock-") as file:
             now = os.stat(file.name).st_mtime  # by the file server's clock, which stamps the others, too
         for path in orphans:
-            match = re.search(rf"\.{_host()}-(\d+)-[0-9a-f]{{8}}\.tmp", path.name)
-            is_dead = match and not Path(f"/proc/{match[1]}").exists()
+            mark = re.search(r"\.([0-9a-f]{16})-(\d+)-[0-9a-f]{8}\.tmp\.\w+$", path.name)
+            if not mark:
+                continue
+            is_dead = mark[1] == _host() and not Path(f"/proc/{mark[2]}").exists()
             with contextlib.suppress(OSError):  # one that another run removes meanwhile shields no other
                 if is_dead or path.stat().st_mtime < now - STALE_TEMP_S:
                     path.unlink(missing_ok=True)

@@ -74,7 +74,7 @@ class LabelSet:
     """The questions of one label file.
 
     Attributes:
-        dataset: ``longvideobench``, ``videomme`` or ``custom``.
+        dataset: a name in :data:`DATASETS`.
         path: the label file.
         sha256: digest of the label file's bytes.
         video_root: folder that relative video names start from.

@@ -5,8 +5,8 @@ releases the lock when the process ends, however it ends. Locks only save work: 
 video would write the same part.
 
 The ``filelock`` package is not used: where a file system has no locks it falls back to files that a killed
-process leaves behind, and its video would stay locked. Here such a file system has no locks, which costs
-work.
+process leaves behind, and its video would stay locked. Without locks, two processes may do
+the same video twice, nothing worse.
 """
 
 from __future__ import annotations

@@ -211,7 +211,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = errors.ArgumentParser(
         prog="python -m aks.recall",
         description="Share of labelled evidence positions with a selected frame nearby.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=errors.HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--selected_frames", required=True, help="a selection, ours or the released ones")

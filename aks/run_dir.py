@@ -4,7 +4,8 @@ A run's folder, ``outscores/<dataset>/<model>/``::
 
     run.json         what produced the scores; a run with other settings refuses to mix
     parts/           one file a finished video: frames, times, scores by question id; lock files of the
-                     videos being processed (aks.locks)
+                     videos being processed (aks.locks); of a video that failed its reason, ``.failure``
+    shards-*.json    which share of a job array does which videos
     failures.json    videos that could not be scored, or not wholly, with the reason
     scores.json      assembled in label order: a list of floats per question
     frames.json      likewise: frame numbers
@@ -18,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -196,20 +197,26 @@ class RunDir:
             del data["lost_frames"], data["lost_reason"]
         if not part.is_edited:
             del data["is_edited"]
-        write_json(self.part_path(part.video), data)
-        self.record_missing_frames(
+        with self.recording_missing_frames(
             part.video, part.lost_reason, list(part.scores), part.lost_frames, len(part.frames)
-        )
+        ):
+            write_json(self.part_path(part.video), data)
 
-    def record_missing_frames(
+    @contextlib.contextmanager
+    def recording_missing_frames(
         self, video: str, reason: str, questions: list[str], missing_frames: list[int], num_scored: int
-    ) -> None:
-        """Record the frames that a finished video lacks; where it lacks none, forget an earlier failure."""
+    ) -> Iterator[None]:
+        """Write a video's part in this context, which records its missing frames or forgets a failure.
+
+        Frames are recorded before the part is there, and an earlier failure is forgotten afterwards: whenever
+        the process is killed, no loss goes unreported.
+        """
         if missing_frames:
             self.record_failure(
                 video, reason, questions, lost_frames=missing_frames, scored_frames=num_scored
             )
-        else:
+        yield
+        if not missing_frames:
             self.failure_path(video).unlink(missing_ok=True)
 
     def read_part(self, video: str) -> VideoScores:

@@ -106,7 +106,7 @@ def select_ada(
     return allocate_frames(scores, segments, budget, quota)
 
 
-# To add a strategy, write a function as above (a long one in a file of its own, aks/strategies/<name>.py)
+# To add a strategy, write a function as above (a long one in a file of its own)
 # and enter it here; the command line and the Python functions then offer it under this name. It is called
 # with the normalized scores (n,), a budget of at most n, and t1, t2, max_depth and quota by name; it
 # returns ascending positions, at most as many as the budget.
@@ -139,7 +139,7 @@ def select_positions(
     max_depth: int = 5,
     quota: str = "full",
 ) -> np.ndarray:
-    """Positions of the keyframes among the candidates, ascending, (min(budget, candidates),) int64.
+    """Positions of the keyframes among the candidates, ascending, int64.
 
     Arguments and errors as for :func:`select_keyframes`.
     """
@@ -180,7 +180,7 @@ def select_keyframes(
         t1: ADA's threshold on the difference of means, in normalized scores.
         t2: ADA's threshold on the standard deviation, in normalized scores.
         max_depth: most halvings, ``L`` in the paper.
-        quota: ``full`` returns exactly ``min(budget, candidates)`` frames; ``paper`` drops the
+        quota: ``full`` returns exactly ``min(budget, candidates // ratio)`` frames; ``paper`` drops the
             fractions of quotas as the released code does, and may return fewer, even none.
 
     Returns:

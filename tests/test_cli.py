@@ -31,3 +31,16 @@ def test_a_share_is_told_from_1_to_n(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)  # torchrun's
     for text, share in (("1/1", (1, 1)), ("1/3", (1, 3)), ("3/3", (3, 3))):
         assert cli.parse_shard(cli.build_parser(None, "out").parse_args(["--shard", text])) == share
+
+
+@pytest.mark.parametrize(("value", "workers"), [("", 7), ("0", 7), ("2", 3), ("many", 7)])
+def test_processes_on_one_machine_share_its_cores(monkeypatch, value, workers):
+    for name, number in {
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": value,
+    }.items():
+        monkeypatch.setenv(name, number)
+    monkeypatch.setattr(cli, "count_cores", lambda: 8)
+    assert cli.count_workers(cli.build_parser(None, "out").parse_args([])) == workers

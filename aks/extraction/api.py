@@ -32,7 +32,7 @@ from aks.extraction.feature_store import (
 )
 from aks.extraction.pipeline import Pipeline, Source, WriterFactory
 from aks.extraction.sharding import choose_jobs
-from aks.extraction.workers import Restarted, SerialDecoder, WorkerPool
+from aks.extraction.workers import Restarted, make_decoder
 from aks.extraction.writers import FeatureWriter, ScoreTable, ScoreWriter
 from aks.labels import LabelSet, Question, VideoJob
 from aks.locks import VideoLocks
@@ -213,8 +213,9 @@ def summarize(labels: LabelSet, run: RunDir, videos: list[str], scored: int) -> 
 
 def assemble(summary: Summary, labels: LabelSet, run: RunDir, allow_missing: bool) -> None:
     """Write the files of all videos, if all are finished, or the others have failed and may be missing."""
-    if not allow_missing and summary.failures:
-        (run.folder / "scores.json").unlink(missing_ok=True)  # of an earlier run with --allow_missing
+    if not allow_missing and summary.any_failed:
+        for name in ("scores", "frames", "times"):  # of an earlier run with --allow_missing
+            (run.folder / f"{name}.json").unlink(missing_ok=True)
     if all(run.has_part(job.name) for job in labels.jobs) or (allow_missing and not summary.unfinished):
         summary.empty_questions = run.assemble(labels.jobs, allow_missing)
         summary.complete = True
@@ -258,9 +259,11 @@ def keyframes(
 
     Raises:
         VideoError: the video cannot be read, or is too short.
-        UserError: the scorer cannot be loaded.
+        UserError: the question is empty, or the scorer cannot be loaded.
         ValueError: budget or strategy out of range.
     """
+    if not question.strip():
+        raise UserError("the question is empty; say what to look for")
     with Video(video) as opened:
         if isinstance(scorer, str):
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -309,7 +312,7 @@ def find_keyframes(
     table = ScoreTable(scorer, [question], count)
     job = VideoJob(str(video.path), video.path, (question,), count)
     spec = DecodeSpec(scorer.preprocessor, video.requested_decoder, batch_frames, "skip")
-    source = WorkerPool(spec, workers, video_timeout) if workers else SerialDecoder(spec)
+    source = make_decoder(spec, workers, video_timeout)
     with source, progress(total=count, unit="frame", desc=scorer.name) as bar:
         for _, event in PerVideoEncoder(scorer).encode(source.run(iter([job]))):
             if isinstance(event, VideoError):

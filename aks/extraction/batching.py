@@ -56,11 +56,7 @@ class PerVideoEncoder:
         self._scorer = scorer
 
     def encode(self, events: Iterable[tuple[VideoJob, Any]]) -> Stream:
-        """Encode what a decoder yields.
-
-        Raises:
-            UserError: the GPU's memory does not suffice.
-        """
+        """Encode what a decoder yields."""
         for job, event in events:
             if isinstance(event, FrameBatch):
                 # A copy, so that sums do not depend on the alignment of the decoder's memory.

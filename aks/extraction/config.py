@@ -7,7 +7,7 @@ from typing import Any
 
 from aks.extraction.batching import CrossVideoBatcher, PerVideoEncoder, max_batch_size
 from aks.extraction.decoding import DecodeSpec
-from aks.extraction.workers import SerialDecoder, WorkerPool
+from aks.extraction.workers import SerialDecoder, WorkerPool, make_decoder
 from aks.scorers.base import Scorer
 
 BATCH_FRAMES = 16
@@ -55,7 +55,7 @@ class DecodeConfig:
         """The decoder of these settings, with the scorer's preprocessing."""
         num_decoded = min(self.num_encoded, BATCH_FRAMES) if self.batch_across_videos else self.num_encoded
         spec = DecodeSpec(scorer.preprocessor, self.decoder, num_decoded, self.on_corrupt)
-        return WorkerPool(spec, self.workers, self.video_timeout) if self.workers else SerialDecoder(spec)
+        return make_decoder(spec, self.workers, self.video_timeout)
 
     def make_encoder(self, scorer: Scorer) -> CrossVideoBatcher | PerVideoEncoder:
         """The encoder of these settings."""

@@ -19,7 +19,7 @@ from aks.scorers.preprocess import Preprocessor
 from aks.video.reader import DecodedFrames, Video
 
 PARTIAL = "partial"
-CHUNK_FRAMES = 4  # decoded frames held at a time: 100 MB at 4K
+MAX_DECODED_FRAMES = 4  # held at a time, before preprocessing: 100 MB at 4K
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def decode(
         if partial:
             chunks = _decode_partial(video, candidates, missing, reasons)
         else:
-            chunks = video.read(candidates[frame_range.start :], CHUNK_FRAMES)
+            chunks = video.read(candidates[frame_range.start :], MAX_DECODED_FRAMES)
         yield from _batches(video, chunks, spec, next_buffer, frame_range)
         if len(missing) == len(candidates):
             raise VideoError(f"no frame can be decoded: {reasons[0]}")
@@ -217,7 +217,7 @@ def _decode_partial(
     """Decode the candidates that can be decoded; add the others to ``missing`` and why to ``reasons``."""
     num_done = 0
     try:
-        for frames in video.read(candidates, CHUNK_FRAMES):
+        for frames in video.read(candidates, MAX_DECODED_FRAMES):
             yield frames
             num_done += len(frames.frame_indices)
         return

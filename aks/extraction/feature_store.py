@@ -7,7 +7,7 @@ stored type), ``failures.json``, and under ``videos/`` one safetensors file a vi
 - ``times_s``: their times in seconds, (n,) float64
 - ``features``: (n, ...) in the stored type
 - ``lost_frames``: candidates that could not be decoded and are not in ``frames``, (m,) int64
-- metadata: ``video``, ``fps``, ``num_frames``, ``video_bytes``, ``decoder``; where m > 0 ``lost_reason``
+- metadata: ``video``, ``fps`` and others (docs/files.md lists them all)
 """
 
 from __future__ import annotations
@@ -177,6 +177,7 @@ class FeatureStore:
                 video_bytes=json.loads(metadata["video_bytes"]),
                 decoder=metadata["decoder"],
                 num_candidates=len(indices),
+                is_edited=metadata.get("is_edited") == "true",
             )
             features = file.get_slice("features")
             for start in range(0, len(indices), batch_frames):

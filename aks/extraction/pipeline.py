@@ -95,14 +95,17 @@ class Pipeline:
                 yield job
 
     def _is_resolved(self, job: VideoJob) -> bool:
-        """Whether the video is finished, or has failed since this run began, here or in another process."""
-        is_resolved = (
-            self._run.has_part(job.name)
-            or self._run.failure_mtime(job.name) != self._failures_before[job.name]
+        """Whether the video is finished, or has failed since this run began, here or in another process.
+
+        The progress bar then expects no more of it.
+        """
+        is_unresolved = (
+            not self._run.has_part(job.name)
+            and self._run.failure_mtime(job.name) == self._failures_before[job.name]
         )
-        if is_resolved:
+        if not is_unresolved:
             self._progress.finish(job)
-        return is_resolved
+        return not is_unresolved
 
     def _handle(self, job: VideoJob, event: Any) -> None:
         """Act on one event of a video.

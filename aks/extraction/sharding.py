@@ -50,9 +50,11 @@ def choose_jobs(
             shards[smallest].append(job.name)
         write_json(record, shards, indent=1, exclusive=True)
     shards = read_json(record)
-    if sorted(name for shard_names in shards for name in shard_names) != sorted(
-        job.name for job in labels.jobs
-    ):
+    try:
+        divided = sorted(name for shard_names in shards for name in shard_names)
+    except TypeError:
+        divided = None
+    if divided != sorted(job.name for job in labels.jobs) or len(shards) != num_shards:
         raise UserError(f"{record}: damaged; remove it")
     own = set(shards[index - 1])
     return [job for job in labels.jobs if job.name in own]

@@ -37,7 +37,7 @@ from aks.video.reader import estimate_candidates
 logger = logging.getLogger(__name__)
 
 POLL_INTERVAL_S = 0.5  # between two looks at the time limits
-PROBE_TIMEOUT_S = 20.0  # for reading a header
+HEADER_TIMEOUT_S = 20.0  # for reading a header
 START_TIMEOUT_S = 180.0  # for a process to start, from a slow network disk and on loaded cores
 KILL_TIMEOUT_S = 10.0  # for a killed process to end; one that waits for a dead disk does not
 EXIT_TIMEOUT_S = 5.0  # for a process that has closed its connection to end by itself
@@ -55,6 +55,13 @@ class Restarted:
 
 
 Event = VideoInfo | FrameBatch | EndOfVideo | Restarted | VideoError
+
+
+def make_decoder(
+    spec: DecodeSpec, num_workers: int, video_timeout_s: float | None
+) -> WorkerPool | SerialDecoder:
+    """A pool of decoding processes; without any, a decoder in this process."""
+    return WorkerPool(spec, num_workers, video_timeout_s) if num_workers else SerialDecoder(spec)
 
 
 class SerialDecoder:
@@ -86,6 +93,8 @@ class SerialDecoder:
                         break
             except VideoError as error:
                 yield job, error
+            except Exception as error:  # whatever one video causes, the next one gets its chance
+                yield job, VideoError(f"{type(error).__name__}: {error}")
 
     def cancel(self, job: VideoJob) -> None:
         """Stop decoding a video."""
@@ -106,6 +115,7 @@ class WorkerPool:
         self._spec, self._video_timeout_s = spec, video_timeout_s
         self._empty_batch = spec.empty_batch()
         self._workers: list[_Worker | None] = [None] * num_workers
+        self._can_start_helpers = True
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -118,7 +128,7 @@ class WorkerPool:
     def count_frames(self, jobs: list[VideoJob]) -> dict[str, int]:
         """Estimate each video's candidates; 0 where reading its header tells nothing, hangs or crashes."""
         counts = dict.fromkeys((job.name for job in jobs), 0)
-        for job, event in self._run(iter(jobs), lambda job: (job.path,), lambda worker: PROBE_TIMEOUT_S):
+        for job, event in self._run(iter(jobs), lambda job: (job.path,), lambda worker: HEADER_TIMEOUT_S):
             if isinstance(event, int):
                 counts[job.name] = event
         return counts
@@ -208,12 +218,13 @@ class WorkerPool:
                 continue
             job = restarting.pop() if restarting else next(jobs, None)
             busiest = None if job else self._busiest()
-            if job is None and busiest is None:
+            if job is None and (busiest is None or not (worker or self._can_start_helpers)):
                 return
             try:
                 worker = worker or _Worker(self._spec, self._empty_batch)
             except UserError:
-                if job is None:  # no helper can be started: the owner finishes alone
+                if job is None:  # the owner of the video finishes alone
+                    self._can_start_helpers = False
                     return
                 raise
             self._workers[index] = worker
@@ -280,16 +291,18 @@ class _Worker:
         os.ftruncate(memory, PREFETCH_BATCHES * empty_batch.nbytes)
         self._buffers = shared_buffers(memory, empty_batch)
         ends = (its_end.fileno(), memory)
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _START.format(path=sys.path, parent=os.getpid(), ends=ends)],
-            pass_fds=ends,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            process_group=0,  # Ctrl-C reaches the main process alone
-        )
-        its_end.close()
-        os.close(memory)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _START.format(path=sys.path, parent=os.getpid(), ends=ends)],
+                pass_fds=ends,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                process_group=0,  # Ctrl-C reaches the main process alone
+            )
+        finally:
+            its_end.close()
+            os.close(memory)
         self.connection = Connection(own_end.detach())
 
     def _send(self, message: object) -> None:
@@ -378,4 +391,4 @@ class _Worker:
         try:
             return self._process.wait(KILL_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            return -signal.SIGKILL  # it will be
+            return -signal.SIGKILL  # it ends as soon as the disk answers

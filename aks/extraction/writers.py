@@ -22,8 +22,9 @@ from aks.run_dir import FORMAT, RunDir, VideoScores
 from aks.scorers.base import Scorer
 
 MAX_REASON = 500  # characters kept of the reason why frames are missing
-# Bytes: MAX_REASON characters may take as many as JSON escapes, beside the other facts known only at the end.
-HEADER_RESERVE = 4096
+# Bytes for what is known only at the end: the reason, of which JSON may escape a character by twelve bytes,
+# and the lengths of the columns.
+HEADER_RESERVE = 12 * MAX_REASON + 1024
 
 
 class ScoreTable:
@@ -182,7 +183,9 @@ class FeatureWriter:
         n, missing = self._num_filled, end.missing_frames
         if missing:
             self._metadata["lost_reason"] = end.reason[:MAX_REASON]
-        with writing_to(self._path):
+        ids = [question.id for question in self._job.questions]
+        recording = self._store.run.recording_missing_frames(self._job.name, end.reason, ids, missing, n)
+        with recording, writing_to(self._path):
             self._file.seek(self._data_start + n * self._row_bytes)
             self._file.write(self._frame_indices[:n].tobytes() + self._times_s[:n].tobytes())
             self._file.write(np.array(missing, dtype="<i8").tobytes())
@@ -190,8 +193,6 @@ class FeatureWriter:
             self._file.write(self._header(n, len(missing), self._data_start))
             self._file.close()
             publish(self._temporary, self._path)
-        ids = [question.id for question in self._job.questions]
-        self._store.run.record_missing_frames(self._job.name, end.reason, ids, missing, n)
 
     def abort(self) -> None:
         """Delete the temporary file."""

@@ -97,7 +97,9 @@ def part_dtypes(dtype: torch.dtype | None, device: torch.device) -> dict[str, to
         UserError: the type is float16, whose range T5's activations exceed.
     """
     if dtype == torch.float16:
-        raise UserError("--dtype float16: SeViLA's T5 overflows in it; use bfloat16, float32 or none")
+        raise UserError(
+            "--dtype float16: SeViLA's T5 overflows in it; use bfloat16 or float32, or leave it out"
+        )
     if dtype is not None:
         return dict.fromkeys(("vision", "qformer", "t5"), dtype)
     vision = torch.float16 if device.type == "cuda" else torch.float32

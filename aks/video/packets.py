@@ -200,7 +200,7 @@ def _hevc(extradata: bytes) -> Inspector:
 
 
 def _nal_length_size(extradata: bytes, offset: int) -> int:
-    if len(extradata) <= offset or extradata[0] != 1:
+    if len(extradata) <= offset + 1 or extradata[0] != 1:  # with at least the number of parameter sets behind
         raise UnsupportedBitstream("not packed with lengths")
     return (extradata[offset] & 3) + 1
 

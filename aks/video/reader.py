@@ -31,7 +31,7 @@ from aks.video.sparse import EXACT_CONTAINERS, SparseReader
 
 DECODERS = ("auto", "pyav", "decord")
 DECORD_EXACT_CODECS = {"h264", "hevc", "vp8", "vp9", "mpeg4"}  # decord jumps right in EXACT_CONTAINERS
-PROBE_S = 30.0  # the part of a video in which decord_differs() looks for open groups of pictures
+OPEN_GROUP_SEARCH_S = 30.0  # the part of a video in which decord_differs() looks for open groups of pictures
 MIN_COMPLETE_FRACTION = 0.95  # a whole file may hold a little less than its header counts
 CHUNK_FRAMES = 16  # frames decoded at a time: 44 MB at 720p, 400 MB at 4K
 
@@ -286,7 +286,7 @@ def decord_differs(path: str | Path) -> bool:
     """Whether decord is known to number or to show frames of a video otherwise than a player.
 
     decord ignores edit lists. In most containers and codecs, and in open groups of pictures, it returns wrong
-    frames after a jump. The first :data:`PROBE_S` seconds show whether groups are open.
+    frames after a jump. The first :data:`OPEN_GROUP_SEARCH_S` seconds show whether groups are open.
 
     Raises:
         VideoError: the file cannot be read.
@@ -306,7 +306,7 @@ def decord_differs(path: str | Path) -> bool:
                     first, last = packet.pts if first is None else first, packet.pts
                 elif packet.size and last is not None and packet.pts < last:
                     return True
-                if packet.size and (packet.pts - (first or 0)) * stream.time_base > PROBE_S:
+                if packet.size and (packet.pts - (first or 0)) * stream.time_base > OPEN_GROUP_SEARCH_S:
                     break
     except (av.FFmpegError, OSError) as error:
         raise VideoError(f"cannot be read: {error_message(error)}") from None

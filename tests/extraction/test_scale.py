@@ -228,11 +228,12 @@ def test_on_a_file_system_without_locks_or_links_a_run_works_all_the_same(
     assert results(run) == whole and not list(run.parts.glob("*.lock"))
 
 
-def test_a_damaged_partition_is_told(many, names, tmp_path):
+@pytest.mark.parametrize("content", [[["other.mp4"], []], 5, [[]], {"a": 1}])
+def test_a_damaged_partition_is_told(many, names, tmp_path, content):
     labels, run = write_labels(many, names), RunDir(tmp_path / "out")
     extract(labels, ToyScorer(), run, shard=(1, 2))
     (record,) = run.folder.glob("shards-2-*.json")
-    write_json(record, [["other.mp4"], []])
+    write_json(record, content)
     with pytest.raises(UserError, match=r"shards-2-\w{12}\.json: damaged; remove it"):
         extract(labels, ToyScorer(), run, shard=(2, 2))
 
@@ -348,7 +349,7 @@ def test_each_of_many_odd_videos_is_scored_or_listed_with_its_reason_and_harms_n
 def test_temporary_files_of_the_living_are_kept_whatever_this_machine_s_clock_says(tmp_path, monkeypatch):
     run = RunDir(tmp_path / "out")
     run.open_or_create({})
-    live, old = (run.parts / f".{name}.elsewhere-1-00000000.tmp.json" for name in ("live", "old"))
+    live, old = (run.parts / f".{name}.0123456789abcdef-1-00000000.tmp.json" for name in ("live", "old"))
     os.waitpid(dead := forked(lambda: None), 0)
     ours, theirs = (run.parts / f".v.{_host()}-{pid}-00000000.tmp.json" for pid in (os.getpid(), dead))
     for path in (live, old, ours, theirs):
@@ -410,3 +411,11 @@ def test_other_numbers_of_shards_and_other_label_files_have_partitions_of_their_
     assert not summary.unfinished
     fewer = write_labels(tmp_path, ["a.mkv", "b.mkv"])
     assert store_features(fewer, ToyScorer(), store, shard=(1, 2)).videos == 1
+
+
+def test_the_failure_in_another_share_removes_the_lists_that_lack_it(uneven, tmp_path):
+    (tmp_path / "f.mkv").write_text("no video")  # in the second share
+    run = RunDir(tmp_path / "out")
+    assert extract(uneven, ToyScorer(), run, allow_missing=True).complete
+    assert extract(uneven, ToyScorer(), run, shard=(1, 2)).failures == []
+    assert not [path.name for path in run.folder.glob("*s.json") if path.name != "failures.json"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import subprocess
 from dataclasses import replace
 
 import numpy as np
@@ -204,3 +206,22 @@ def test_find_keyframes_begins_anew_where_a_process_dies(film):
         alone = find_keyframes(video, question, ToyScorer(), 8)
         assert alone == find_keyframes(video, question, Killing(preprocessor=slowly), 8, workers=1)
     assert killed
+
+
+def test_a_helper_that_cannot_start_is_asked_for_once_and_leaves_no_open_file(film, expected, monkeypatch):
+    started, popen = [], subprocess.Popen
+
+    def start_one(*arguments, **options):
+        started.append(len(os.listdir("/proc/self/fd")))
+        if len(started) > 1:
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return popen(*arguments, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", start_one)
+    with WorkerPool(spec(), 2) as pool:
+        before = len(os.listdir("/proc/self/fd"))
+        check_whole(collect(pool, film), expected)
+        assert (
+            len(os.listdir("/proc/self/fd")) == before + 2
+        )  # connection and memory of the process that started
+    assert len(started) == 2

@@ -444,3 +444,13 @@ def test_clock_jumps_of_a_broadcast_take_no_time_but_pauses_do(tmp_path, later_s
         assert numbers == indices.tolist()
         expected = indices / FPS + gap_s * (indices >= 100)
         np.testing.assert_allclose(video.times_s(indices), expected, atol=1e-3)
+
+
+def test_scores_from_features_of_a_trimmed_film_say_so_too(tmp_path):
+    trim(film(tmp_path), tmp_path / "trimmed.mp4")
+    labels, store = write_labels(tmp_path, ["trimmed.mp4"]), FeatureStore(tmp_path / "features", "float32")
+    store_features(labels, ToyScorer(), store)
+    direct, stored = RunDir(tmp_path / "direct"), RunDir(tmp_path / "stored")
+    extract(labels, ToyScorer(), direct)
+    extract(labels, ToyScorer(), stored, features=FeatureStore.open(store.folder))
+    assert direct.read_part("trimmed.mp4") == stored.read_part("trimmed.mp4")

@@ -51,7 +51,7 @@ def test_an_impossible_nal_length_is_an_error(codec):
 
 @pytest.mark.parametrize("present", [None, 5, 6])
 def test_scaling_matrices_are_skipped(present):
-    """The first six lists (4x4 blocks) have 16 frame_indices each, the two behind them (8x8 blocks) 64."""
+    """The first six lists (4x4 blocks) have 16 numbers each, the two behind them (8x8 blocks) 64."""
     lists = "".join("1" + "1" * (16 if index < 6 else 64) if index == present else "0" for index in range(8))
     # High profile, constraints, level; id 0, 4:2:0, 8 bit twice, no bypass; matrices; frame_num of 7 bits.
     fields = f"{100:08b}" + "0" * 16 + "1" + "010" + "11" + "0" + "1" + lists + "00100" + "1" * 8
@@ -73,3 +73,9 @@ def test_messages_beside_a_frame_do_not_make_it_a_reference(name, codec, message
             nal = bytes([nal_type]) if codec == "h264" else bytes([nal_type << 1, 1])
             packet = len(nal).to_bytes(4, "big") + nal + unreferenced
             assert bool(inspect(memoryview(packet)).refresh_slots) == is_reference
+
+
+@pytest.mark.parametrize(("codec", "size"), [("h264", 5), ("hevc", 22)])
+def test_a_global_header_that_is_cut_is_not_read(codec, size):
+    with pytest.raises(UnsupportedBitstream, match="not packed with lengths"):
+        packet_inspector(codec, b"\x01" * size)
