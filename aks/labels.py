@@ -7,7 +7,6 @@ of ``scores.json``, ``frames.json`` and ``selected_frames.json``.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from aks.entries import parse_entries, read_label_bytes
 from aks.errors import UserError
 
 Evidence = tuple[float, float]  # first and last position, equal for a single point
@@ -100,42 +100,47 @@ class LabelSet:
         return [VideoJob(name, self.video_path(name), tuple(found)) for name, found in questions.items()]
 
 
-class _Entry:
-    """One label entry with checked access; every complaint names file, entry and field."""
+class LabelEntry:
+    """One entry of a label file. Its methods read a field, or raise a UserError that names it."""
 
     def __init__(self, path: Path, index: int, data: dict[str, Any]) -> None:
+        """Wrap the entry's fields, ``data``."""
         self.where = f"{path}: entry {index}"
         if isinstance(data.get("id", data.get("question_id")), str | int):
             self.where += f" (id {data.get('id', data.get('question_id'))})"
         self.data = data
 
-    def fail(self, what: str) -> UserError:
-        return UserError(f"{self.where}: {what}")
+    def error(self, problem: str) -> UserError:
+        """The error that tells what is wrong with the entry."""
+        return UserError(f"{self.where}: {problem}")
 
     def text(self, key: str) -> str:
+        """A text that is not empty."""
         value = self.data.get(key)
         if not isinstance(value, str) or not value.strip():
             state = "is missing" if key not in self.data else f"is {value!r}"
-            raise self.fail(f"{key!r} {state}; it must be a non-empty text")
+            raise self.error(f"{key!r} {state}; it must be a non-empty text")
         if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise self.fail(f"{key!r} is {value!r}; it holds a character that is no text")
+            raise self.error(f"{key!r} is {value!r}; it holds a character that is no text")
         return value
 
     def texts(self, key: str, required: bool) -> tuple[str, ...]:
+        """A list of texts; empty where it is missing and not required."""
         if self.data.get(key) is None and not required:
             return ()
         value = self.data.get(key)
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             state = "is missing" if key not in self.data else "is not a list of texts"
-            raise self.fail(f"{key!r} {state}")
+            raise self.error(f"{key!r} {state}")
         return tuple(value)
 
     def number(self, key: str) -> float | None:
+        """A number, 0 or more; None where it is missing."""
         value = self.data.get(key)
         if value is None:
             return None
         if not _is_number(value) or value < 0:
-            raise self.fail(f"{key!r} is {value!r}; it must be a number, 0 or more")
+            raise self.error(f"{key!r} is {value!r}; it must be a number, 0 or more")
         return float(value)
 
     def choice(self, value: Any, options: tuple[str, ...]) -> int | None:
@@ -150,10 +155,11 @@ class _Entry:
         elif isinstance(value, str) and value.strip().isascii() and re.fullmatch("[A-Za-z]", value.strip()):
             found = ord(value.strip().upper()) - ord("A")
         if found is None or found < 0 or (options and found >= len(options)):
-            raise self.fail(f"answer {value!r} is no index, letter or text of its {len(options)} options")
+            raise self.error(f"answer {value!r} is no index, letter or text of its {len(options)} options")
         return found
 
     def group(self, key: str) -> str:
+        """The name of a group; ``-`` where it is missing."""
         value = self.data.get(key)
         return "-" if value is None else str(value)
 
@@ -163,12 +169,12 @@ class _Entry:
         if value is None:
             return ()
         if not isinstance(value, list):
-            raise self.fail(f"{key!r} is not a list")
+            raise self.error(f"{key!r} is not a list")
         pairs = []
         for item in value:
             first, last = (item, item) if _is_number(item) else _pair(item)
             if first is None or last is None or first < 0 or last < first:
-                raise self.fail(f"{key!r} holds {item!r}; use a position or [first, last], 0 or more")
+                raise self.error(f"{key!r} holds {item!r}; use a position or [first, last], 0 or more")
             pairs.append((float(first), float(last)))
         return tuple(pairs)
 
@@ -185,7 +191,7 @@ def _pair(item: Any) -> tuple[Any, Any]:
     return None, None
 
 
-def _longvideobench(index: int, entry: _Entry) -> Question:
+def _longvideobench(index: int, entry: LabelEntry) -> Question:
     options = entry.texts("candidates", required=True)
     return Question(
         index=index,
@@ -194,14 +200,14 @@ def _longvideobench(index: int, entry: _Entry) -> Question:
         text=entry.text("question"),
         options=options,
         answer=entry.choice(entry.data.get("correct_choice"), options),
-        options_prompt=_lettered(options),
+        options_prompt=lettered_options(options),
         duration_s=entry.number("duration"),
         group=entry.group("duration_group"),
         evidence_frames=entry.evidence("position"),
     )
 
 
-def _videomme(index: int, entry: _Entry) -> Question:
+def _videomme(index: int, entry: LabelEntry) -> Question:
     options = entry.texts("options", required=True)
     return Question(
         index=index,
@@ -215,11 +221,11 @@ def _videomme(index: int, entry: _Entry) -> Question:
     )
 
 
-def _custom(index: int, entry: _Entry) -> Question:
+def _custom(index: int, entry: LabelEntry) -> Question:
     options = entry.texts("options", required=False)
     identifier = entry.data.get("id", index)
     if not isinstance(identifier, str | int) or isinstance(identifier, bool) or identifier == "":
-        raise entry.fail(f"'id' is {identifier!r}; it must be a text or an integer")
+        raise entry.error(f"'id' is {identifier!r}; it must be a text or an integer")
     return Question(
         index=index,
         id=str(identifier),
@@ -227,7 +233,7 @@ def _custom(index: int, entry: _Entry) -> Question:
         text=entry.text("question"),
         options=options,
         answer=entry.choice(entry.data.get("answer"), options),
-        options_prompt=_lettered(options),
+        options_prompt=lettered_options(options),
         duration_s=entry.number("duration"),
         group=entry.group("group"),
         evidence_frames=entry.evidence("evidence_frames"),
@@ -235,39 +241,49 @@ def _custom(index: int, entry: _Entry) -> Question:
     )
 
 
-def _lettered(options: tuple[str, ...]) -> str:
+def lettered_options(options: tuple[str, ...]) -> str:
+    """The options as the paper's SeViLA prompt for LongVideoBench spells them."""
     return "".join(f"{chr(ord('A') + i)}. {text} " for i, text in enumerate(options))
 
 
 @dataclass(frozen=True)
-class _Format:
+class LabelFormat:
+    """How a data set's label file is read.
+
+    Attributes:
+        label_name: its usual file name; None where ``--label_file`` must name it.
+        video_folder: folder of the videos in the data set's folder.
+        parse: makes a question of an entry and its index.
+        extensions: under which a video may lie, whatever extension its name has.
+    """
+
     label_name: str | None
     video_folder: str
-    parse: Callable[[int, _Entry], Question]
-    endings: tuple[str, ...] = ()  # in which a video may come, whatever ending its name has
+    parse: Callable[[int, LabelEntry], Question]
+    extensions: tuple[str, ...] = ()
 
 
-DATASETS: dict[str, _Format] = {
-    "longvideobench": _Format("lvb_val.json", "videos", _longvideobench),
-    "videomme": _Format("videomme.json", "data", _videomme, (".mp4", ".MP4", ".mkv")),
-    "custom": _Format(None, "", _custom),
+DATASETS: dict[str, LabelFormat] = {
+    "longvideobench": LabelFormat("lvb_val.json", "videos", _longvideobench),
+    "videomme": LabelFormat("videomme.json", "data", _videomme, (".mp4", ".MP4", ".mkv")),
+    "custom": LabelFormat(None, "", _custom),
 }
 
 
 def find_video(dataset: str, folder: Path, name: str) -> Path:
-    """Where a video lies: VideoMME's labels give no ending, so that it may be any that upstream allows.
+    """The file of a video. VideoMME's labels give no extension, so it may be any that upstream allows.
 
     Args:
         dataset: name of the data set.
-        folder: of its videos.
-        name: of the video, as in :class:`Question`.
+        folder: the folder of its videos.
+        name: the video's name, as in :class:`Question`.
 
     Returns:
-        The first file that is there; where none is, the path under the name itself.
+        The first file that exists; where none does, the path under the name itself.
     """
     path = folder / name
-    places = (path.with_suffix(ending) for ending in DATASETS[dataset].endings)
-    return next((place for place in places if place.is_file()), path)
+    candidates = (path.with_suffix(extension) for extension in DATASETS[dataset].extensions)
+    return next((candidate for candidate in candidates if candidate.is_file()), path)
 
 
 def load_labels(
@@ -297,14 +313,14 @@ def load_labels(
     if dataset_path is None:
         dataset_path = path.parent if form.label_name is None else f"./datasets/{dataset}"
 
-    raw = _read_bytes(path)
+    raw = read_label_bytes(path)
     questions: list[Question] = []
     first_use: dict[str, int] = {}
-    for index, data in enumerate(_parse_entries(path, raw)):
-        entry = _Entry(path, index, data)
+    for index, data in enumerate(parse_entries(path, raw)):
+        entry = LabelEntry(path, index, data)
         question = form.parse(index, entry)
         if question.id in first_use:
-            raise entry.fail(
+            raise entry.error(
                 f"id {question.id!r} was used by entry {first_use[question.id]}; make ids unique"
             )
         first_use[question.id] = index
@@ -326,66 +342,4 @@ def read_entries(path: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: missing, empty, not UTF-8, not JSON, or not such a list; says which.
     """
-    return _parse_entries(path, _read_bytes(path))
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path}: label file not found; check --dataset_path or --label_file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the label file: {error.strerror}") from None
-
-
-def _parse_entries(path: Path, raw: bytes) -> list[dict[str, Any]]:
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: not UTF-8 text (byte {error.start}); unpack it if it is compressed, or save it as UTF-8"
-        ) from None
-    if not text.strip():
-        raise UserError(f"{path}: empty; it must hold a JSON list of entries")
-    is_lines = path.suffix.lower() == ".jsonl"
-    if is_lines and text.lstrip().startswith("["):
-        raise UserError(f"{path}: holds a JSON list, not one entry a line; give it the ending .json")
-    entries = _parse_lines(path, text) if is_lines else _parse_list(path, text)
-    if not entries:
-        raise UserError(f"{path}: holds no entries")
-    for index, entry in enumerate(entries):
-        if not isinstance(entry, dict):
-            raise UserError(
-                f"{path}: entry {index} is {type(entry).__name__}, not an object; give it named fields"
-            )
-    return entries
-
-
-def _parse_lines(path: Path, text: str) -> list[Any]:
-    entries = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            entries.append(_parse_json(line))
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: line {number} is not JSON: {error}") from None
-    return entries
-
-
-def _parse_list(path: Path, text: str) -> list[Any]:
-    try:
-        entries = _parse_json(text)
-    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
-        if text.lstrip().startswith("{") and getattr(error, "msg", "") == "Extra data":
-            raise UserError(f"{path}: holds one entry a line; give it the ending .jsonl") from None
-        raise UserError(f"{path}: not JSON: {error}") from None
-    if not isinstance(entries, list):
-        raise UserError(
-            f"{path}: holds {type(entries).__name__}, not a list of entries (one a line: name it .jsonl)"
-        )
-    return entries
-
-
-def _parse_json(text: str) -> Any:
-    return json.loads(text, parse_constant=lambda _: None)
+    return parse_entries(path, read_label_bytes(path))

@@ -30,6 +30,7 @@ MODELS = "qwen llava"
 # The tests that guard the files whose paths begin so, the fastest first; the longest such beginning counts.
 AREAS = {
     "aks/": "cli keyframes extraction feature_store conse",
+    "aks/entries": "labels merged_labels",
     "aks/labels": "labels recall extraction merged_labels",
     "aks/video/packets": VIDEO,
     "aks/cli": "cli keyframes extraction faults lavis_cli ray",
