@@ -1,4 +1,4 @@
-"""The two ways a run can go wrong: the user can mend it, or one video is bad."""
+"""The errors of this project, and how a command ends: with one line and a status, without a traceback."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class VideoError(Exception):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Tells a wrong flag in one line."""
+    """Reports a wrong flag in one line."""
 
     def error(self, message: str) -> NoReturn:
         """Raise a UserError instead of printing the usage."""
@@ -45,11 +45,11 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 def run_main(main: Callable[[], int | None]) -> None:
     """Run a script's ``main`` and end the process with its status.
 
-    0 (or None) is success, 1 means some videos failed, 2 a user's mistake told in one line on
-    standard error, 130 an interrupted run (what was finished is kept).
+    0 (or None) is success, 1 means that some videos failed, 2 a user's mistake (one line on standard error
+    names it), 130 an interrupted run, whose finished work is kept.
     """
     _end_at_second_interrupt()
-    for stream in (sys.stdout, sys.stderr):  # file names need not fit the terminal's encoding
+    for stream in (sys.stdout, sys.stderr):  # a file name may not fit the terminal's encoding
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -57,7 +57,7 @@ def run_main(main: Callable[[], int | None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2
-    except BrokenPipeError:  # the reader of our output (head, less) went away
+    except BrokenPipeError:  # the program that reads the output (head, less) has ended
         sys.stderr.close()
         status = 0
     except Exception as error:
@@ -72,21 +72,24 @@ def run_main(main: Callable[[], int | None]) -> None:
 
 
 def error_message(error: BaseException) -> str:
-    """What an exception of a library or the operating system says, in one line."""
+    """The message of an exception of a library or the operating system, in one line."""
     text = str(getattr(error, "strerror", None) or error).strip().split("\n")[0]
-    text = re.sub(r"^\[[\d:]+\] \S+: ", "", text)  # the time and source line that decord puts in front
+    text = re.sub(r"^\[[\d:]+\] \S+: ", "", text)  # decord puts the time and a source line in front
     return text.rstrip(" .:") or type(error).__name__
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether a GPU is full; the error is torch's, which this file need not load."""
+    """Whether the error is torch's for a full GPU; its name tells, without loading torch."""
     return type(error).__name__ == "OutOfMemoryError"
 
 
 def _end_at_second_interrupt() -> None:
-    """Ctrl-C once stops in good order, twice at once, also in the middle of a model's long computation."""
+    """Let a second Ctrl-C end the process at once, also in the middle of a model's long computation.
+
+    The first one stops it in good order, as soon as Python code runs again.
+    """
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        return  # ignored, as under nohup
+        return  # the signal is ignored, as under nohup
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)

@@ -115,7 +115,7 @@ def _rename_noreplace(temporary: Path, path: Path) -> None:
 
 @functools.cache
 def _host() -> str:
-    """This host, its start, and which of its process tables: within one, process ids tell processes."""
+    """Identify this machine, its last start, and its process namespace, in which process ids are unique."""
     facts = [socket.gethostname()]
     with contextlib.suppress(OSError):
         facts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -124,18 +124,18 @@ def _host() -> str:
 
 
 def remove_stale_temp_files(folder: Path) -> None:
-    """Delete temporary files of killed processes: of those of this machine, and of whoever's if very old."""
-    orphans = [*folder.glob(".*.tmp.*"), *folder.parent.glob(".*.tmp.*")]
-    if not orphans or not Path("/proc/self").exists():  # no way to tell which processes live
+    """Delete the temporary files of killed processes: of this machine's, and any that are very old."""
+    paths = [*folder.glob(".*.tmp.*"), *folder.parent.glob(".*.tmp.*")]
+    if not paths or not Path("/proc/self").exists():  # nothing tells which processes live
         return
     with contextlib.suppress(OSError):
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".clock-") as file:
-            now = os.stat(file.name).st_mtime  # by the file server's clock, which stamps the others, too
-        for path in orphans:
+            now = os.stat(file.name).st_mtime  # by the file server's clock, as the other files' times
+        for path in paths:
             mark = re.search(r"\.([0-9a-f]{16})-(\d+)-[0-9a-f]{8}\.tmp\.\w+$", path.name)
             if not mark:
                 continue
             is_dead = mark[1] == _host() and not Path(f"/proc/{mark[2]}").exists()
-            with contextlib.suppress(OSError):  # one that another run removes meanwhile shields no other
+            with contextlib.suppress(OSError):  # another run may remove a file at the same time
                 if is_dead or path.stat().st_mtime < now - STALE_TEMP_S:
                     path.unlink(missing_ok=True)

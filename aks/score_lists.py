@@ -43,23 +43,24 @@ def read_scores(score_path: Path, frame_path: Path) -> tuple[list[np.ndarray], l
 
 
 def infer_stride(frames: np.ndarray) -> int:
-    """Frames from one candidate to the next, by frame numbers (n,) of some of them; 0 for fewer than two.
+    """Frames from one candidate to the next, inferred from some candidates' frame numbers, (n,).
 
-    Their greatest common divisor: candidates are its multiples. Right also where some are lost, or only a few
-    dozen scattered ones are selected; wrong where all positions share a factor.
+    Candidates are multiples of the stride, so it is their greatest common divisor. That is right also where
+    candidates are missing, or only some dozen scattered ones are selected. It is wrong where all of them
+    share a factor. 0 for fewer than two frames.
     """
     return int(np.gcd.reduce(frames.astype(np.int64))) if len(frames) > 1 else 0
 
 
 def check_frame_numbers(path: Path, rows: list[np.ndarray]) -> list[np.ndarray]:
-    """Each entry's frame numbers as int64, checked to be whole, not negative and ascending.
+    """Check that frame numbers are whole, not negative and ascending; return them as int64.
 
     Args:
         path: their file, for messages.
-        rows: finite numbers, (n,) float64 each.
+        rows: one array a question, finite, (n,) float64.
 
     Raises:
-        UserError: they are not; names file, entry and position.
+        UserError: names file, entry and position.
     """
     for index, row in enumerate(rows):
         bad = np.flatnonzero((np.floor(row) != row) | (row < 0) | (row > MAX_FRAME))
@@ -90,7 +91,7 @@ def read_number_lists(path: Path) -> list[np.ndarray]:
 
 
 def _read_fast(path: Path) -> list[np.ndarray]:
-    """Number lists straight into arrays, in a seventh of json's time; raises on all that might differ."""
+    """Read number lists straight into arrays, in a seventh of json's time; raise where that might differ."""
     text = path.read_bytes()
     rows = [np.frombuffer(row.as_buffer(of_type="d")) for row in simdjson.Parser().parse(text)]
     if text.count(b"[") != 1 + len(rows):
@@ -99,7 +100,7 @@ def _read_fast(path: Path) -> list[np.ndarray]:
 
 
 def _read_carefully(path: Path) -> list[np.ndarray]:
-    """The same, entry by entry, of all that json reads; names what is wrong."""
+    """Read number lists entry by entry, and name what is wrong."""
     rows = read_json(path)
     if not isinstance(rows, list):
         raise UserError(f"{path}: holds {type(rows).__name__}, not a list of lists (one a question)")
