@@ -70,10 +70,10 @@ def check_frame_numbers(path: Path, rows: list[np.ndarray]) -> list[np.ndarray]:
             )
         falls = np.flatnonzero(row[1:] <= row[:-1])
         if len(falls):
-            at = int(falls[0]) + 1
+            position = int(falls[0]) + 1
             raise UserError(
-                f"{path}: entry {index}, position {at}: frame {row[at]:.0f} follows {row[at - 1]:.0f}; "
-                "frame numbers must ascend"
+                f"{path}: entry {index}, position {position}: frame {row[position]:.0f} follows "
+                f"{row[position - 1]:.0f}; frame numbers must ascend"
             )
     return [row.astype(np.int64) for row in rows]
 
@@ -112,14 +112,14 @@ def _numbers(path: Path, index: int, row: Any) -> np.ndarray:
         raise UserError(f"{path}: entry {index} is {type(row).__name__}, not a list of numbers")
     # NumPy would read true as 1 and "2" as 2.
     if not set(map(type, row)) <= {int, float}:
-        at = next(at for at, value in enumerate(row) if type(value) not in (int, float))
-        raise UserError(f"{path}: entry {index}, position {at}: {row[at]!r} is no number")
+        position = next(i for i, value in enumerate(row) if type(value) not in (int, float))
+        raise UserError(f"{path}: entry {index}, position {position}: {row[position]!r} is no number")
     try:
         array = np.array(row, dtype=np.float64)
     except OverflowError:
         raise UserError(f"{path}: entry {index}: holds a number too large for a float") from None
     finite = np.isfinite(array)
     if not finite.all():
-        at = int(np.flatnonzero(~finite)[0])
-        raise UserError(f"{path}: entry {index}, position {at}: {array[at]} is no finite number")
+        position = int(np.flatnonzero(~finite)[0])
+        raise UserError(f"{path}: entry {index}, position {position}: {array[position]} is no finite number")
     return array
