@@ -80,10 +80,19 @@ environment_for() {
     export VIRTUAL_ENV="$root/.venv" PATH="$root/.venv/bin:$PATH"
 }
 
+# Prints the CUDA version that torch is built for, nothing for a CPU build. Importing torch would take seconds.
+environment_cuda() {
+    python - <<'PYTHON'
+import importlib.util, runpy
+(folder,) = importlib.util.find_spec("torch").submodule_search_locations
+print(runpy.run_path(f"{folder}/version.py")["cuda"] or "")
+PYTHON
+}
+
 # torchvision fitting the installed torch, for LAVIS and lmms-eval.
 environment_torchvision() {
     local build=cpu
-    if [ -n "$(python -c 'import torch; print(torch.version.cuda or "")')" ]; then build=cuda; fi
+    if [ -n "$(environment_cuda)" ]; then build=cuda; fi
     environment_for "nodeps:requirements-torchvision-$build.txt"
 }
 

@@ -1,5 +1,9 @@
 #!/usr/bin/env bash
-# All tests and the style checks, from a bare machine: bash test.sh [pytest arguments]
+# Installs what the tests need, checks the style and runs the tests.
+#
+#   bash test.sh                     all tests, in several processes
+#   bash test.sh -k WORD             the quick tests with this word in their names
+#   bash test.sh PYTEST_ARGUMENTS    what pytest makes of them, in one process: tests/video, -m "not slow", -n 4
 set -euo pipefail
 cd "$(dirname "$0")"
 # Where it is set, as in many container images, every process of the tests would compile PyTorch anew.
@@ -14,5 +18,10 @@ python check_environment.py
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 ruff check .
 ruff format --check .
-workers=$(nproc)
-python -m pytest -n $((workers < 4 ? workers : 4)) "$@"
+if [ "$#" = 0 ]; then
+    workers=$(nproc)
+    set -- -n $((workers < 4 ? workers : 4))
+elif [ "$1" = -k ]; then
+    set -- -m "not slow" "$@"
+fi
+python -m pytest "$@"

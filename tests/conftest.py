@@ -1,4 +1,7 @@
-"""Shared fixtures: a few fixture videos, the real label data where it is present, script runs."""
+"""Fixtures that all tests share: short videos, the real label files where present, runs of the scripts.
+
+Also which test files run as a whole in one process, and which are slow.
+"""
 
 from __future__ import annotations
 
@@ -13,66 +16,82 @@ import pytest
 import torch
 from media import write_video
 
-# Several processes that each spin up a thread pool on few cores wait for one another; one thread each
-# is faster, and sums are then the same in every process.
+# Processes with a pool of threads each wait for one another on few cores. One thread each is faster, and
+# every process then adds numbers in the same order.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = Path(os.environ.get("AKS_REFERENCE_DATA", ROOT.parent / "shared/reference/data"))
 
-
-# Files whose tests share what is expensive: checkpoints, a Ray cluster, evaluations, a fork server.
-TOGETHER = {
+# Test files that import lmms-eval, LAVIS or Ray, which takes longer than most tests.
+SLOW_FILES = {
     "test_blip_lavis",
     "test_evaluation_scripts",
-    "test_feature_store",
     "test_lavis_cli",
     "test_llava",
     "test_qwen",
     "test_ray",
+    "test_recipes",
     "test_sevila",
+    "test_tasks",
 }
+# Files whose tests share an expensive fixture: a checkpoint, a Ray cluster, a fork server.
+WHOLE_FILES = SLOW_FILES - {"test_recipes", "test_tasks"} | {"test_feature_store"}
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Do not even import the slow files where their tests are not wanted."""
+    if config.option.markexpr == "not slow" and collection_path.stem in SLOW_FILES:
+        return True
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses tests by their marks
+def pytest_collection_modifyitems(items):
+    """Mark the tests of the slow files; other slow tests have the mark as a decorator."""
+    for item in items:
+        if item.path.stem in SLOW_FILES:
+            item.add_marker("slow")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """With several pytest processes, one runs such a file as a whole; these come first, then test by test."""
+    """Of several pytest processes, one runs a file of WHOLE_FILES; other tests are scheduled one by one."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class Scheduling(LoadScopeScheduling):
+    class FileScheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             file = nodeid.partition("::")[0]
-            return file if Path(file).stem in TOGETHER else nodeid
+            return file if Path(file).stem in WHOLE_FILES else nodeid
 
-    return Scheduling(config, log)
+    return FileScheduling(config, log)
 
 
 @pytest.fixture(scope="session")
 def reference() -> Path:
-    """Folder with the real label files and the released selections; not part of the project."""
+    """The folder with the real label files and the published selections, which the project does not hold."""
     if not REFERENCE.is_dir():
-        pytest.skip("the real label files are not here (AKS_REFERENCE_DATA)")
+        pytest.skip("AKS_REFERENCE_DATA names no folder with the real label files")
     return REFERENCE
 
 
 @pytest.fixture
 def run_script():
-    """Run a script of the project as a user would; returns the finished process, text decoded.
+    """A function that runs a script of the project as a user would and returns the finished process.
 
-    A fork server runs it, or with ``fresh=True`` an interpreter that starts anew; ``kind`` is the server's.
+    A fork server runs it; with ``fresh=True`` a new interpreter does. ``kind`` is the fork server's.
     """
 
-    def run(
-        *arguments, cwd: Path = ROOT, fresh: bool = False, kind: str = "torch", **options
-    ) -> subprocess.CompletedProcess:
-        first, *rest = map(str, arguments)
-        command = [first, *rest] if first == "-m" else [str(ROOT / first), *rest]
-        env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+    def run(*arguments, cwd: Path = ROOT, fresh: bool = False, kind: str = "torch", **options):
+        script, *rest = map(str, arguments)
         return subprocess.run(
-            [sys.executable if fresh else forkserver.python(kind), *command],
+            [
+                sys.executable if fresh else forkserver.python(kind),
+                script if script == "-m" else ROOT / script,
+                *rest,
+            ],
             cwd=cwd,
-            env=env,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"},
             text=True,
             capture_output=True,
             timeout=300,
@@ -94,24 +113,25 @@ def clips(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def many(tmp_path_factory) -> Path:
+def names() -> list[str]:
+    """The file names of the fifty videos."""
+    return [f"v{index:02}.mkv" for index in range(50)]
+
+
+@pytest.fixture(scope="session")
+def many(names, tmp_path_factory) -> Path:
     """A folder with fifty tiny videos of 2 to 6 s."""
     folder = tmp_path_factory.mktemp("many")
     for seconds in range(2, 7):
         write_video(folder / f"{seconds}.mkv", frames=5 * seconds, fps=5, size=(48 + 16 * seconds, 48))
-    for number in range(50):
-        shutil.copy(folder / f"{2 + number % 5}.mkv", folder / f"v{number:02}.mkv")
+    for index, name in enumerate(names):
+        shutil.copy(folder / f"{2 + index % 5}.mkv", folder / name)
     return folder
 
 
 @pytest.fixture(scope="session")
-def names() -> list[str]:
-    return [f"v{number:02}.mkv" for number in range(50)]
-
-
-@pytest.fixture(scope="session")
 def whole(many, names, tmp_path_factory) -> dict[str, bytes]:
-    """What one process that decodes by itself makes of them."""
+    """The results of one process without decoding processes on the fifty videos."""
     from extraction_setup import ToyScorer, results, write_labels
 
     from aks.extraction.api import extract

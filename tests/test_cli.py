@@ -1,4 +1,4 @@
-"""What a process counts and takes: cores by its affinity and its container's quota, a share of the videos."""
+"""The flags' defaults and forms: the number of decoding workers, and the shard."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from aks import cli
 
 @pytest.mark.parametrize(("quota", "cores"), [("max 100000", 64), ("250000 100000", 3), ("50000 100000", 1)])
 def test_a_container_s_quota_bounds_the_cores(monkeypatch, quota, cores):
-    def read(path, *arguments, real=open, **options):
-        return io.StringIO(quota) if path == "/sys/fs/cgroup/cpu.max" else real(path, *arguments, **options)
+    def open_quota(path, *arguments, open=open, **options):
+        return io.StringIO(quota) if path == "/sys/fs/cgroup/cpu.max" else open(path, *arguments, **options)
 
-    monkeypatch.setattr(
-        os.path, "exists", lambda path, real=os.path.exists: "cpu.max" in str(path) or real(path)
-    )
-    monkeypatch.setattr(builtins, "open", read)
+    def exists(path, exists=os.path.exists):
+        return "cpu.max" in str(path) or exists(path)
+
+    monkeypatch.setattr(os.path, "exists", exists)
+    monkeypatch.setattr(builtins, "open", open_quota)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
     assert cli.count_cores() == cores
@@ -27,10 +28,10 @@ def test_a_container_s_quota_bounds_the_cores(monkeypatch, quota, cores):
     assert cli.decode_settings(args)["workers"] == min(max(cores - 1, 1), 16)
 
 
-def test_a_share_is_told_from_1_to_n(monkeypatch):
-    monkeypatch.delenv("RANK", raising=False)  # torchrun's
-    for text, share in (("1/1", (1, 1)), ("1/3", (1, 3)), ("3/3", (3, 3))):
-        assert cli.parse_shard(cli.build_parser(None, "out").parse_args(["--shard", text])) == share
+@pytest.mark.parametrize(("text", "shard"), [("1/1", (1, 1)), ("1/3", (1, 3)), ("3/3", (3, 3))])
+def test_shards_count_from_one(monkeypatch, text, shard):
+    monkeypatch.delenv("RANK", raising=False)  # torchrun sets it.
+    assert cli.parse_shard(cli.build_parser(None, "out").parse_args(["--shard", text])) == shard
 
 
 @pytest.mark.parametrize(("value", "workers"), [("", 7), ("0", 7), ("2", 3), ("many", 7)])

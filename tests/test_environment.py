@@ -1,9 +1,11 @@
-"""environment.sh and its lock: what is installed, and what a user is told of it."""
+"""environment.sh, its lock and test.sh: what is installed, what is reported, which tests run."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,22 +23,19 @@ LOCKED = sorted(
 )
 
 
-def requirements(path: Path) -> list[Requirement]:
+def read_requirements(path: Path) -> list[Requirement]:
     lines = [line.split("#")[0].strip() for line in path.read_text().splitlines()]
     return [Requirement(line) for line in lines if line]
 
 
-def test_the_lock_holds_what_the_requirement_files_ask_for():
-    locked = {canonicalize_name(entry.name): entry for entry in requirements(ROOT / "constraints.txt")}
+def test_the_lock_pins_every_requirement_and_names_no_index():
+    locked = {canonicalize_name(entry.name): entry for entry in read_requirements(ROOT / "constraints.txt")}
     for path in LOCKED:
-        for wanted in requirements(path):
+        for wanted in read_requirements(path):
             (pin,) = locked[canonicalize_name(wanted.name)].specifier
             assert pin.operator == "==" and wanted.specifier.contains(pin.version), f"{path.name}: {wanted}"
-
-
-def test_the_lock_names_no_index():
     text = (ROOT / "constraints.txt").read_text()
-    assert "://" not in text and "--" not in text
+    assert "://" not in text and "--" not in text  # no package index
 
 
 PINS = {
@@ -72,13 +71,13 @@ def test_a_changed_version_is_named_with_its_remedy():
         ("-e /somewhere/else", False),
     ],
 )
-def test_builds_of_a_version_are_alike_and_what_nothing_pins_is_named(line, accepted):
+def test_every_build_of_a_pinned_version_is_accepted_and_nothing_else(line, accepted):
     assert (find_deviations([line], PINS) == []) == accepted
 
 
-PIP = """#!/usr/bin/env bash
+PYTHON = """#!/usr/bin/env bash
 case "$*" in *install_requirements.py*)
-    echo "${*:2}" >>pip-calls
+    echo "${*:2}" >>installations
     for line in {1..50}; do echo "chatter $line"; done
     echo "a warning" >&2
     [ ! -e fail ]
@@ -88,7 +87,10 @@ esac
 
 @pytest.fixture
 def environment_for(tmp_path):
-    """Runs environment.sh's function in a project of two requirement files, with a stand-in for Python."""
+    """Runs environment_for in a project of two requirement files, with a stand-in for Python.
+
+    It returns the finished process and the arguments of each installation.
+    """
     for name in ("environment.sh", "constraints.txt"):
         (tmp_path / name).write_text((ROOT / name).read_text())
     (tmp_path / "requirements.txt").write_text("one==1\n")
@@ -96,20 +98,20 @@ def environment_for(tmp_path):
     (tmp_path / "requirements-uv.txt").write_text("uv==3\n")
     python = tmp_path / ".venv/bin/python"
     python.parent.mkdir(parents=True)
-    python.write_text(PIP)
+    python.write_text(PYTHON)
     python.chmod(0o755)
 
     def run() -> tuple[subprocess.CompletedProcess[str], list[str]]:
-        (tmp_path / "pip-calls").write_text("")
+        (tmp_path / "installations").write_text("")
         command = "set -euo pipefail; source ./environment.sh; "
         command += "environment_for requirements.txt nodeps:requirements-two.txt"
         done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
-        return done, (tmp_path / "pip-calls").read_text().splitlines()
+        return done, (tmp_path / "installations").read_text().splitlines()
 
     return run
 
 
-def test_uv_is_installed_first_and_what_is_installed_is_told(environment_for):
+def test_uv_is_installed_first_and_every_file_is_reported(environment_for):
     done, calls = environment_for()
     assert done.returncode == 0 and done.stdout == ""
     files = ["requirements-uv.txt", "requirements.txt", "requirements-two.txt"]
@@ -117,7 +119,7 @@ def test_uv_is_installed_first_and_what_is_installed_is_told(environment_for):
     assert calls == [f"-r {files[0]}", f"-r {files[1]}", f"--no-deps -r {files[2]}"]
 
 
-def test_what_is_there_is_installed_again_where_a_file_or_the_lock_changed(environment_for, tmp_path):
+def test_a_file_is_installed_again_when_it_or_the_lock_changes(environment_for, tmp_path):
     environment_for()
     assert environment_for()[1] == []
     (tmp_path / "requirements-two.txt").write_text("two==3\n")
@@ -128,51 +130,38 @@ def test_what_is_there_is_installed_again_where_a_file_or_the_lock_changed(envir
     assert environment_for()[1] == []
 
 
-def test_where_pip_fails_the_end_of_its_output_is_shown_and_the_log_named(environment_for, tmp_path):
+def test_a_failed_installation_shows_the_end_of_its_output_and_names_the_log(environment_for, tmp_path):
     (tmp_path / "fail").touch()
-    for _ in range(2):  # what failed counts as not installed
+    for _ in range(2):  # A file whose installation failed is tried again.
         done, calls = environment_for()
-        # Where uv cannot be installed, pip installs the others.
-        assert done.returncode == 1 and [call.split()[-1] for call in calls] == [
-            "requirements-uv.txt",
-            "requirements.txt",
-        ]
+        assert done.returncode == 1
+        assert calls == ["-r requirements-uv.txt", "-r requirements.txt"]  # Without uv, pip installs.
         assert "chatter 50\na warning\nerror: requirements.txt could not be installed" in done.stderr
         assert "chatter 9\n" not in done.stderr and str(tmp_path / ".venv/pip.log") in done.stderr
 
 
-@pytest.fixture
-def installations(monkeypatch):
-    """Commands of install_requirements.py and their environments; all fail that are not pip's."""
+@pytest.mark.parametrize(("uv", "tools"), [("a module", ["uv", "pip"]), (None, ["pip"])])
+def test_pip_installs_where_uv_fails_or_is_missing_and_both_obey_the_lock(monkeypatch, uv, tools):
     calls = []
 
     def run(command, env):
+        """Fail for every command but pip's."""
         calls.append((command, env))
         return subprocess.CompletedProcess(command, command[2] != "pip")
 
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(install_requirements, "uv_options", lambda: [])
-    monkeypatch.chdir(ROOT)  # and back again
-    return calls
-
-
-def test_pip_installs_where_uv_fails_and_both_keep_to_the_lock(installations, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: uv)
+    monkeypatch.chdir(ROOT)  # The function changes the folder; this restores it.
     assert install_requirements.main(["--no-deps", "-r", "two.txt"]) == 0
-    assert [command[2] for command, _ in installations] == ["uv", "pip"]
-    for command, env in installations:
+    assert [command[2] for command, _ in calls] == tools
+    for command, env in calls:
         assert command[-3:] == ["--no-deps", "-r", "two.txt"]
         tool = command[2].upper()
         assert env[f"{tool}_CONSTRAINT"] == env[f"{tool}_BUILD_CONSTRAINT"] == "constraints.txt"
 
 
-def test_pip_installs_where_uv_is_missing(installations, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert install_requirements.main(["-r", "one.txt"]) == 0
-    assert [command[2] for command, _ in installations] == ["pip"]
-
-
-def test_uv_is_given_pips_indexes_and_local_wheels(monkeypatch):
+def test_uv_gets_pip_s_indexes_and_local_wheels(monkeypatch):
     monkeypatch.setenv("PIP_INDEX_URL", "https://mirror.example/simple")
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://one.example https://two.example")
     monkeypatch.setenv("PIP_FIND_LINKS", "/wheels")
@@ -188,3 +177,34 @@ def test_uv_is_given_pips_indexes_and_local_wheels(monkeypatch):
         ("--find-links", "/wheels"),
         ("--allow-insecure-host", "mirror.example"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], ["-n", "2"]),
+        (["-k", "selection"], ["-m", "not slow", "-k", "selection"]),
+        (["tests/video", "-x"], ["tests/video", "-x"]),
+    ],
+)
+def test_test_sh_runs_all_tests_in_several_processes_and_chosen_ones_in_one(tmp_path, arguments, expected):
+    (tmp_path / "test.sh").write_text((ROOT / "test.sh").read_text())
+    (tmp_path / "environment.sh").write_text(
+        "environment_for() { :; }; environment_torchvision() { :; }; ruff() { :; }; nproc() { echo 2; }\n"
+        "python() { printf '%s\\n' \"$@\" >arguments; }\n"
+    )
+    subprocess.run(["bash", "test.sh", *arguments], cwd=tmp_path, check=True)
+    assert (tmp_path / "arguments").read_text().splitlines() == ["-m", "pytest", *expected]
+
+
+@pytest.mark.parametrize(("cuda", "build"), [("13.0", "cuda"), (None, "cpu")])
+def test_torchvision_fits_the_installed_torch(tmp_path, cuda, build):
+    (tmp_path / "environment.sh").write_text((ROOT / "environment.sh").read_text())
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch/__init__.py").write_text("raise ImportError('slow')")
+    (tmp_path / "torch/version.py").write_text(f"cuda = {cuda!r}\n")
+    command = f'source ./environment.sh; python() {{ {sys.executable} "$@"; }}; '
+    command += "environment_for() { echo $1; }; environment_torchvision"
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    output = subprocess.check_output(["bash", "-c", command], cwd=tmp_path, env=env, text=True)
+    assert output == f"nodeps:requirements-torchvision-{build}.txt\n"

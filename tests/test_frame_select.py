@@ -1,4 +1,4 @@
-"""Step 2 as a command: the reference's files in and out, budgets kept, mistakes told."""
+"""Step 2: the files it reads and writes, its options, and the mistakes it reports."""
 
 from __future__ import annotations
 
@@ -20,19 +20,24 @@ SCORES = [RNG.random(200).tolist(), RNG.random(50).tolist(), [0.5] * 100, [1, 2,
 FRAMES = [(np.arange(len(row)) * 29).tolist() for row in SCORES]
 
 
-def write(folder: Path, scores=None, frames=None) -> list:
-    """Write both files as anybody might; returns the flags that name them."""
-    for name, data in (("scores", SCORES if scores is None else scores), ("frames", frames or FRAMES)):
+def write(folder: Path, scores=SCORES, frames=FRAMES) -> list:
+    """Write the scores and the frames, as data or as text; return the flags that name the files."""
+    for name, data in (("scores", scores), ("frames", frames)):
         text = data if isinstance(data, str) else json.dumps(data)
         (folder / f"{name}.json").write_text(text)
     return ["--score_path", folder / "scores.json", "--frame_path", folder / "frames.json"]
 
 
-def test_the_documented_files_from_precomputed_scores(tmp_path, run_script):
+def selected_frames(folder: Path) -> list[list[int]]:
+    """What the command wrote below the folder of ``--output_file``."""
+    return json.loads((folder / "longvideobench/blip/selected_frames.json").read_text())
+
+
+def test_precomputed_scores_give_the_documented_files(tmp_path, run_script):
     done = run_script("frame_select.py", *write(tmp_path), "--output_file", tmp_path / "sel", fresh=True)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "sel/longvideobench/blip"
-    selected = json.loads((folder / "selected_frames.json").read_text())
+    selected = selected_frames(tmp_path / "sel")
     assert selected == [select_keyframes(s, f, 64) for s, f in zip(SCORES, FRAMES, strict=True)]
     assert [len(row) for row in selected] == [64, 50, 64, 3]
     assert "2 questions have fewer candidates than the budget of 64" in done.stdout
@@ -44,7 +49,7 @@ def test_the_documented_files_from_precomputed_scores(tmp_path, run_script):
     assert not (folder / "selected_times.json").exists()
 
 
-def test_defaults_are_the_documented_paths(tmp_path, run_script):
+def test_the_default_paths_are_the_documented_ones(tmp_path, run_script):
     folder = tmp_path / "outscores/videomme/clip"
     folder.mkdir(parents=True)
     write(folder)
@@ -55,52 +60,51 @@ def test_defaults_are_the_documented_paths(tmp_path, run_script):
     assert (tmp_path / "selected_frames/videomme/clip/selected_frames.json").exists()
 
 
-def test_a_ratio_beyond_the_candidates_leaves_nothing_and_says_so(tmp_path, run_script):
+def test_questions_with_fewer_candidates_than_the_ratio_are_counted(tmp_path, run_script):
     done = run_script("frame_select.py", *write(tmp_path), "--ratio", 60, "--output_file", tmp_path / "sel")
     assert done.returncode == 0, done.stderr
     assert "2 questions have fewer candidates than --ratio 60" in done.stdout
 
 
-def test_frame_numbers_written_as_floats_are_read_and_come_out_whole(tmp_path, run_script):
-    floats = [[float(number) for number in row] for row in FRAMES]
+def test_frame_indices_written_as_floats_become_whole_numbers(tmp_path, run_script):
+    floats = [[float(index) for index in row] for row in FRAMES]
     done = run_script("frame_select.py", *write(tmp_path, frames=floats), "--output_file", tmp_path / "sel")
     assert done.returncode == 0, done.stderr
-    text = (tmp_path / "sel/longvideobench/blip/selected_frames.json").read_text()
-    assert "." not in text
-    assert json.loads(text)[3] == [0, 29, 58]
+    last = selected_frames(tmp_path / "sel")[3]
+    assert last == [0, 29, 58] and all(type(index) is int for index in last)
 
 
-def test_options_reach_the_selection(tmp_path, run_script):
+def test_the_flags_set_the_options_of_the_selection(tmp_path, run_script):
     options = {"strategy": "ada", "ratio": 2, "t1": 0.2, "t2": 0.01, "max_depth": 3, "quota": "paper"}
     flags = ["--ratio", 2, "--t1", 0.2, "--t2", 0.01, "--all_depth", 3, "--quota", "paper"]
     done = run_script(
         "frame_select.py", *write(tmp_path), *flags, "--max_num_frames", 20, "--output_file", tmp_path / "sel"
     )
     assert done.returncode == 0, done.stderr
-    selected = json.loads((tmp_path / "sel/longvideobench/blip/selected_frames.json").read_text())
+    selected = selected_frames(tmp_path / "sel")
     expected = [select_keyframes(s, f, 20, **options) for s, f in zip(SCORES, FRAMES, strict=True)]
     assert selected == expected
     assert "--quota paper loses fractions" in done.stdout
 
 
-def test_times_follow_where_step_1_left_them_and_old_ones_go(tmp_path, run_script):
-    flags = write(tmp_path)
-    times = [[number / 29.97 for number in row] for row in FRAMES]
+def test_times_are_written_where_step_1_left_them_and_stale_ones_are_removed(tmp_path, run_script):
+    def select():
+        return run_script("frame_select.py", *write(tmp_path), "--output_file", tmp_path / "sel")
+
+    times = [[index / 29.97 for index in row] for row in FRAMES]
     (tmp_path / "times.json").write_text(json.dumps(times))
     output = tmp_path / "sel/longvideobench/blip"
-    assert run_script("frame_select.py", *flags, "--output_file", tmp_path / "sel").returncode == 0
-    selected = json.loads((output / "selected_frames.json").read_text())
-    np.testing.assert_allclose(
-        np.concatenate([np.array(row) / 29.97 for row in selected]),
-        np.concatenate(json.loads((output / "selected_times.json").read_text())),
-    )
+    assert select().returncode == 0
+    selected_times = json.loads((output / "selected_times.json").read_text())
+    for indices, row in zip(selected_frames(tmp_path / "sel"), selected_times, strict=True):
+        np.testing.assert_allclose(row, np.array(indices) / 29.97)
     (tmp_path / "times.json").write_text(json.dumps(times[:-1]))
     before = {path.name: path.read_bytes() for path in output.iterdir()}
-    done = run_script("frame_select.py", *flags, "--output_file", tmp_path / "sel")
+    done = select()
     assert done.returncode == 2 and "times.json: does not fit" in done.stderr
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
     (tmp_path / "times.json").unlink()
-    assert run_script("frame_select.py", *flags, "--output_file", tmp_path / "sel").returncode == 0
+    assert select().returncode == 0
     assert not (output / "selected_times.json").exists()
 
 
@@ -135,7 +139,7 @@ def test_times_follow_where_step_1_left_them_and_old_ones_go(tmp_path, run_scrip
         (SCORES, FRAMES, ["--score_path", "absent.json"], "absent.json: file not found"),
     ],
 )
-def test_a_mistake_is_one_line_status_2_and_nothing_is_written(
+def test_a_mistake_is_reported_in_one_line_and_nothing_is_written(
     tmp_path, run_script, scores, frames, flags, words
 ):
     done = run_script(
@@ -147,24 +151,25 @@ def test_a_mistake_is_one_line_status_2_and_nothing_is_written(
     assert not (tmp_path / "sel").exists()
 
 
-def test_the_command_loads_nothing_slow():
+def test_the_command_imports_no_slow_library():
     code = "import sys, frame_select; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    heavy = {"torch", "transformers", "matplotlib", "av", "decord", "PIL", "aks.labels", "aks.video.reader"}
-    assert not heavy & set(done.stdout.split())
+    output = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
+    slow = {"torch", "transformers", "matplotlib", "av", "decord", "PIL", "aks.labels", "aks.video.reader"}
+    assert not slow & set(output.split())
 
 
-# --- the fast reader: what it takes, the careful one takes, with the same numbers --------------------
+# --- The fast reader of the lists gives what the careful one gives -----------------------------------
 
 
 def read_with(reader, path: Path) -> list[np.ndarray] | str:
+    """The rows, or the error message."""
     try:
         return reader(path)
     except UserError as error:
         return str(error)
 
 
-def assert_read_alike(path: Path) -> None:
+def check_readers_agree(path: Path) -> None:
     expected = read_with(score_lists._read_carefully, path)
     found = read_with(score_lists.read_number_lists, path)
     assert isinstance(found, str) == isinstance(expected, str), (found, expected)
@@ -184,7 +189,7 @@ def assert_read_alike(path: Path) -> None:
         ("[[5e-324, 1e-400, 2.4703282292062328e-324, 1.7976931348623157e308]]", True),
         ("[[9007199254740993, 18446744073709551615, -9223372036854775808]]", True),
         ("[[0.1000000000000000055511151231257827021181583404541015625000000000001]]", True),
-        ("[[18446744073709551616, " + "9" * 300 + "]]", False),  # json takes whole numbers of any size
+        ("[[18446744073709551616, " + "9" * 300 + "]]", False),  # json reads integers of any size.
         ("[[1, 2], [[3], [4]]]", False),
         ("[[[1]], [[2]]]", False),
         ("[[1], 2]", False),
@@ -207,10 +212,10 @@ def assert_read_alike(path: Path) -> None:
         ("[" * 2000, False),
     ],
 )
-def test_the_fast_reader_takes_plain_lists_and_leaves_the_rest_to_json(tmp_path, text, fast):
+def test_the_fast_reader_reads_plain_lists_and_leaves_the_rest_to_json(tmp_path, text, fast):
     path = tmp_path / "scores.json"
     path.write_text(text)
-    assert_read_alike(path)
+    check_readers_agree(path)
     try:
         score_lists._read_fast(path)
     except (ValueError, TypeError, AttributeError, RuntimeError):
@@ -220,10 +225,10 @@ def test_the_fast_reader_takes_plain_lists_and_leaves_the_rest_to_json(tmp_path,
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
-def test_other_encodings_of_json_are_read(tmp_path, encoding):
+def test_json_in_other_encodings_is_read(tmp_path, encoding):
     path = tmp_path / "scores.json"
     path.write_text("[[1, 2.5]]", encoding=encoding)
-    assert_read_alike(path)
+    check_readers_agree(path)
 
 
 values = st.one_of(
@@ -233,11 +238,11 @@ documents = st.lists(st.one_of(st.lists(st.floats(allow_nan=False)), st.lists(va
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(document=documents, at=st.integers(0, 200), typo=st.sampled_from(["", *'[]{},:.-+eE01 "\\N\n']))
-def test_no_file_is_read_otherwise_than_by_json(tmp_path, document, at, typo):
+@given(document=documents, offset=st.integers(0, 200), typo=st.sampled_from(["", *'[]{},:.-+eE01 "\\N\n']))
+def test_both_readers_read_every_file_alike(tmp_path, document, offset, typo):
     path = tmp_path / "scores.json"
     text = json.dumps(document)
     path.write_text(text)
-    assert_read_alike(path)
-    path.write_text(text[:at] + typo + text[at + 1 :])
-    assert_read_alike(path)
+    check_readers_agree(path)
+    path.write_text(text[:offset] + typo + text[offset + 1 :])
+    check_readers_agree(path)

@@ -1,4 +1,4 @@
-"""Label files: the three formats, the real files, and one clear line for every mistake."""
+"""Label files: the three formats, the real files, and one line that names each mistake."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def write(path: Path, data) -> Path:
     return path
 
 
-def test_longvideobench(tmp_path):
+def test_longvideobench_s_format_is_read(tmp_path):
     write(tmp_path / "lvb_val.json", [LVB])
     labels = load_labels("longvideobench", tmp_path)
     (question,) = labels.questions
@@ -59,7 +59,7 @@ def test_longvideobench(tmp_path):
     assert question.evidence_frames == ((100, 100), (250, 250))
 
 
-def test_videomme(tmp_path):
+def test_videomme_s_format_is_read(tmp_path):
     write(tmp_path / "videomme.json", [VIDEOMME])
     labels = load_labels("videomme", tmp_path)
     (question,) = labels.questions
@@ -68,7 +68,7 @@ def test_videomme(tmp_path):
     assert question.options_prompt == "A. One.B. Two.C. Three.D. Four."
 
 
-def test_videomme_s_videos_may_have_the_endings_that_upstream_allows(tmp_path):
+def test_videomme_s_videos_may_have_every_extension_of_lmms_eval(tmp_path):
     names = {"a": "a.mp4", "b": "b.MP4", "c.1": "c.1.mkv"}
     entries = [{**VIDEOMME, "question_id": name, "videoID": name} for name in (*names, "absent")]
     write(tmp_path / "videomme.json", entries)
@@ -79,7 +79,7 @@ def test_videomme_s_videos_may_have_the_endings_that_upstream_allows(tmp_path):
     assert found == [*names.values(), "absent.mp4"]
 
 
-def test_ones_own_data_as_json_and_as_lines(tmp_path):
+def test_a_custom_data_set_is_read_from_json_and_from_json_lines(tmp_path):
     full = {
         "id": 7,
         "video": "/films/a.mkv",
@@ -114,11 +114,11 @@ def test_an_answer_may_be_an_index_a_letter_or_the_text(tmp_path, answer):
     assert load_labels("custom", label_file=tmp_path / "x.json").questions[0].answer == 2
 
 
-def test_an_answer_that_is_an_option_s_text_is_no_letter(tmp_path):
+def test_an_answer_is_an_option_s_text_before_it_is_a_letter(tmp_path):
     entries = [{**CUSTOM, "options": ["C", "B", "a"], "id": text, "answer": text} for text in "CBaAc"]
     write(tmp_path / "x.json", entries)
     questions = load_labels("custom", label_file=tmp_path / "x.json").questions
-    assert [question.answer for question in questions] == [0, 1, 2, 0, 2]  # the last two are letters
+    assert [question.answer for question in questions] == [0, 1, 2, 0, 2]  # The last two are letters.
 
 
 def without(entry, key):
@@ -132,11 +132,7 @@ def without(entry, key):
         ("custom", '{"id": 1}', "holds dict, not a list"),
         ("custom", "[]", "holds no entries"),
         ("custom", ["text"], "entry 0 is str"),
-        (
-            "custom",
-            [CUSTOM, without({**CUSTOM, "id": "r"}, "question")],
-            "entry 1 .id r.: 'question' is missing",
-        ),
+        ("custom", [CUSTOM, {"id": "r", "video": "v"}], "entry 1 .id r.: 'question' is missing"),
         ("custom", [{**CUSTOM, "question": "  "}], "entry 0 .*'question' is '  '"),
         ("custom", [{**CUSTOM, "question": 5}], "'question' is 5"),
         ("custom", [{**CUSTOM, "video": "a\0b"}], "'video'"),
@@ -166,18 +162,12 @@ def without(entry, key):
         ("videomme", [{**VIDEOMME, "answer": "E"}], "answer 'E'"),
     ],
 )
-def test_a_bad_label_file_is_told_in_one_line(tmp_path, dataset, content, words):
+def test_a_wrong_entry_is_named_in_one_line(tmp_path, dataset, content, words):
     path = write(tmp_path / "labels.json", content)
     with pytest.raises(UserError, match=words) as caught:
         load_labels(dataset, tmp_path, path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_a_bad_line_of_a_jsonl_file_is_named(tmp_path):
-    path = write(tmp_path / "x.jsonl", json.dumps(CUSTOM) + "\n{oops\n")
-    with pytest.raises(UserError, match="line 2 is not JSON"):
-        load_labels("custom", label_file=path)
 
 
 @pytest.mark.parametrize(
@@ -191,19 +181,21 @@ def test_a_bad_line_of_a_jsonl_file_is_named(tmp_path):
             r"not UTF-8 text .byte 1.; unpack it if it is compressed",
         ),
         ("x.json", zlib.compress(b"[]"), "not UTF-8"),
+        ("x.json", b"\xff\xfe\x00", "not UTF-8"),
+        ("x.jsonl", json.dumps(CUSTOM).encode() + b"\n{oops\n", "line 2 is not JSON"),
         ("x.json", b"{}\n{}\n", r"one entry a line; give it the ending \.jsonl"),
         ("x.txt", b'{"id": 1}', r"one a line: name it \.jsonl"),
         ("x.jsonl", b"[{}]", r"holds a JSON list, not one entry a line; give it the ending \.json"),
     ],
 )
-def test_what_is_wrong_with_the_form_of_a_label_file_is_said(tmp_path, name, content, words):
+def test_a_file_that_is_not_json_is_reported_with_its_remedy(tmp_path, name, content, words):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=words) as caught:
         load_labels("custom", label_file=tmp_path / name)
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_value_may_be_null_or_nan_and_the_file_begin_with_a_byte_order_mark(tmp_path):
+def test_null_and_nan_are_missing_values_and_a_byte_order_mark_is_skipped(tmp_path):
     optional = ("options", "answer", "duration", "group", "evidence_frames", "evidence_times")
     (bare,) = load_labels("custom", label_file=write(tmp_path / "x.json", [CUSTOM])).questions
     for missing in (None, float("nan")):
@@ -215,19 +207,20 @@ def test_a_missing_value_may_be_null_or_nan_and_the_file_begin_with_a_byte_order
             assert labels.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_missing_files_and_unknown_names(tmp_path):
-    with pytest.raises(UserError, match=r"lvb_val\.json: label file not found"):
-        load_labels("longvideobench", tmp_path)
-    with pytest.raises(UserError, match="--dataset_name lvb: unknown data set"):
-        load_labels("lvb", tmp_path)
-    with pytest.raises(UserError, match="needs --label_file"):
-        load_labels("custom", tmp_path)
-    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="not UTF-8"):
-        load_labels("custom", label_file=tmp_path / "binary.json")
+@pytest.mark.parametrize(
+    ("dataset", "words"),
+    [
+        ("longvideobench", r"lvb_val\.json: label file not found"),
+        ("lvb", "--dataset_name lvb: unknown data set"),
+        ("custom", "needs --label_file"),
+    ],
+)
+def test_a_missing_label_file_or_an_unknown_data_set_is_reported(tmp_path, dataset, words):
+    with pytest.raises(UserError, match=words):
+        load_labels(dataset, tmp_path)
 
 
-def test_the_real_label_files(reference):
+def test_the_real_label_files_are_read_whole(reference):
     longvideobench = load_labels("longvideobench", label_file=reference / "longvideobench/lvb_val.json")
     assert (len(longvideobench.questions), len(longvideobench.jobs)) == (1337, 753)
     assert all(q.evidence_frames and q.answer is not None for q in longvideobench.questions)
@@ -236,83 +229,77 @@ def test_the_real_label_files(reference):
     assert all(len(q.options) == 4 and q.answer is not None for q in videomme.questions)
 
 
+def make_labels(run_script, source, output, **options):
+    """Run the script that turns VideoMME's parquet file, or a table of its rows, into a label file."""
+    if not isinstance(source, Path):
+        table, source = source, output.with_suffix(".parquet")
+        pyarrow.parquet.write_table(table, source)
+    return run_script("datasets/videomme/make_labels.py", source, "--output", output, **options)
+
+
 def test_the_official_parquet_becomes_the_published_label_file(tmp_path, reference, run_script):
-    published = reference / "videomme/videomme.json"
-    table = pyarrow.Table.from_pylist(json.loads(published.read_text()))
-    pyarrow.parquet.write_table(table, tmp_path / "test.parquet")
-    done = run_script(
-        "datasets/videomme/make_labels.py",
-        tmp_path / "test.parquet",
-        "--output",
-        tmp_path / "videomme.json",
-        fresh=True,
-    )
+    published = json.loads((reference / "videomme/videomme.json").read_text())
+    output = tmp_path / "videomme.json"
+    done = make_labels(run_script, pyarrow.Table.from_pylist(published), output, fresh=True)
     assert done.returncode == 0, done.stderr
     assert "2700 questions on 900 videos" in done.stdout
-    assert json.loads((tmp_path / "videomme.json").read_text()) == json.loads(published.read_text())
-
-
-def test_parquet_to_labels_and_its_errors(tmp_path, run_script):
-    # Columns in another order, one too many: the label file has exactly the documented ones.
-    rows = [{"extra": 1, **dict(reversed(VIDEOMME.items()))}]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "good.parquet")
-    output = tmp_path / "videomme.json"
-    done = run_script("datasets/videomme/make_labels.py", tmp_path / "good.parquet", "--output", output)
-    assert done.returncode == 0, done.stderr
-    (entry,) = json.loads(output.read_text())
-    assert list(entry.items()) == list(VIDEOMME.items())
-    assert load_labels("videomme", label_file=output).questions[0].id == "001-1"
-
-    pyarrow.parquet.write_table(
-        pyarrow.Table.from_pylist([without(VIDEOMME, "answer")]), tmp_path / "short.parquet"
-    )
-    (tmp_path / "text.parquet").write_text("no parquet")
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([VIDEOMME] * 2), tmp_path / "twice.parquet")
-    none = pyarrow.Table.from_pylist([VIDEOMME]).slice(0, 0)
-    pyarrow.parquet.write_table(none, tmp_path / "none.parquet")
-    for name, words in [
-        ("twice.parquet", "row 1 repeats question_id '001-1'"),
-        ("none.parquet", "holds no questions"),
-        ("short.parquet", "no column 'answer'"),
-        ("text.parquet", "cannot be read as parquet"),
-        ("absent.parquet", "file not found"),
-    ]:
-        done = run_script("datasets/videomme/make_labels.py", tmp_path / name, "--output", output)
-        assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
-
-
-def parquet_to_labels(tmp_path, run_script, **fields):
-    path, output = tmp_path / "x.parquet", tmp_path / "videomme.json"
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{**VIDEOMME, **fields}]), path)
-    return run_script("datasets/videomme/make_labels.py", path, "--output", output), output
-
-
-def test_parquet_with_text_stored_otherwise_becomes_the_same_labels(tmp_path, run_script):
-    otherwise = {"question": VIDEOMME["question"].encode(), "options": json.dumps(VIDEOMME["options"])}
-    done, output = parquet_to_labels(tmp_path, run_script, **otherwise, question_id=7)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(output.read_text()) == [{**VIDEOMME, "question_id": "7"}]
-    assert load_labels("videomme", label_file=output).questions[0].id == "7"
+    assert json.loads(output.read_text()) == published
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("row", "question_id"),
     [
-        ({"options": [None, "B. Two."]}, "row 0, 'options': None is no text"),
-        ({"options": "A. One."}, "row 0, 'options': Expecting value"),
-        ({"options": "4"}, "row 0, 'options': 4 is no list"),
-        ({"question": b"\xff"}, "row 0, 'question': 'utf-8' codec"),
-        ({"question_id": ["1"]}, "row 0, 'question_id': ['1'] is no text"),
-        ({"videoID": 1.5}, "row 0, 'videoID': 1.5 is no text"),
+        ({"extra": 1, **dict(reversed(VIDEOMME.items()))}, "001-1"),
+        (
+            {
+                **VIDEOMME,
+                "question": VIDEOMME["question"].encode(),
+                "options": json.dumps(VIDEOMME["options"]),
+                "question_id": 7,
+            },
+            "7",
+        ),
     ],
+    ids=["other columns", "other types"],
 )
-def test_a_parquet_cell_that_is_no_text_is_named(tmp_path, run_script, fields, words):
-    done, output = parquet_to_labels(tmp_path, run_script, **fields)
+def test_parquet_of_another_form_becomes_the_same_labels(tmp_path, run_script, row, question_id):
+    output = tmp_path / "videomme.json"
+    done = make_labels(run_script, pyarrow.Table.from_pylist([row]), output)
+    assert done.returncode == 0, done.stderr
+    (entry,) = json.loads(output.read_text())
+    assert list(entry.items()) == list({**VIDEOMME, "question_id": question_id}.items())
+    assert load_labels("videomme", label_file=output).questions[0].id == question_id
+
+
+def rows(*entries):
+    return pyarrow.Table.from_pylist(list(entries))
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        (rows(VIDEOMME, VIDEOMME), "row 1 repeats question_id '001-1'"),
+        (rows(VIDEOMME).slice(0, 0), "holds no questions"),
+        (rows(without(VIDEOMME, "answer")), "no column 'answer'"),
+        (rows({**VIDEOMME, "options": [None, "B. Two."]}), "row 0, 'options': None is no text"),
+        (rows({**VIDEOMME, "options": "A. One."}), "row 0, 'options': Expecting value"),
+        (rows({**VIDEOMME, "options": "4"}), "row 0, 'options': 4 is no list"),
+        (rows({**VIDEOMME, "question": b"\xff"}), "row 0, 'question': 'utf-8' codec"),
+        (rows({**VIDEOMME, "question_id": ["1"]}), "row 0, 'question_id': ['1'] is no text"),
+        (rows({**VIDEOMME, "videoID": 1.5}), "row 0, 'videoID': 1.5 is no text"),
+        (Path(__file__), "cannot be read as parquet"),
+        (Path("absent.parquet"), "file not found"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_wrong_parquet_file_is_reported_in_one_line(tmp_path, run_script, table, words):
+    output = tmp_path / "videomme.json"
+    done = make_labels(run_script, table, output)
     assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
     assert not output.exists()
 
 
-def test_a_section_of_the_readme_that_a_file_names_is_there():
+def test_the_readme_has_every_section_that_a_file_names():
     root = Path(__file__).parent.parent
     headings = re.findall(r"^#+ (.*)$", (root / "README.md").read_text(), flags=re.MULTILINE)
     sources = [path for pattern in ("datasets/**/*", "evaluation/**/*") for path in root.glob(pattern)]

@@ -1,4 +1,4 @@
-"""The mutation script: faults of every kind and no other, a guarded line and one that no test guards."""
+"""tests/mutants.py: it draws faults of every kind, and knows a line that a test guards from one without."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def check(items: list[int], kind="a", wait=0.5):
         items.close()
     return chosen
 '''
-FAULTS = [  # the lines that are new in each
-    "",  # the two that write have changed places
+FAULTS = [  # the lines that each fault changes, as they are then
+    "",  # The two lines that write are swapped.
     "limit: int = (2 + 1)",
     """def check(items: list[int], kind=("a" + 'x'), wait=0.5):""",
     'def check(items: list[int], kind="a", wait=(0.5 * 2 + 1)):',
@@ -51,16 +51,16 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_faults_of_each_kind_are_drawn_and_none_in_what_is_for_people(project):
+def test_faults_of_each_kind_are_drawn_but_none_in_messages(project):
     (project / "aks/toy.py").write_text(SOURCE)
     drawn = [changed.decode() for *_, changed in mutants.draw(99, 1)]
-    new = [set(changed.splitlines()) - set(SOURCE.splitlines()) for changed in drawn]
-    assert sorted(" ".join(lines).strip() for lines in new) == sorted(FAULTS)
+    new_lines = [set(changed.splitlines()) - set(SOURCE.splitlines()) for changed in drawn]
+    assert sorted(" ".join(lines).strip() for lines in new_lines) == sorted(FAULTS)
     assert [changed.decode() for *_, changed in mutants.draw(99, 1)] == drawn
     assert [changed.decode() for *_, changed in mutants.draw(5, 1)] == drawn[:5]
 
 
-def test_it_tells_a_guarded_line_from_one_that_no_test_guards(project, monkeypatch, capsys):
+def test_guarded_lines_and_lines_without_a_test_are_reported(project, monkeypatch, capsys):
     source = (
         "def near(x):\n    return x < 3\n\n\ndef far(x):\n    return x < 5\n\n\n"
         "def count(n, at=0):\n    while at < n:\n        at = min(at + 1, n)\n"
@@ -72,7 +72,7 @@ def test_it_tells_a_guarded_line_from_one_that_no_test_guards(project, monkeypat
     )
     (project / "tests/test_toy.py").write_text(test)
     monkeypatch.setattr(mutants, "TEST_LIMIT_S", 3)
-    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # they take seconds to import
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # Importing them takes seconds.
     monkeypatch.setenv("PYTHONPATH", ".")
     command = ["mutants.py", "--results", str(project / "results.json"), "--only"]
     monkeypatch.setattr("sys.argv", [*command, "comparison"])
@@ -93,7 +93,7 @@ def test_it_tells_a_guarded_line_from_one_that_no_test_guards(project, monkeypat
     ]
 
 
-def test_areas_and_their_tests_are_there():
+def test_every_area_has_files_and_tests():
     for area, tests in mutants.AREAS.items():
         assert any(mutants.ROOT.glob(f"{area}*")), area
         assert len(mutants.test_files(tests)) == len(set(tests.split())), area

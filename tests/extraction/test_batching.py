@@ -1,4 +1,4 @@
-"""Passes that mix the frames of several videos: the same scores as video by video."""
+"""Batches across videos: the same scores as batches of one video each, and failures that stay alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from extraction_setup import ToyScorer, results, write_labels
+from extraction_setup import ToyScorer, finished_parts, results, write_labels
 
 from aks.errors import UserError
 from aks.extraction import batching
@@ -19,10 +19,11 @@ from aks.extraction.decoding import EndOfVideo, FrameBatch
 from aks.labels import VideoJob
 from aks.run_dir import RunDir
 from aks.scorers.base import load_scorer
+from aks.video.reader import Video
 
 
 class CountingScorer(ToyScorer):
-    """Records the size of every pass."""
+    """Records the size of every batch."""
 
     def __init__(self):
         super().__init__()
@@ -34,7 +35,9 @@ class CountingScorer(ToyScorer):
 
 
 @pytest.mark.parametrize(("frames", "workers"), [(1, 0), (7, 3), (32, 0), (32, 3)])
-def test_all_passes_are_full_and_the_files_are_the_same(many, names, whole, tmp_path, workers, frames):
+def test_batches_across_videos_are_full_and_give_the_same_files(
+    many, names, whole, tmp_path, workers, frames
+):
     labels, run, scorer = write_labels(many, names), RunDir(tmp_path / "out"), CountingScorer()
     summary = extract(labels, scorer, run, workers=workers, batch_frames=frames, batch_across_videos=True)
     assert summary.complete and summary.scored == 50
@@ -43,42 +46,43 @@ def test_all_passes_are_full_and_the_files_are_the_same(many, names, whole, tmp_
     assert scorer.batch_sizes == [frames] * -(-total // frames)
 
 
-def test_a_video_that_fails_in_a_mixed_pass_costs_itself_alone(many, names, whole, tmp_path):
+def test_only_the_videos_that_fail_in_a_shared_batch_are_lost(many, names, whole, tmp_path):
+    with Video(many / "v03.mkv") as video:
+        (frames,) = video.read([0])
+    # All frames of the videos that are 128 pixels wide have a value of their own.
+    bad_value = float(ToyScorer().encode_frames(ToyScorer().preprocess(frames.pixels[0])[None])[0, 5])
+
     class NanScorer(ToyScorer):
         def score(self, features, questions):
             scores = super().score(features, questions)
-            return np.where(np.isclose(features[:, 5].numpy(), BAD), np.nan, scores)
+            return np.where(np.isclose(features[:, 5].numpy(), bad_value), np.nan, scores)
 
     labels, run = write_labels(many, names), RunDir(tmp_path / "out")
-    (many / "broken.mp4").unlink(missing_ok=True)
-    victim = ToyScorer()
-    with_frames = RunDir(tmp_path / "plain")
-    extract(labels, victim, with_frames)
-    # All frames of the videos that are 128 pixels wide have a value of their own.
-    from aks.video.reader import Video
-
-    with Video(many / "v03.mkv") as video:
-        first = next(video.read([0])).pixels[0]
-    BAD = float(victim.encode_frames(victim.preprocess(first)[None])[0, 5])
     summary = extract(labels, NanScorer(), run, workers=2, batch_frames=16, batch_across_videos=True)
     failed = {failure["video"] for failure in summary.failures}
-    assert failed == {name for name in names if int(name[1:3]) % 5 == 3}
-    assert summary.scored == 40
-    for name in set(names) - failed:
-        assert run.part_path(name).read_bytes() == with_frames.part_path(name).read_bytes()
+    assert failed == set(names[3::5])
+    assert summary.scored == len(names) - len(failed)
+    for path in finished_parts(run):
+        assert path.read_bytes() == whole[path.name]
 
 
-def test_a_real_models_scores_do_not_change(clips, tmp_path):
+def test_a_real_model_s_scores_depend_neither_on_workers_nor_on_shared_batches(clips, tmp_path):
     labels, scorer = write_labels(clips, ["one.mp4", "two.mp4", "sub/three.mkv"]), load_scorer("conse")
-    runs = [RunDir(tmp_path / str(mixed)) for mixed in (False, True)]
-    for mixed, run in zip((False, True), runs, strict=True):
-        extract(labels, scorer, run, batch_across_videos=mixed, batch_frames=4)
-    plain, across = (json.loads((run.folder / "scores.json").read_text()) for run in runs)
-    for a, b in zip(plain, across, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+
+    def run_with(name, **settings):
+        run = RunDir(tmp_path / name)
+        assert extract(labels, scorer, run, batch_frames=4, **settings).complete
+        return run
+
+    alone = run_with("alone")
+    assert results(run_with("workers", workers=3)) == results(alone)
+    shared = run_with("shared", batch_across_videos=True)
+    scores = [json.loads((run.folder / "scores.json").read_text()) for run in (shared, alone)]
+    for shared_row, row in zip(*scores, strict=True):
+        np.testing.assert_allclose(shared_row, row, atol=1e-5)
 
 
-def test_on_a_cpu_videos_are_not_mixed_unless_asked_to():
+def test_on_a_cpu_videos_share_batches_only_on_request():
     scorer = ToyScorer()
     assert isinstance(DecodeConfig.for_scorer(scorer).make_encoder(scorer), PerVideoEncoder)
     config = DecodeConfig.for_scorer(scorer, batch_across_videos=True, batch_frames=64)
@@ -87,7 +91,7 @@ def test_on_a_cpu_videos_are_not_mixed_unless_asked_to():
 
 
 def frame_batch(count: int, offset: int = 0, level: float = 0) -> FrameBatch:
-    """A batch of plain frames."""
+    """A batch of frames of one brightness."""
     inputs = np.full((count, 3, 8, 8), level, np.float32)
     return FrameBatch(offset, np.arange(offset, offset + count), np.zeros(count), inputs)
 
@@ -95,7 +99,7 @@ def frame_batch(count: int, offset: int = 0, level: float = 0) -> FrameBatch:
 A, B = (VideoJob(name, Path(name)) for name in "ab")
 
 
-def test_a_gpu_that_is_too_small_is_told():
+def test_when_gpu_memory_runs_out_the_error_offers_a_smaller_batch():
     class SmallGpu(ToyScorer):
         def encode_frames(self, inputs):
             raise torch.cuda.OutOfMemoryError
@@ -105,19 +109,19 @@ def test_a_gpu_that_is_too_small_is_told():
         list(batcher.encode([(A, frame_batch(4))]))
 
 
-def test_a_discarded_video_is_not_delivered():
+def test_a_discarded_video_is_not_emitted():
     batcher, batch = CrossVideoBatcher(ToyScorer(), 4), frame_batch(3)
 
     def events():
         yield from [(A, batch), (B, batch), (B, EndOfVideo()), (A, EndOfVideo())]
         batcher.discard(A)
 
-    delivered = list(batcher.encode(events()))
-    assert [job for job, _ in delivered] == [B, B]
-    assert len(delivered[0][1].frame_indices) == 3  # a whole batch
+    emitted = list(batcher.encode(events()))
+    assert [job for job, _ in emitted] == [B, B]
+    assert len(emitted[0][1].frame_indices) == 3  # a whole batch
 
 
-def test_a_video_that_starts_again_is_delivered_once():
+def test_a_restarted_video_is_emitted_once():
     batcher = CrossVideoBatcher(ToyScorer(), 4)
 
     def events():
@@ -129,7 +133,7 @@ def test_a_video_that_starts_again_is_delivered_once():
     assert (batch.features == 1).all() and end == EndOfVideo()
 
 
-def test_a_video_that_fails_while_its_batch_is_divided_between_passes_costs_itself_alone():
+def test_a_video_that_fails_between_two_batches_leaves_the_others_whole():
     batcher, has_failed = CrossVideoBatcher(ToyScorer(), 4), False
 
     def events():
@@ -138,26 +142,26 @@ def test_a_video_that_fails_while_its_batch_is_divided_between_passes_costs_itse
                 if not (job is A and has_failed):  # its decoder was cancelled
                     yield job, frame_batch(7, offset, level=10 * offset)
 
-    delivered = []
+    emitted = []
     for job, batch in batcher.encode(events()):
         assert isinstance(batch, FeatureBatch) and not (job is A and has_failed)
         if job is A:
             has_failed = True
             batcher.discard(A)
         else:
-            delivered.append(batch)
-    assert has_failed and [batch.offset for batch in delivered] == [0, 7, 14]
-    for batch in delivered:  # whole batches, each with its own pixels
+            emitted.append(batch)
+    assert has_failed and [batch.offset for batch in emitted] == [0, 7, 14]
+    for batch in emitted:  # whole batches, each with its own pixels
         assert batch.features.shape[0] == 7
         np.testing.assert_allclose(batch.features, 10 * batch.offset / 255)
 
 
 @pytest.mark.parametrize(("fitting", "frames"), [(0.3, 1), (1, 1), (47.9, 32), (64, 64), (1e9, 128)])
-def test_passes_are_powers_of_two(fitting, frames):
+def test_batch_sizes_are_powers_of_two(fitting, frames):
     assert batching.power_of_two(fitting) == frames
 
 
-def test_a_pass_takes_no_more_than_half_of_the_gpu_s_free_memory(monkeypatch):
+def test_a_batch_takes_at_most_half_of_the_gpu_s_free_memory(monkeypatch):
     memory = {"memory_allocated": 7, "max_memory_allocated": 7 + 2 * 10, "mem_get_info": (1300, 9000)}
     for name, value in memory.items():
         monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)

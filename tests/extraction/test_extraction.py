@@ -1,4 +1,4 @@
-"""Step 1: files, grouping, resume, kills, failures; with the real conse scorer on real videos."""
+"""Step 1: the files it writes, resuming, failures, and the mistakes it reports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -16,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from extraction_setup import ToyScorer
+from conftest import ROOT
+from extraction_setup import ToyScorer, finished_parts, load_custom, results, wait_until, write_labels
 from media import write_video
 
 from aks import UserError, VideoError, run_dir
 from aks.extraction.api import extract, find_keyframes
 from aks.jsonio import write_json
-from aks.labels import load_labels
 from aks.locks import VideoLocks
 from aks.run_dir import RunDir, VideoScores
 from aks.score_lists import read_scores
@@ -44,24 +43,16 @@ def conse():
 
 @pytest.fixture
 def data(clips, tmp_path) -> Path:
-    """A folder of one's own data: three videos, four questions."""
+    """A custom data set: three videos and four questions."""
     folder = tmp_path / "data"
     shutil.copytree(clips, folder)
     (folder / "labels.json").write_text(json.dumps(ENTRIES))
     return folder
 
 
-def labels_of(folder: Path):
-    return load_labels("custom", label_file=folder / "labels.json")
-
-
-def files_of(run: RunDir) -> dict[str, bytes]:
-    return {name: (run.folder / name).read_bytes() for name in ("scores.json", "frames.json", "times.json")}
-
-
-def test_scores_and_frames_stand_in_label_order_in_the_references_format(data, tmp_path, conse):
+def test_the_score_files_have_the_order_of_the_labels_and_the_paper_s_format(data, tmp_path, conse):
     run = RunDir(tmp_path / "out")
-    summary = extract(labels_of(data), conse, run)
+    summary = extract(load_custom(data), conse, run)
     assert (summary.videos, summary.scored, summary.failures, summary.complete) == (3, 3, [], True)
     scores, frames = (json.loads((run.folder / f"{name}.json").read_text()) for name in ("scores", "frames"))
     assert frames == [[0, 25, 50, 75, 100], [0, 24, 48], [0, 25, 50, 75, 100], [0, 12, 24, 36]]
@@ -69,14 +60,14 @@ def test_scores_and_frames_stand_in_label_order_in_the_references_format(data, t
     assert all(type(x) is float for row in scores for x in row)
     assert all(type(x) is int for row in frames for x in row)
     assert json.loads((run.folder / "times.json").read_text())[3] == [0.0, 1.0, 2.0, 3.0]
-    # The reference writes both files on one line, as json.dump does.
+    # The paper's code writes both files with json.dump: on one line.
     assert (run.folder / "scores.json").read_text() == json.dumps(scores)
     read_scores(run.folder / "scores.json", run.folder / "frames.json")
 
 
-def test_scoring_all_questions_at_once_equals_one_frame_and_one_question_at_a_time(data, tmp_path, conse):
+def test_batches_of_frames_and_questions_score_like_single_ones(data, tmp_path, conse):
     run = RunDir(tmp_path / "out")
-    labels = labels_of(data)
+    labels = load_custom(data)
     extract(labels, conse, run, batch_frames=4)
     scores, frames = read_scores(run.folder / "scores.json", run.folder / "frames.json")
     for question in labels.questions:
@@ -91,52 +82,56 @@ def test_scoring_all_questions_at_once_equals_one_frame_and_one_question_at_a_ti
         np.testing.assert_allclose(scores[question.index], np.concatenate(alone, axis=1)[0], atol=1e-5)
 
 
-def test_a_finished_run_does_no_work_and_an_interrupted_one_only_what_is_missing(data, tmp_path, conse):
-    labels, run = labels_of(data), RunDir(tmp_path / "out")
-    extract(labels, conse, run)
-    before = files_of(run)
-    stamps = {path: path.stat().st_mtime_ns for path in run.parts.iterdir()}
-    assert extract(labels, conse, run).reused == 3
+def test_an_interrupted_run_scores_only_what_is_missing(data, tmp_path):
+    labels, run = load_custom(data), RunDir(tmp_path / "out")
+    extract(labels, ToyScorer(), run)
+    expected = results(run)
+    mtimes = {path: path.stat().st_mtime_ns for path in run.parts.iterdir()}
     run.part_path("two.mp4").unlink()
     (run.folder / "scores.json").unlink()
-    summary = extract(labels, conse, run)
+    summary = extract(labels, ToyScorer(), run)
     assert (summary.reused, summary.scored) == (2, 1)
-    assert files_of(run) == before
-    changed = [path.name for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp]
+    assert results(run) == expected
+    changed = [path.name for path, mtime in mtimes.items() if path.stat().st_mtime_ns != mtime]
     assert changed == ["two.mp4.json"]
 
 
-def test_the_command_itself_killed_and_started_again(data, tmp_path, run_script):
+def test_a_finished_run_needs_no_videos(data, tmp_path):
+    labels, run = load_custom(data), RunDir(tmp_path / "out")
+    extract(labels, ToyScorer(), run)
+    expected = results(run)
+    (run.folder / "scores.json").unlink()
+    summary = extract(replace(labels, video_root=tmp_path / "absent"), ToyScorer(), run)
+    assert (summary.reused, summary.scored, summary.complete) == (3, 0, True)
+    assert results(run) == expected
+
+
+@pytest.mark.slow
+def test_a_killed_command_resumes_and_gives_the_same_files(data, tmp_path, run_script):
     def command(out):
         return [
             *("feature_extract.py", "--dataset_name", "custom", "--label_file", data / "labels.json"),
             *("--extract_feature_model", "conse", "--device", "cpu", "--output_file", out),
         ]
 
-    root = Path(__file__).parents[2]
-    first, *rest = map(str, command(tmp_path / "killed"))
-    process = subprocess.Popen(
-        [sys.executable, str(root / first), *rest], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    parts = tmp_path / "killed/custom/conse/parts"
-    deadline = time.monotonic() + 120
-    while not list(parts.glob("[!.]*.json")) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.kill()
-    process.wait()
-    kept = {path.name: path.read_bytes() for path in parts.glob("[!.]*.json")}
+    killed, whole = (RunDir(tmp_path / name / "custom/conse") for name in ("killed", "whole"))
+    script, *flags = map(str, command(tmp_path / "killed"))
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, ROOT / script, *flags], **silent) as process:
+        wait_until(lambda: finished_parts(killed) or process.poll() is not None, 120)
+        process.kill()
+    kept = {path: path.read_bytes() for path in finished_parts(killed)}
     assert kept
-    again = run_script(*command(tmp_path / "killed"))
-    assert again.returncode == 0, again.stderr
-    assert f"{3 - len(kept)} scored now, {len(kept)} finished before, 0 failed" in again.stdout
-    assert {name: (parts / name).read_bytes() for name in kept} == kept
+    resumed = run_script(*command(tmp_path / "killed"))
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"{3 - len(kept)} scored now, {len(kept)} finished before, 0 failed" in resumed.stdout
+    assert all(path.read_bytes() == content for path, content in kept.items())
     assert run_script(*command(tmp_path / "whole"), fresh=True).returncode == 0
-    for name in ("scores.json", "frames.json", "times.json", "run.json"):
-        paths = [tmp_path / out / "custom/conse" / name for out in ("killed", "whole")]
-        assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert results(killed) == results(whole)
+    assert (killed.folder / "run.json").read_bytes() == (whole.folder / "run.json").read_bytes()
 
 
-def test_a_bad_video_is_listed_and_the_others_go_on(data, tmp_path, run_script):
+def test_bad_videos_are_listed_and_the_others_are_scored(data, tmp_path, run_script):
     entries = [*ENTRIES, {"id": "e", "video": "absent.mp4", "question": "Who?"}]
     (data / "labels.json").write_text(json.dumps(entries))
     original = (data / "two.mp4").read_bytes()
@@ -147,9 +142,7 @@ def test_a_bad_video_is_listed_and_the_others_go_on(data, tmp_path, run_script):
     ]
     done = run_script(*command)
     assert done.returncode == 1
-    assert (
-        "3 videos" not in done.stdout and "4 videos: 2 scored now, 0 finished before, 2 failed" in done.stdout
-    )
+    assert "4 videos: 2 scored now, 0 finished before, 2 failed" in done.stdout
     assert "absent.mp4 (1 questions): file not found" in done.stdout
     folder = tmp_path / "custom/conse"
     failures = json.loads((folder / "failures.json").read_text())
@@ -157,7 +150,7 @@ def test_a_bad_video_is_listed_and_the_others_go_on(data, tmp_path, run_script):
     assert "Invalid data" in failures[0]["reason"]
     assert not (folder / "scores.json").exists()
 
-    (data / "two.mp4").write_bytes(original)  # mended: only it is tried again; the other is waived
+    (data / "two.mp4").write_bytes(original)  # repaired: only this video is tried again
     done = run_script(*command, "--allow_missing")
     assert done.returncode == 1
     assert "1 scored now, 2 finished before, 1 failed" in done.stdout
@@ -172,68 +165,91 @@ def test_a_bad_video_is_listed_and_the_others_go_on(data, tmp_path, run_script):
     assert "1 questions have no candidates" in done.stdout
 
 
-def test_a_video_shorter_than_its_stride_is_a_failure_with_that_reason(tmp_path, conse):
+def test_a_video_shorter_than_its_stride_is_a_failure_with_that_reason(tmp_path):
     write_video(tmp_path / "blink.mp4", frames=10, fps=24)
-    (tmp_path / "labels.json").write_text(json.dumps([{"video": "blink.mp4", "question": "What?"}]))
-    summary = extract(labels_of(tmp_path), conse, RunDir(tmp_path / "out"))
+    summary = extract(write_labels(tmp_path, ["blink.mp4"]), ToyScorer(), RunDir(tmp_path / "out"))
     assert "too short: 10 frames at 24 a second" in summary.failures[0]["reason"]
 
 
-def test_a_score_that_is_no_number_is_a_failure(clips, conse, monkeypatch):
-    question = load_labels_one(clips)
+def test_a_score_that_is_not_a_number_is_a_failure(data, conse, monkeypatch):
     monkeypatch.setattr(conse, "_centre", conse._centre * float("nan"))
-    with Video(clips / "two.mp4") as video, pytest.raises(VideoError, match="gives nan for frame 0"):
-        find_keyframes(video, question, conse, 1)
+    with Video(data / "two.mp4") as video, pytest.raises(VideoError, match="gives nan for frame 0"):
+        find_keyframes(video, load_custom(data).questions[0], conse, 1)
 
 
-def load_labels_one(folder: Path):
-    path = folder / "single.json"
-    path.write_text(json.dumps([{"video": "two.mp4", "question": "Where is the cat?"}]))
-    return load_labels("custom", label_file=path).questions[0]
-
-
-def test_another_runs_settings_are_refused_and_told(data, tmp_path, conse):
-    run = RunDir(tmp_path / "out")
-    extract(labels_of(data), conse, run)
-    record = json.loads((run.folder / "run.json").read_text())
-    write_json(run.folder / "run.json", {**record, "dtype": "bfloat16"})
-    with pytest.raises(UserError, match=r"dtype 'bfloat16' there, 'float32' now"):
-        extract(labels_of(data), conse, run)
-    write_json(run.folder / "run.json", record)
+def test_runs_with_other_settings_do_not_mix(data, tmp_path):
+    labels, run = load_custom(data), RunDir(tmp_path / "out")
+    extract(labels, ToyScorer(), run)
+    for attribute, value, words in [
+        ("checkpoint", "other", "made with other settings"),
+        ("dtype", torch.float16, "dtype 'float32' there, 'float16' now"),
+        ("name", "other", "made with other settings"),
+    ]:
+        scorer = ToyScorer()
+        setattr(scorer, attribute, value)
+        with pytest.raises(UserError, match=words):
+            extract(labels, scorer, run)
+    with pytest.raises(UserError, match="dataset 'custom' there, 'videomme' now"):
+        extract(replace(labels, dataset="videomme"), ToyScorer(), run)
     (data / "labels.json").write_text(json.dumps(ENTRIES[:2]))
     with pytest.raises(UserError, match="label_sha256"):
-        extract(labels_of(data), conse, run)
+        extract(load_custom(data), ToyScorer(), run)
 
 
-def test_a_damaged_part_is_named(data, tmp_path, conse):
+def change_part(edit):
+    """A function that returns a part's text after an edit of its content."""
+
+    def change(text: str) -> str:
+        part = json.loads(text)
+        edit(part)
+        return json.dumps(part)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda text: '{"video": "one.mp4"', ""),
+        (lambda text: '{"video": "one.mp4"}', ""),
+        (lambda text: "[]", ""),
+        (lambda text: "", ""),
+        (lambda text: text.replace("25,", "NaN,", 1), ""),
+        (change_part(lambda part: part.update(video="two.mp4")), ": damaged part file"),
+        (change_part(lambda part: part["frames"].append(125)), ": damaged part file"),
+        (change_part(lambda part: part["times_s"].pop()), ": damaged part file"),
+        (change_part(lambda part: part["scores"]["c"].pop()), ": damaged part file"),
+        (change_part(lambda part: part["scores"].pop("c")), ": has no scores for question c"),
+    ],
+)
+def test_a_damaged_part_is_named(data, tmp_path, change, words):
     run = RunDir(tmp_path / "out")
-    extract(labels_of(data), conse, run)
-    nan = run.part_path("one.mp4").read_text().replace("25,", "NaN,", 1)
-    for damage in ('{"video": "one.mp4"', '{"video": "one.mp4"}', "[]", "", nan):
-        run.part_path("one.mp4").write_text(damage)
-        with pytest.raises(UserError, match=r"one\.mp4\.json"):
-            extract(labels_of(data), conse, run)
+    extract(load_custom(data), ToyScorer(), run)
+    path = run.part_path("one.mp4")
+    path.write_text(change(path.read_text()))
+    with pytest.raises(UserError, match=rf"one\.mp4\.json{words}"):
+        extract(load_custom(data), ToyScorer(), run)
 
 
-def test_parts_of_another_video_of_the_same_name_are_refused(data, tmp_path, conse):
+def test_parts_of_another_video_of_the_same_name_are_refused(data, tmp_path):
     run = RunDir(tmp_path / "out")
-    extract(labels_of(data), conse, run)
+    extract(load_custom(data), ToyScorer(), run)
     shutil.copy(data / "one.mp4", data / "two.mp4")
     with pytest.raises(UserError, match=r"two\.mp4\.json: made from another two\.mp4"):
-        extract(labels_of(data), conse, run)
-    (data / "two.mp4").unlink()  # scored, then removed: nothing to complain about
-    assert extract(labels_of(data), conse, run).complete
+        extract(load_custom(data), ToyScorer(), run)
+    (data / "two.mp4").unlink()  # no other video: the finished part counts
+    assert extract(load_custom(data), ToyScorer(), run).complete
 
 
-def test_a_damaged_run_record_is_told_with_its_remedy(data, tmp_path, conse):
+def test_a_damaged_run_record_is_reported_with_its_remedy(data, tmp_path):
     run = RunDir(tmp_path / "out")
-    extract(labels_of(data), conse, run)
+    extract(load_custom(data), ToyScorer(), run)
     (run.folder / "run.json").write_text("{")
     with pytest.raises(UserError, match=r"run\.json: damaged; remove"):
-        extract(labels_of(data), conse, run)
+        extract(load_custom(data), ToyScorer(), run)
 
 
-def test_part_names_are_distinct_and_fit_the_file_system(tmp_path):
+def test_every_video_name_gets_a_part_file_of_its_own(tmp_path):
     run = RunDir(tmp_path / "out")
     run.open_or_create({})
     names = [
@@ -251,7 +267,7 @@ def test_part_names_are_distinct_and_fit_the_file_system(tmp_path):
     assert [run.read_part(name).video for name in names] == names
 
 
-def test_a_full_disk_ends_in_one_line_and_keeps_what_was_there(tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_earlier_file(tmp_path, monkeypatch):
     path = tmp_path / "scores.json"
     write_json(path, [1])
 
@@ -265,50 +281,69 @@ def test_a_full_disk_ends_in_one_line_and_keeps_what_was_there(tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == [path]
 
 
+CUSTOM = ["--dataset_name", "custom", "--label_file", "labels.json", "--device", "cpu"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--dataset_name", "custom", "--label_file", "absent.json"], "absent.json: label file not found"),
-        (["--dataset_name", "lvb"], "--dataset_name: invalid choice: 'lvb'"),
-        (["--extract_feature_model", "dino"], "--extract_feature_model: invalid choice: 'dino'"),
-        (["--extract_feature_model", "conse", "--dtype", "int8"], "--dtype: invalid choice: 'int8'"),
-        (["--extract_feature_model", "conse", "--device", "tpu"], "--device tpu"),
-        (["--extract_feature_model", "conse", "--device", "meta"], "--device meta"),
-        (["--extract_feature_model", "conse", "--batch_size", "0"], "--batch_size: 0: must be"),
-        (["--extract_feature_model", "conse", "--checkpoint", "x"], "conse takes none"),
-        (["--extract_feature_model", "conse", "--decoder", "gpu"], "--decoder: invalid choice: 'gpu'"),
+        ("--label_file absent.json", "absent.json: label file not found"),
+        ("--dataset_name lvb", "--dataset_name: invalid choice: 'lvb'"),
+        ("--extract_feature_model dino", "--extract_feature_model: invalid choice: 'dino'"),
+        ("--dtype int8", "--dtype: invalid choice: 'int8'"),
+        ("--device tpu", "--device tpu"),
+        ("--device meta", "--device meta"),
+        ("--batch_size 0", "--batch_size: 0: must be"),
+        ("--checkpoint x", "conse takes none"),
+        ("--decoder gpu", "--decoder: invalid choice: 'gpu'"),
+        ("--workers -1", "--workers: -1: must be a whole number, 0 or more"),
+        ("--workers 0 --video_timeout 9", "--video_timeout needs --workers 1 or more"),
+        ("--video_timeout nan", "--video_timeout: nan: must be a number, 0.001 or more"),
+        ("--on_corrupt guess", "--on_corrupt: invalid choice: 'guess' (choose from"),
+        ("--shard 0/2", "--shard 0/2: must be I/N"),
+        ("--shard 3/2", "--shard 3/2: must be I/N"),
+        ("--engine spark", "--engine: invalid choice: 'spark' (choose from"),
+        ("--engine ray --device cuda:1", "--device cuda:1: Ray gives every actor a GPU of its own"),
+        ("--engine ray --shard 1/2", "--engine ray shares the videos out by itself"),
+        ("--engine ray --ray_actors 0", "--ray_actors: 0: must be a whole number, 1 or more"),
+        ("--ray_actors 2", "--ray_address and --ray_actors go with --engine ray"),
+        ("--features absent", "absent/run.json: file not found"),
+        ("--blip_head itc", "--blip_head does not go with the conse scorer"),
+        ("--backend lavis", "--backend lavis has no conse"),
+        ("--backend jax", "--backend: invalid choice: 'jax'"),
     ],
 )
-def test_a_users_mistake_is_one_line_and_status_2(data, tmp_path, run_script, arguments, words):
-    defaults = ["--dataset_name", "custom", "--label_file", str(data / "labels.json"), "--device", "cpu"]
-    done = run_script(
-        "feature_extract.py", *defaults, *arguments, "--output_file", tmp_path / "out", cwd=tmp_path
-    )
-    assert done.returncode == 2
+def test_a_wrong_flag_ends_in_one_line_and_status_2(data, tmp_path, run_script, arguments, words):
+    flags = [
+        *CUSTOM,
+        "--extract_feature_model",
+        "conse",
+        *arguments.split(),
+        "--output_file",
+        tmp_path / "out",
+    ]
+    done = run_script("feature_extract.py", *flags, cwd=data)
+    assert done.returncode == 2 and done.stdout == ""
     assert words in done.stderr
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
-    assert done.stdout == ""
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_cuda_asked_for_where_there_is_none(data, run_script):
-    done = run_script(
-        *("feature_extract.py", "--dataset_name", "custom", "--label_file", data / "labels.json"),
-        *("--extract_feature_model", "conse"),
-        fresh=True,
-    )
+def test_without_cuda_the_error_offers_the_cpu(data, run_script):
+    flags = [*CUSTOM[:-2], "--extract_feature_model", "conse"]
+    done = run_script("feature_extract.py", *flags, cwd=data, fresh=True)
     assert done.returncode == 2
     assert "no usable CUDA device; use --device cpu" in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_an_output_folder_that_cannot_be_made_is_told(data, tmp_path, conse):
+def test_an_output_folder_that_cannot_be_created_is_reported(data, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="check --output_file"):
-        extract(labels_of(data), conse, RunDir(tmp_path / "file/out"))
+        extract(load_custom(data), ToyScorer(), RunDir(tmp_path / "file/out"))
 
 
-def test_find_keyframes_is_extraction_and_selection_in_one(data, tmp_path, conse):
-    labels, run = labels_of(data), RunDir(tmp_path / "out")
+def test_find_keyframes_gives_what_extraction_and_selection_give(data, tmp_path, conse):
+    labels, run = load_custom(data), RunDir(tmp_path / "out")
     extract(labels, conse, run)
     scores, frames = read_scores(run.folder / "scores.json", run.folder / "frames.json")
     with Video(data / "one.mp4") as video:
@@ -321,107 +356,62 @@ def test_find_keyframes_is_extraction_and_selection_in_one(data, tmp_path, conse
             find_keyframes(video, labels.questions[0], conse, 0)
 
 
-def test_a_run_of_another_data_set_checkpoint_or_precision_does_not_mix(data, tmp_path):
-    labels, run = labels_of(data), RunDir(tmp_path / "out")
-    extract(labels, ToyScorer(), run)
-    others = {"checkpoint": "other", "dtype": torch.float16, "name": "other"}
-    for fact, value in others.items():
-        scorer = ToyScorer()
-        setattr(scorer, fact, value)
-        with pytest.raises(UserError, match="made with other settings"):
-            extract(labels, scorer, run)
-    with pytest.raises(UserError, match="dataset 'custom' there, 'videomme' now"):
-        extract(replace(labels, dataset="videomme"), ToyScorer(), run)
-
-
-@pytest.mark.parametrize("damage", ["another video's", "a frame more", "a time less", "a score less"])
-def test_a_part_that_is_another_video_s_or_uneven_is_named(data, tmp_path, damage):
-    run = RunDir(tmp_path / "out")
-    extract(labels_of(data), ToyScorer(), run)
-    part = json.loads(run.part_path("one.mp4").read_text())
-    if damage == "a frame more":
-        part["frames"].append(125)
-    elif damage == "a time less":
-        part["times_s"].pop()
-    elif damage == "a score less":
-        part["scores"]["c"].pop()
-    else:
-        part["video"] = "two.mp4"
-    write_json(run.part_path("one.mp4"), part)
-    with pytest.raises(UserError, match=r"one\.mp4\.json: damaged part file"):
-        extract(labels_of(data), ToyScorer(), run)
-
-
-def test_a_part_without_a_question_is_named(data, tmp_path):
-    run = RunDir(tmp_path / "out")
-    extract(labels_of(data), ToyScorer(), run)
-    part = json.loads(run.part_path("one.mp4").read_text())
-    del part["scores"]["c"]
-    write_json(run.part_path("one.mp4"), part)
-    with pytest.raises(UserError, match=r"one\.mp4\.json: has no scores for question c"):
-        extract(labels_of(data), ToyScorer(), run)
-
-
 def test_a_video_that_fails_is_tried_once_in_a_run_and_again_in_the_next(data, tmp_path, caplog):
     (data / "two.mp4").write_bytes(b"no video")
     run = RunDir(tmp_path / "out")
     for scored in (2, 0):
-        summary = extract(labels_of(data), ToyScorer(), run)
+        summary = extract(load_custom(data), ToyScorer(), run)
         assert (summary.scored, len(summary.failures)) == (scored, 1)
         assert caplog.text.count("failed: ") == 1
         caplog.clear()
 
 
-@pytest.mark.parametrize("written", range(3))
-def test_who_finds_the_scores_finds_their_frames_and_times(data, tmp_path, monkeypatch, written):
-    run, write = RunDir(tmp_path / "out"), write_json
-    left = [written]
+@pytest.mark.parametrize("written_before", range(3))
+def test_the_score_list_is_written_after_its_frames_and_times(data, tmp_path, monkeypatch, written_before):
+    run = RunDir(tmp_path / "out")
 
-    def full(path, *rest, **options):
-        if path.parent == run.folder and path.name != "run.json":
-            if not left[0]:
-                raise UserError("disk full")
-            left[0] -= 1
-        write(path, *rest, **options)
+    def write_until_full(path, *arguments, **options):
+        if path.parent == run.folder and len(list(run.folder.glob("*.json"))) == 1 + written_before:
+            raise UserError("disk full")
+        write_json(path, *arguments, **options)
 
-    monkeypatch.setattr(run_dir, "write_json", full)
+    monkeypatch.setattr(run_dir, "write_json", write_until_full)
     with pytest.raises(UserError, match="disk full"):
-        extract(labels_of(data), ToyScorer(), run)
-    assert len(list(run.folder.glob("*.json"))) == 1 + written
+        extract(load_custom(data), ToyScorer(), run)
+    assert (run.folder / "run.json").exists()
     assert not (run.folder / "scores.json").exists()
 
 
-def test_scores_with_empty_lists_do_not_outlive_a_run_that_does_not_allow_them(data, tmp_path):
+def test_a_run_without_allow_missing_removes_scores_with_empty_lists(data, tmp_path):
     (data / "two.mp4").unlink()
     run = RunDir(tmp_path / "out")
-    summary = extract(labels_of(data), ToyScorer(), run, allow_missing=True)
+    summary = extract(load_custom(data), ToyScorer(), run, allow_missing=True)
     assert (summary.complete, summary.empty_questions) == (True, 1)
-    assert not extract(labels_of(data), ToyScorer(), run).complete
+    assert not extract(load_custom(data), ToyScorer(), run).complete
     assert not (run.folder / "scores.json").exists()
 
 
-def test_of_a_film_cut_short_the_candidates_that_are_gone_are_told(tmp_path):
+def test_candidates_behind_the_end_of_a_cut_video_are_listed_as_lost(tmp_path):
     options = {"options": {"bf": "0"}, "container_options": {"movflags": "faststart"}}
     film = write_video(tmp_path / "film.mp4", frames=137, fps=Fraction(24000, 1001), **options)
     film.write_bytes(film.read_bytes()[: film.stat().st_size * 7 // 10])
-    (tmp_path / "labels.json").write_text(json.dumps([{"video": "film.mp4", "question": "What?"}]))
     run = RunDir(tmp_path / "out")
-    extract(labels_of(tmp_path), ToyScorer(), run, on_corrupt="partial")
+    extract(write_labels(tmp_path, ["film.mp4"]), ToyScorer(), run, on_corrupt="partial")
     part = run.read_part("film.mp4")
     assert part.frames and part.lost_frames
     assert part.frames + part.lost_frames == [0, 23, 46, 69, 92]  # a sixth one needs 138 frames
 
 
-def test_a_lock_is_let_go_when_what_became_of_its_video_is_on_disk(data, tmp_path, monkeypatch):
+def test_a_lock_is_released_after_its_video_is_on_disk(data, tmp_path, monkeypatch):
     (data / "two.mp4").write_bytes(b"no video")
-    run, release, found = RunDir(tmp_path / "out"), VideoLocks.release, {}
+    run, release, on_disk = RunDir(tmp_path / "out"), VideoLocks.release, {}
 
-    def watched(self, video):
+    def record_and_release(self, video):
         if video in self._held:
-            found[video] = run.has_part(video), run.failure_path(video).exists()
+            on_disk[video] = run.has_part(video), run.failure_path(video).exists()
         release(self, video)
 
-    monkeypatch.setattr(VideoLocks, "release", watched)
-    extract(labels_of(data), ToyScorer(), run)
+    monkeypatch.setattr(VideoLocks, "release", record_and_release)
+    extract(load_custom(data), ToyScorer(), run)
     finished, failed = (True, False), (False, True)
-    assert found == {"one.mp4": finished, "two.mp4": failed, "sub/three.mkv": finished}
+    assert on_disk == {"one.mp4": finished, "two.mp4": failed, "sub/three.mkv": finished}

@@ -1,4 +1,4 @@
-"""Step 1 at scale: kills, shards, several processes on one folder, and a corpus of odd videos."""
+"""Step 1 on many videos: kills, shards, several processes on one folder, and a set of odd videos."""
 
 from __future__ import annotations
 
@@ -12,13 +12,24 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
-from extraction_setup import ToyScorer, children, results, start, wait_until, write_labels
+from extraction_setup import (
+    PYTHON_PATH,
+    ToyScorer,
+    child_pids,
+    finished_parts,
+    results,
+    start_extraction,
+    wait_until,
+    write_labels,
+)
 from media import rotate, write_audio, write_video
 from test_faults import damage
+from tqdm import tqdm
 
 from aks import UserError, locks
 from aks.extraction import sharding
@@ -27,141 +38,133 @@ from aks.extraction.feature_store import FeatureStore
 from aks.jsonio import _host, write_json
 from aks.locks import VideoLocks
 from aks.run_dir import RunDir
-from aks.scorers.base import load_scorer
 
 
-def forked(work) -> int:
-    """Do work in a copy of this process, which costs no new start; its process id."""
-    child = os.fork()
-    if child:
-        return child
+def fork(work) -> int:
+    """Call a function in a fork of this process, which starts at once; return the fork's process id."""
+    pid = os.fork()
+    if pid:
+        return pid
     status = 1
     with contextlib.suppress(BaseException):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        # Forks share tqdm's default lock; one that is killed while it holds the lock would block this process.
+        tqdm.set_lock(threading.RLock())
         work()
         status = 0
     os._exit(status)
 
 
-def test_the_models_numbers_do_not_depend_on_who_decodes(clips, tmp_path):
-    labels = write_labels(clips, ["one.mp4", "two.mp4", "sub/three.mkv"])
-    scorer = load_scorer("conse")
-    runs = [RunDir(tmp_path / f"{workers} workers") for workers in (0, 3)]
-    for workers, run in zip((0, 3), runs, strict=True):
-        assert extract(labels, scorer, run, workers=workers, batch_frames=2).complete
-    assert results(runs[0]) == results(runs[1])
-
-
-def test_twenty_kills_at_random_moments_lose_only_what_was_in_flight(many, names, whole, tmp_path):
+@pytest.mark.slow
+def test_twenty_kills_lose_only_what_was_in_flight(many, names, whole, tmp_path):
     labels, run = write_labels(many, names), RunDir(tmp_path / "out")
     rng = random.Random(3)
-    for number in range(20):
-        before = {path: path.stat().st_mtime_ns for path in run.parts.glob("[!.]*.json")}
-        child = forked(lambda number=number: extract(labels, ToyScorer(0.02), run, workers=number % 2))
-        wanted = len(before) + rng.randrange(min(4, 1 + len(names) - len(before)))
-        wait_until(lambda wanted=wanted: len(list(run.parts.glob("[!.]*.json"))) >= wanted)
+
+    def mtimes():
+        return {path: path.stat().st_mtime_ns for path in finished_parts(run)}
+
+    for attempt in range(20):
+        before = mtimes()
+        pid = fork(lambda workers=attempt % 2: extract(labels, ToyScorer(0.02), run, workers=workers))
+        count = len(before) + rng.randrange(min(4, 1 + len(names) - len(before)))
+        wait_until(lambda count=count: len(finished_parts(run)) >= count)
         time.sleep(rng.uniform(0, 0.2))
-        workers = children(child)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        wait_until(lambda workers=workers: not any(Path(f"/proc/{pid}").exists() for pid in workers), 10)
-        after = {path: path.stat().st_mtime_ns for path in run.parts.glob("[!.]*.json")}
-        assert before.items() <= after.items()  # nothing that was finished is done again
+        decoders = child_pids(pid)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        wait_until(lambda decoders=decoders: not any(Path(f"/proc/{d}").exists() for d in decoders), 10)
+        after = mtimes()
+        assert before.items() <= after.items()  # No finished video is scored again.
         in_flight = [p for p in run.parts.glob("*.lock") if not p.with_suffix(".json").exists()]
-        assert len(in_flight) <= 1  # one a decoding process
+        assert len(in_flight) <= 1  # one for each decoding process
         if len(after) == len(names):
-            for path in list(after)[::2]:  # make work again
+            for path in list(after)[::2]:  # so that the next run has work
                 path.unlink()
     extract(labels, ToyScorer(), run, workers=2)
     assert results(run) == whole
     assert not list(run.folder.rglob(".*"))
 
 
-def test_shards_with_a_killed_decoder_make_what_one_process_makes(many, names, whole, tmp_path):
+def test_two_shards_and_a_killed_decoder_give_the_files_of_one_process(many, names, whole, tmp_path):
     write_labels(many, names)
-    out = tmp_path / "out"
-    shards = [start(many, out, 0.01, workers=2, shard=(number, 2)) for number in (1, 2)]
-    wait_until(lambda: list((out / "parts").glob("[!.]*.json")) and children(shards[0].pid))
-    os.kill(children(shards[0].pid)[0], signal.SIGKILL)
+    run = RunDir(tmp_path / "out")
+    shards = [start_extraction(many, run.folder, 0.01, workers=2, shard=(number, 2)) for number in (1, 2)]
+    wait_until(lambda: finished_parts(run) and child_pids(shards[0].pid))
+    os.kill(child_pids(shards[0].pid)[0], signal.SIGKILL)
     summaries = [json.loads(shard.communicate(timeout=120)[0]) for shard in shards]
-    assert [s["videos"] for s in summaries] == [25, 25]
-    assert [s["scored"] for s in summaries] == [25, 25]
-    assert [s["failures"] for s in summaries] == [[], []]
+    assert [(s["videos"], s["scored"], s["failures"]) for s in summaries] == [(25, 25, [])] * 2
     assert any(s["complete"] for s in summaries)
-    assert results(RunDir(out)) == whole
+    assert results(run) == whole
 
 
-def test_processes_on_one_folder_score_no_video_twice_and_take_over_from_the_dead(
-    many, names, whole, tmp_path
-):
+def test_processes_on_one_folder_share_the_videos_and_those_of_a_killed_one(many, names, whole, tmp_path):
     labels, run = write_labels(many, names), RunDir(tmp_path / "out")
-    run.open_or_create({})  # as extract would; replaced below
-    (run.folder / "run.json").unlink()
-    reports = [tmp_path / f"report {number}" for number in range(3)]
+    run.parts.mkdir(parents=True)
+    reports = [tmp_path / f"report {index}" for index in range(3)]
 
     def work(report):
         summary = extract(labels, ToyScorer(batch_s=0.03), run, workers=1)
         report.write_text(str(summary.scored))
 
-    processes = [forked(lambda report=report: work(report)) for report in reports]
-    wait_until(lambda: len(list(run.parts.glob("[!.]*.json"))) > 5)
-    os.kill(processes[2], signal.SIGKILL)
-    killed = len(list(run.parts.glob("[!.]*.json")))
-    for process in processes:
-        os.waitpid(process, 0)
+    pids = [fork(lambda report=report: work(report)) for report in reports]
+    wait_until(lambda: len(finished_parts(run)) > 5)
+    os.kill(pids[2], signal.SIGKILL)
+    finished = len(finished_parts(run))
+    for pid in pids:
+        os.waitpid(pid, 0)
     scored = [int(report.read_text()) for report in reports[:2]]
-    assert all(scored) and 50 - killed - 2 <= sum(scored) <= 50
+    assert all(scored) and 50 - finished - 2 <= sum(scored) <= 50
     assert results(run) == whole
 
 
-def test_a_lock_holds_until_its_process_lets_go_or_dies(tmp_path, monkeypatch):
+def test_a_lock_holds_until_its_process_releases_it_or_dies(tmp_path, monkeypatch):
     run = RunDir(tmp_path)
     run.open_or_create({})
-    with VideoLocks(run) as ours, VideoLocks(run) as theirs:
-        assert ours.acquire("v.mp4") and not theirs.acquire("v.mp4") and theirs.acquire("w.mp4")
-        ours.release("v.mp4")
-        assert theirs.acquire("v.mp4")
+    with VideoLocks(run) as first, VideoLocks(run) as second:
+        assert first.acquire("v.mp4") and not second.acquire("v.mp4") and second.acquire("w.mp4")
+        first.release("v.mp4")
+        assert second.acquire("v.mp4")
 
-        def lock(*arguments, flock=fcntl.flock):
-            theirs.release("v.mp4")  # between the opening of the file and its lock
+        def release_and_lock(*arguments, flock=fcntl.flock):
+            second.release("v.mp4")  # between the first one's opening and locking of the file
             flock(*arguments)
 
         with monkeypatch.context() as patched:
-            patched.setattr(fcntl, "flock", lock)
-            assert not ours.acquire("v.mp4")  # else two processes could each hold a file of that name
-        assert ours.acquire("v.mp4") and not theirs.acquire("v.mp4")
+            patched.setattr(fcntl, "flock", release_and_lock)
+            assert not first.acquire("v.mp4")  # else both could hold a file of this name
+        assert first.acquire("v.mp4") and not second.acquire("v.mp4")
         with VideoLocks(run):
             pass
-        assert list(run.parts.glob("v.mp4.lock"))  # another's end does not remove it
-        early = []
+        assert list(run.parts.glob("v.mp4.lock"))  # The end of a third one does not remove it.
+        acquired = []
 
-        def unlink(path, unlink=Path.unlink, **options):
-            early.append(theirs.acquire("v.mp4"))
+        def acquire_and_unlink(path, unlink=Path.unlink, **options):
+            acquired.append(second.acquire("v.mp4"))
             unlink(path, **options)
 
         with monkeypatch.context() as patched:
-            patched.setattr(Path, "unlink", unlink)
-            ours.release("v.mp4")
-        assert early == [False]  # else the file of another's lock would be removed
+            patched.setattr(Path, "unlink", acquire_and_unlink)
+            first.release("v.mp4")
+        assert acquired == [False]  # else the first would remove the second one's lock file
     assert not list(run.parts.iterdir())
 
-    def work():
-        mine = VideoLocks(run)
-        mine.acquire("v.mp4")
+    def acquire_and_die():
+        locks = VideoLocks(run)
+        locks.acquire("v.mp4")
         os.kill(os.getpid(), signal.SIGKILL)
 
-    os.waitpid(forked(work), 0)
+    os.waitpid(fork(acquire_and_die), 0)
     assert list(run.parts.iterdir())
-    with VideoLocks(run) as ours:
-        assert ours.acquire("v.mp4")
-    os.waitpid(forked(work), 0)
-    run.part_path("v.mp4").touch()  # it was killed between its part and the end of its lock
+    with VideoLocks(run) as first:
+        assert first.acquire("v.mp4")
+    os.waitpid(fork(acquire_and_die), 0)
+    run.part_path("v.mp4").touch()  # as if killed after writing the part, before releasing the lock
     with VideoLocks(run):
         pass
     assert list(run.parts.iterdir()) == [run.part_path("v.mp4")]
 
 
-def test_what_another_run_finishes_between_the_look_and_the_lock_is_not_scored_again(
+def test_a_video_that_another_run_finishes_before_the_lock_is_not_scored_again(
     many, names, whole, tmp_path, monkeypatch
 ):
     labels, run = write_labels(many, names), RunDir(tmp_path / "out")
@@ -178,33 +181,30 @@ def test_what_another_run_finishes_between_the_look_and_the_lock_is_not_scored_a
     assert results(run) == whole
 
 
-@pytest.mark.parametrize("ends", [True, False])
-def test_a_video_in_work_elsewhere_is_waited_for_but_not_forever(
-    many, names, whole, tmp_path, monkeypatch, ends
+@pytest.mark.parametrize("holder_ends", [True, False])
+def test_a_run_waits_for_a_video_of_another_run_but_not_forever(
+    many, names, whole, tmp_path, monkeypatch, holder_ends
 ):
-    monkeypatch.setattr(locks, "MAX_WAIT_S", 50.0 if ends else 2.0)
+    monkeypatch.setattr(locks, "MAX_WAIT_S", 50.0 if holder_ends else 2.0)
     labels, run = write_labels(many, names), RunDir(tmp_path / "out")
-    run.open_or_create(
-        {"dataset": labels.dataset, "label_sha256": labels.sha256, **ToyScorer().fingerprint()}
-    )
+    run.parts.mkdir(parents=True)
 
     def hold():
-        theirs = VideoLocks(run)
-        theirs.acquire(names[7])
+        locks = VideoLocks(run)  # The lock lives as long as this object.
+        locks.acquire(names[7])
         time.sleep(600)
-
-    holder, messages = forked(hold), []
 
     def warning(message, *values):
         messages.append(message % values)
-        if ends:
+        if holder_ends:
             os.kill(holder, signal.SIGKILL)
 
+    holder, messages = fork(hold), []
     monkeypatch.setattr(locks.logger, "warning", warning)
     wait_until(lambda: list(run.parts.glob("*.lock")))
     summary = extract(labels, ToyScorer(), run)
     assert len(messages) == 1 and messages[0].startswith("1 videos are in work in other runs")
-    if ends:
+    if holder_ends:
         assert (summary.scored, summary.unfinished, summary.complete) == (50, 0, True)
         assert results(run) == whole
     else:
@@ -216,7 +216,7 @@ def test_a_video_in_work_elsewhere_is_waited_for_but_not_forever(
 @pytest.mark.parametrize(
     ("module", "function", "code"), [(fcntl, "flock", errno.ENOTSUP), (os, "link", errno.EPERM)]
 )
-def test_on_a_file_system_without_locks_or_links_a_run_works_all_the_same(
+def test_a_run_needs_neither_locks_nor_links_of_the_file_system(
     many, names, whole, tmp_path, monkeypatch, module, function, code
 ):
     def refuse(*_):
@@ -229,7 +229,7 @@ def test_on_a_file_system_without_locks_or_links_a_run_works_all_the_same(
 
 
 @pytest.mark.parametrize("content", [[["other.mp4"], []], 5, [[]], {"a": 1}])
-def test_a_damaged_partition_is_told(many, names, tmp_path, content):
+def test_a_damaged_record_of_the_shards_is_reported(many, names, tmp_path, content):
     labels, run = write_labels(many, names), RunDir(tmp_path / "out")
     extract(labels, ToyScorer(), run, shard=(1, 2))
     (record,) = run.folder.glob("shards-2-*.json")
@@ -238,54 +238,45 @@ def test_a_damaged_partition_is_told(many, names, tmp_path, content):
         extract(labels, ToyScorer(), run, shard=(2, 2))
 
 
-def test_torchrun_shares_the_videos_out(many, names, whole, tmp_path, run_script):
+def test_the_processes_of_torchrun_share_the_videos(many, names, whole, tmp_path):
     write_labels(many, names)
     script = tmp_path / "score.py"
     script.write_text(
-        "import sys, argparse\n"
+        "import sys\n"
         "from aks import cli\n"
         "from extraction_setup import *\n"
         "args = cli.build_parser('', '').parse_args(['--workers', '1'])\n"
-        "labels = load_labels('custom', label_file=sys.argv[1])\n"
-        "summary = extract(labels, ToyScorer(0.01), RunDir(Path(sys.argv[2])), **cli.decode_settings(args))\n"
+        "settings = cli.decode_settings(args)\n"
+        "run = RunDir(Path(sys.argv[2]))\n"
+        "summary = extract(load_custom(Path(sys.argv[1])), ToyScorer(0.01), run, **settings)\n"
         "print(cli.print_summary(summary, 'scored'))\n"
     )
-    tests = Path(__file__).parents[1] / "support"
-    out = tmp_path / "out"
     processes = []
-    for rank in range(2):  # what torchrun sets
-        env = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, script, many / "labels.json", out],
-                env={**os.environ, **env, "PYTHONPATH": f"{tests}:{tests.parents[1]}"},
-            )
-        )
+    for rank in ("0", "1"):  # the variables that torchrun sets
+        env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        command = [sys.executable, script, many, tmp_path / "out"]
+        env = {**os.environ, **env, "PYTHONPATH": PYTHON_PATH}
+        processes.append(subprocess.Popen(command, env=env))
     assert [process.wait(120) for process in processes] == [0, 0]
-    assert results(RunDir(out)) == whole
+    assert results(RunDir(tmp_path / "out")) == whole
 
 
-def cut(source: Path, target: Path, share: float) -> None:
-    data = source.read_bytes()
-    target.write_bytes(data[: int(len(data) * share)])
-
-
-def test_each_of_many_odd_videos_is_scored_or_listed_with_its_reason_and_harms_no_other(tmp_path):
-    folder = tmp_path
-    good = write_video(folder / "good.mp4", frames=50, fps=10)
-    front = write_video(folder / "front.mp4", frames=250, fps=10, container_options={"movflags": "faststart"})
-    (folder / "empty.mp4").touch()
-    (folder / "text.mp4").write_text("this is no video\n" * 100)
-    (folder / "folder.mp4").mkdir()
-    os.mkfifo(folder / "pipe.mp4")
-    (folder / "loop.mp4").symlink_to(folder / "loop.mp4")
-    write_audio(folder / "sound.m4a")
-    cut(front, folder / "half.mp4", 0.5)
+def test_odd_videos_are_scored_or_listed_with_their_reason_and_harm_no_other(tmp_path):
+    good = write_video(tmp_path / "good.mp4", frames=50, fps=10)
+    front = tmp_path / "front.mp4"
+    write_video(front, frames=250, fps=10, container_options={"movflags": "faststart"})
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("this is no video\n" * 100)
+    (tmp_path / "folder.mp4").mkdir()
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "loop.mp4").symlink_to(tmp_path / "loop.mp4")
+    write_audio(tmp_path / "sound.m4a")
+    (tmp_path / "half.mp4").write_bytes(front.read_bytes()[: front.stat().st_size // 2])
     data = good.read_bytes()
-    (folder / "without moov.mp4").write_bytes(data[: data.find(b"moov") - 4])
-    write_video(folder / "hurt.mp4", frames=200, fps=10, gop=10)
-    damage(folder / "hurt.mp4", 0.4, 0.6)
-    write_video(folder / "short.mp4", frames=3, fps=10)
+    (tmp_path / "without moov.mp4").write_bytes(data[: data.find(b"moov") - 4])
+    write_video(tmp_path / "hurt.mp4", frames=200, fps=10, gop=10)
+    damage(tmp_path / "hurt.mp4", 0.4, 0.6)
+    write_video(tmp_path / "short.mp4", frames=3, fps=10)
     listed = {
         "absent.mp4": "file not found",
         "empty.mp4": "file is empty",
@@ -301,15 +292,15 @@ def test_each_of_many_odd_videos_is_scored_or_listed_with_its_reason_and_harms_n
     }
     quick = {"cpu-used": "8", "deadline": "realtime"}
     quiet = {"x265-params": "log-level=none"}
-    made = {
+    encodings = {
         "one frame.mp4": {"frames": 1, "fps": 1},
         "slow.mp4": {"frames": 4, "pts": [0, 4000, 8000, 12000]},
         "fast.mp4": {"frames": 480, "fps": 240},
         "tiny.mp4": {"frames": 30, "fps": 10, "size": (16, 16)},
         "odd.webm": {"frames": 20, "fps": 10, "size": (97, 63), "codec": "libvpx-vp9", "options": quick},
         "4k.mp4": {"frames": 2, "fps": 1, "size": (3840, 2160), "options": {"preset": "ultrafast"}},
-        "varying.mp4": {"frames": 40, "pts": [at * 40 + (at % 3) * 12 for at in range(40)]},
-        "late.mp4": {"frames": 40, "pts": [500 + at * 50 for at in range(40)]},  # an edit list says so
+        "varying.mp4": {"frames": 40, "pts": [index * 40 + (index % 3) * 12 for index in range(40)]},
+        "late.mp4": {"frames": 40, "pts": [500 + index * 50 for index in range(40)]},  # needs an edit list
         "av1.mp4": {"frames": 20, "fps": 10, "codec": "libaom-av1", "options": {"cpu-used": "8"}},
         "hevc.mp4": {"frames": 20, "fps": 10, "codec": "libx265", "options": quiet},
         "10 bit.mp4": {
@@ -326,14 +317,14 @@ def test_each_of_many_odd_videos_is_scored_or_listed_with_its_reason_and_harms_n
         },
         "a: b #1 %.mp4": {"frames": 20, "fps": 10},
     }
-    for name, options in made.items():
-        write_video(folder / name, **options)
-    rotate(good, folder / "turned.mp4", 90)
-    scored = ["good.mp4", "front.mp4", "turned.mp4", *made]
+    for name, options in encodings.items():
+        write_video(tmp_path / name, **options)
+    rotate(good, tmp_path / "turned.mp4", 90)
+    scored = ["good.mp4", "front.mp4", "turned.mp4", *encodings]
     videos = [*scored, *listed]
     random.Random(1).shuffle(videos)
-    run = RunDir(tmp_path / "out")
-    summary = extract(write_labels(folder, videos), ToyScorer(), run, workers=2, video_timeout=60)
+    labels, run = write_labels(tmp_path, videos), RunDir(tmp_path / "out")
+    summary = extract(labels, ToyScorer(), run, workers=2, video_timeout=60)
     reasons = {failure["video"]: failure["reason"] for failure in summary.failures}
     assert reasons.keys() == listed.keys()
     for name, words in listed.items():
@@ -341,28 +332,28 @@ def test_each_of_many_odd_videos_is_scored_or_listed_with_its_reason_and_harms_n
         assert "\n" not in reasons[name]
     assert summary.scored == len(scored)
     alone = RunDir(tmp_path / "alone")
-    extract(write_labels(folder, videos), ToyScorer(), alone)
+    extract(labels, ToyScorer(), alone)
     for name in scored:
         assert run.part_path(name).read_bytes() == alone.part_path(name).read_bytes()
 
 
-def test_temporary_files_of_the_living_are_kept_whatever_this_machine_s_clock_says(tmp_path, monkeypatch):
+def test_stale_temporary_files_go_and_those_of_running_processes_stay(tmp_path, monkeypatch):
     run = RunDir(tmp_path / "out")
     run.open_or_create({})
-    live, old = (run.parts / f".{name}.0123456789abcdef-1-00000000.tmp.json" for name in ("live", "old"))
-    os.waitpid(dead := forked(lambda: None), 0)
-    ours, theirs = (run.parts / f".v.{_host()}-{pid}-00000000.tmp.json" for pid in (os.getpid(), dead))
-    for path in (live, old, ours, theirs):
+    os.waitpid(ended := fork(lambda: None), 0)
+    new, old = (run.parts / f".{name}.0123456789abcdef-1-00000000.tmp.json" for name in ("new", "old"))
+    own, orphan = (run.parts / f".v.{_host()}-{pid}-00000000.tmp.json" for pid in (os.getpid(), ended))
+    for path in (new, old, own, orphan):
         path.write_text("[")
     os.utime(old, (0, 0))
-    monkeypatch.setattr(time, "time", lambda: 2e10)
+    monkeypatch.setattr(time, "time", lambda: 2e10)  # This machine's clock is wrong.
     run.open_or_create({})
-    assert [path.exists() for path in (live, old, ours, theirs)] == [True, False, True, False]
+    assert [path.exists() for path in (new, old, own, orphan)] == [True, False, True, False]
 
 
 @pytest.fixture
 def uneven(tmp_path):
-    """Five videos of 8 s and behind them one of 40 s; their label set."""
+    """The label set of five videos of 8 s and a last one of 40 s."""
     for name in "abcdef":
         write_video(tmp_path / f"{name}.mkv", frames=80 if name == "f" else 16, fps=2, size=(16, 16))
     return write_labels(tmp_path, [f"{name}.mkv" for name in "abcdef"])
@@ -376,7 +367,7 @@ def shares_of(run: RunDir) -> list[list[str]]:
 @pytest.mark.parametrize(
     ("broken", "expected"), [("", ["abcde", "f"]), ("f", ["ace", "bdf"]), ("abcdef", ["ace", "bdf"])]
 )
-def test_shards_are_alike_in_length_not_in_number_and_share_what_cannot_be_read(
+def test_shards_are_equal_in_seconds_or_in_number_where_lengths_are_unknown(
     uneven, tmp_path, broken, expected
 ):
     for name in broken:
@@ -388,22 +379,22 @@ def test_shards_are_alike_in_length_not_in_number_and_share_what_cannot_be_read(
     assert sum(summary.scored for summary in summaries) == 6 - len(broken)
 
 
-def test_the_first_partition_holds_for_all_whatever_they_see(uneven, tmp_path, monkeypatch):
-    run, write = RunDir(tmp_path / "out"), write_json
+def test_the_first_record_of_the_shards_holds_for_all_processes(uneven, tmp_path, monkeypatch):
+    run = RunDir(tmp_path / "out")
 
-    def be_slower(path, shares, **options):
-        write(path, shares[::-1])  # by another process, meanwhile
-        write(path, shares, **options)
+    def write_second(path, shares, **options):
+        write_json(path, shares[::-1])  # Another process was faster.
+        write_json(path, shares, **options)
 
-    monkeypatch.setattr(sharding, "write_json", be_slower)
+    monkeypatch.setattr(sharding, "write_json", write_second)
     first = extract(uneven, ToyScorer(), run, shard=(1, 2))
-    (tmp_path / "f.mkv").write_text("no video")  # now the lengths are alike
+    (tmp_path / "f.mkv").write_text("no video")  # Its length, now unknown, would change the shares.
     second = extract(uneven, ToyScorer(), run, shard=(2, 2))
     assert sorted([first.videos, second.videos]) == [1, 5]
     assert not second.unfinished
 
 
-def test_other_numbers_of_shards_and_other_label_files_have_partitions_of_their_own(uneven, tmp_path):
+def test_each_number_of_shards_and_each_label_file_has_its_own_record(uneven, tmp_path):
     store = FeatureStore(tmp_path / "features", "float32")
     assert store_features(uneven, ToyScorer(), store, shard=(1, 2)).unfinished
     for number in (1, 2, 3):

@@ -1,4 +1,4 @@
-"""A scorer without a model, runs of extraction as processes of their own, and decoders that go wrong."""
+"""Runs of extraction for the tests: a scorer without a model, label files, runs as processes of their own."""
 
 from __future__ import annotations
 
@@ -14,19 +14,23 @@ from pathlib import Path
 import torch
 from preprocessors import preprocess_small
 
-from aks.extraction.api import Summary, extract
+from aks.extraction.api import extract
 from aks.labels import LabelSet, load_labels
 from aks.run_dir import RunDir
 from aks.scorers.base import Scorer
 
+SUPPORT = Path(__file__).resolve().parent
+PYTHON_PATH = f"{SUPPORT}:{SUPPORT.parents[1]}"  # for processes that import this module
+
 
 class ToyScorer(Scorer):
-    """Scores by brightness in a place that the question's length names."""
+    """Scores a frame by the brightness of one spot; the length of the question chooses the spot."""
 
     name, checkpoint, device, dtype = "toy", "none", torch.device("cpu"), torch.float32
     preprocessor = staticmethod(preprocess_small)
 
     def __init__(self, batch_s: float = 0.0, preprocessor=preprocess_small) -> None:
+        """``batch_s``: the seconds that encoding a batch takes."""
         self.batch_s, self.preprocessor = batch_s, preprocessor
 
     def encode_frames(self, inputs):
@@ -41,92 +45,95 @@ class ToyScorer(Scorer):
 
 
 def write_labels(folder: Path, videos: list[str]) -> LabelSet:
-    """``labels.json`` in the folder: for every second video two questions, else one."""
-    entries = [{"video": name, "question": "?" * (1 + at % 50)} for at, name in enumerate(videos)]
+    """Write ``labels.json`` to the folder: two questions about every second video, one about the others."""
+    entries = [{"video": name, "question": "?" * (1 + index % 50)} for index, name in enumerate(videos)]
     entries += [{"video": name, "question": "Where?"} for name in videos[::2]]
     (folder / "labels.json").write_text(json.dumps(entries))
-    return load_labels("custom", label_file=folder / "labels.json")
+    return load_custom(folder)
+
+
+def load_custom(folder: Path, name: str = "labels.json") -> LabelSet:
+    """The label set of a custom data set's folder."""
+    return load_labels("custom", label_file=folder / name)
 
 
 def results(run: RunDir) -> dict[str, bytes]:
-    """The assembled files and the parts."""
+    """The contents of the assembled files and of the parts, by file name."""
     names = ("scores.json", "frames.json", "times.json")
-    return {
-        path.name: path.read_bytes() for path in [*map(run.folder.joinpath, names), *run.parts.glob("[!.]*")]
-    }
+    return {path.name: path.read_bytes() for path in [*map(run.folder.joinpath, names), *finished_parts(run)]}
+
+
+def finished_parts(run: RunDir) -> list[Path]:
+    """The part files of a run, without locks and temporary files."""
+    return list(run.parts.glob("[!.]*.json"))
 
 
 def of_version_1(path: Path, **changes) -> None:
-    """Let a part, or a run's record, be one of an earlier version."""
+    """Turn a part, or a run's record, into one of an earlier version."""
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 1, **changes}))
 
 
-def start(folder: Path, out: Path, batch_s: float = 0.0, **decode):
-    """Score ``folder/labels.json`` to ``out`` in another process; see :func:`main`."""
-    here = Path(__file__).resolve().parent
+def start_extraction(folder: Path, out: Path, batch_s: float = 0.0, **settings):
+    """Start a process that scores ``folder/labels.json`` to ``out`` and prints its summary as JSON."""
     code = (
         "import signal, extraction_setup, aks.errors\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in background jobs
         "aks.errors.run_main(extraction_setup.main)"
     )
-    arguments = [folder / "labels.json", out, json.dumps(decode), str(batch_s)]
+    arguments = [folder, out, json.dumps(settings), str(batch_s)]
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": f"{here}:{here.parents[1]}"},
+        env={**os.environ, "PYTHONPATH": PYTHON_PATH},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def children(pid: int) -> list[int]:
-    """The processes that a process has started and that have not ended; not the tests' own servers."""
-    found = []
+def main() -> int:
+    """The main function of the process that :func:`start_extraction` starts."""
+    folder, out, settings, batch_s = sys.argv[1:]
+    torch.set_num_threads(1)
+    summary = extract(
+        load_custom(Path(folder)), ToyScorer(float(batch_s)), RunDir(Path(out)), **json.loads(settings)
+    )
+    print(json.dumps(asdict(summary)))
+    return 1 if summary.failures else 0
+
+
+def child_pids(pid: int) -> list[int]:
+    """The running processes that a process has started, without the tests' own fork servers."""
+    pids = []
     for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
+        with suppress(OSError):  # The process ended meanwhile.
             state, parent = path.read_text().rpartition(")")[2].split()[:2]
-        except OSError:
-            continue
-        if int(parent) == pid and state not in "ZX":
-            with suppress(OSError):
-                if b"forkserver.py" not in path.with_name("cmdline").read_bytes():
-                    found.append(int(path.parent.name))
-    return found
+            is_server = b"forkserver.py" in path.with_name("cmdline").read_bytes()
+            if int(parent) == pid and state not in "ZX" and not is_server:
+                pids.append(int(path.parent.name))
+    return pids
 
 
-def alive(pid: int) -> bool:
-    """Whether a process has not ended."""
-    try:
+def is_running(pid: int) -> bool:
+    """Whether a process exists and is no zombie."""
+    with suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
+    return False
 
 
 def lock_holders(run: RunDir) -> list[int]:
     """The processes that have a lock file of a run open."""
-    found = []
+    pids = []
     for path in Path("/proc").glob("[0-9]*/fd/*"):
-        with suppress(OSError):  # ended or closed meanwhile
+        with suppress(OSError):  # The process ended, or closed the file, meanwhile.
             file = path.readlink()
             if file.parent == run.parts and file.suffix == ".lock":
-                found.append(int(path.parts[2]))
-    return found
+                pids.append(int(path.parts[2]))
+    return pids
 
 
 def wait_until(condition, seconds: float = 60.0) -> None:
-    """Wait for a condition; fails after a while."""
+    """Wait until a condition holds; fail after some seconds."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)
-
-
-def main() -> int:
-    """Score; arguments: label file, folder, decode settings as JSON, seconds a batch shall take."""
-    label_file, out, decode, batch_s = sys.argv[1:]
-    torch.set_num_threads(1)
-    labels = load_labels("custom", label_file=label_file)
-    settings = json.loads(decode)
-    summary: Summary = extract(labels, ToyScorer(float(batch_s)), RunDir(Path(out)), **settings)
-    print(json.dumps(asdict(summary)))
-    return 1 if summary.failures else 0

@@ -1,11 +1,12 @@
-"""A fork server: tests start Python in milliseconds where importing PyTorch or lmms-eval takes many seconds.
+"""A fork server: tests start Python in milliseconds, where importing PyTorch takes seconds.
 
-``python(kind)`` is the path of a command that takes the place of ``sys.executable``. A server that has
-imported what this kind of command imports forks, and the fork runs the script with the caller's streams,
-working directory and environment. Every fork imports the project's own modules anew. What an interpreter or
-a library prints while it starts does not appear, hence every script has a test that starts it by
-``sys.executable``. The environment variable FORKSERVER_PYTHON becomes the ``sys.executable`` of a fork, for
-scripts that start Python.
+``python(kind)`` is the path of a command that stands in for ``sys.executable``. A server has already imported
+the libraries that this kind of command needs. It forks, and the fork runs the script with the caller's
+streams, working directory and environment. Every fork imports the project's own modules itself.
+
+What an interpreter or a library prints while it starts is not seen here, so every script has a test that
+starts it by ``sys.executable``. The environment variable FORKSERVER_PYTHON becomes the ``sys.executable`` of
+a fork, for scripts that start Python.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ _servers: list[subprocess.Popen] = []
 
 @functools.cache
 def python(kind: str) -> str:
-    """The command; its server ends with this process.
+    """Start a server, which ends with this process, and return the path of its command.
 
     Args:
         kind: a key of ``KINDS``.
@@ -57,15 +58,15 @@ def python(kind: str) -> str:
     listener.listen(100)
     server = subprocess.Popen(
         [sys.executable, __file__, "serve", str(listener.fileno()), *KINDS[kind]],
-        stdin=subprocess.PIPE,  # which closes when this process ends
-        stdout=subprocess.PIPE,  # like the forks' streams, no file
+        stdin=subprocess.PIPE,  # closes when this process ends
+        stdout=subprocess.PIPE,  # no file, like the streams of the forks
         stderr=subprocess.PIPE,
         pass_fds=[listener.fileno()],
         env={
             **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
             "OMP_NUM_THREADS": "1",
-            "HF_DATASETS_CACHE": str(folder / "datasets"),  # read when the library is imported
-            "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # CUDA asked otherwise cannot be used in a fork
+            "HF_DATASETS_CACHE": str(folder / "datasets"),  # The library reads it on import.
+            "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # Any other check leaves CUDA unusable in a fork.
         },
     )
     _servers.append(server)
@@ -76,22 +77,22 @@ def python(kind: str) -> str:
 
 
 def ask(address: str, *arguments: str) -> int:
-    """Have the arguments of a Python command run by a fork; its exit status."""
+    """Let a fork run a Python command with these arguments; return its exit status."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(address)
         socket.send_fds(connection, [b"\n"], [0, 1, 2])
         request = {"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}
         connection.sendall(json.dumps(request).encode() + b"\n")
         status = connection.recv(1)
-    return status[0] if status else 255  # the fork was killed
+    return status[0] if status else 255  # No status: the fork was killed.
 
 
 def serve(listener: socket.socket, modules: tuple[str, ...]) -> None:
-    """Import the modules, then fork for every connection until standard input closes."""
+    """Import the modules, then fork for every connection, until standard input closes."""
     for name in modules:
         importlib.import_module(name)
     for name in [name for name in sys.modules if name.partition(".")[0] == "lmms_eval"]:
-        del sys.modules[name]  # it reads the environment while it is imported; what it imports stays
+        del sys.modules[name]  # It reads the environment on import. The libraries it imports stay loaded.
     gc.collect()
     gc.freeze()
     while listener in select.select([listener, sys.stdin], [], [])[0]:
@@ -107,7 +108,7 @@ def serve(listener: socket.socket, modules: tuple[str, ...]) -> None:
 
 
 def run(connection: socket.socket) -> None:
-    """Run what is asked for in this process, which ends with it."""
+    """Run the requested command in this process, then end the process."""
     _, streams, _, _ = socket.recv_fds(connection, 1, 3)
     request = json.loads(connection.makefile("rb").readline())
     for number, stream in enumerate(streams):
@@ -145,27 +146,26 @@ def end_with(connection: socket.socket) -> None:
 
 
 def execute(first: str, *arguments: str) -> None:
-    """``python FIRST ARGUMENTS``: a script, ``-m module`` or ``-c code``."""
-    name = arguments[0] if first in ("-m", "-c") else first
-    rest = arguments[1:] if first in ("-m", "-c") else arguments
+    """Run ``python FIRST ARGUMENTS``: a script, ``-m module`` or ``-c code``."""
+    target, *arguments = arguments if first in ("-m", "-c") else (first, *arguments)
     folder = {"-m": os.getcwd(), "-c": ""}.get(first, os.path.dirname(os.path.abspath(first)))
-    more = list(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
-    for customize in (Path(place) / "sitecustomize.py" for place in more):
+    python_path = list(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
+    for customize in (Path(entry) / "sitecustomize.py" for entry in python_path):
         if customize.is_file():
             runpy.run_path(str(customize))
             break
-    sys.path[:] = [folder, *more, *sys.path[1:]]
-    sys.argv = ["-c" if first == "-c" else name, *rest]
+    sys.path[:] = [folder, *python_path, *sys.path[1:]]
+    sys.argv = ["-c" if first == "-c" else target, *arguments]
     if first == "-c":
-        exec(name, {"__name__": "__main__"})
+        exec(target, {"__name__": "__main__"})
     elif first == "-m":
-        runpy.run_module(name, run_name="__main__", alter_sys=True)
+        runpy.run_module(target, run_name="__main__", alter_sys=True)
     else:
-        runpy.run_path(name, run_name="__main__")
+        runpy.run_path(target, run_name="__main__")
 
 
 if __name__ == "__main__":
-    command, where, *others = sys.argv[1:]
+    command, address, *others = sys.argv[1:]
     if command == "ask":
-        sys.exit(ask(where, *others))
-    serve(socket.socket(fileno=int(where)), tuple(others))
+        sys.exit(ask(address, *others))
+    serve(socket.socket(fileno=int(address)), tuple(others))

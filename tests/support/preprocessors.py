@@ -13,33 +13,34 @@ from PIL import Image
 
 
 def preprocess_small(pixels: np.ndarray) -> np.ndarray:
-    """A frame to (3, 8, 8)."""
+    """Resize a frame to (3, 8, 8)."""
     return np.asarray(Image.fromarray(pixels).resize((8, 8)), dtype=np.float32).transpose(2, 0, 1)
 
 
-def slowly(pixels: np.ndarray) -> np.ndarray:
-    """The same, so slowly that other processes get a share of the work."""
+def preprocess_slowly(pixels: np.ndarray) -> np.ndarray:
+    """Resize a frame so slowly that other processes get a share of the work."""
     time.sleep(0.002)
     return preprocess_small(pixels)
 
 
 @dataclass(frozen=True)
-class Trouble:
-    """A preprocessor that hangs or dies at frames 48 pixels wide, as a broken decoder would.
+class FaultyPreprocessor:
+    """Hangs or dies at frames 48 pixels wide, as a broken decoder would.
 
     Attributes:
-        kind: ``hang``, or the name of the signal that ends the process.
-        marker: a file, made at the first such frame; later ones pass. None for trouble at every such frame.
+        fault: ``hang``, or the name of the signal that ends the process.
+        marker: a file that the first such frame creates; while it exists, such frames are preprocessed.
+            None: every such frame is at fault.
     """
 
-    kind: str
+    fault: str
     marker: Path | None = None
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         if pixels.shape[1] == 48 and not (self.marker and self.marker.exists()):
             if self.marker:
                 self.marker.touch()
-            if self.kind == "hang":
+            if self.fault == "hang":
                 time.sleep(1000)
-            os.kill(os.getpid(), signal.Signals[self.kind])
+            os.kill(os.getpid(), signal.Signals[self.fault])
         return preprocess_small(pixels)
