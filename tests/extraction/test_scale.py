@@ -48,7 +48,7 @@ def fork(work) -> int:
     status = 1
     with contextlib.suppress(BaseException):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        # Forks share tqdm's default lock; one that is killed while it holds the lock would block this process.
+        # Forks share tqdm's default lock: one that is killed while holding it would block this process.
         tqdm.set_lock(threading.RLock())
         work()
         status = 0
@@ -85,6 +85,7 @@ def test_twenty_kills_lose_only_what_was_in_flight(many, names, whole, tmp_path)
     assert not list(run.folder.rglob(".*"))
 
 
+@pytest.mark.slow
 def test_two_shards_and_a_killed_decoder_give_the_files_of_one_process(many, names, whole, tmp_path):
     write_labels(many, names)
     run = RunDir(tmp_path / "out")
