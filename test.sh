@@ -2,8 +2,8 @@
 # Installs what the tests need, checks the style and runs the tests.
 #
 #   bash test.sh                     all tests, in several processes
-#   bash test.sh -k WORD             the quick tests with this word in their names
-#   bash test.sh PYTEST_ARGUMENTS    what pytest makes of them, in one process: tests/video, -m "not slow", -n 4
+#   bash test.sh -k WORD             the quick tests with this word in their names (tests/conftest.py)
+#   bash test.sh PYTEST_ARGUMENTS    with other arguments of pytest, such as tests/video -n 4; in one process
 set -euo pipefail
 cd "$(dirname "$0")"
 # Where it is set, as in many container images, every process of the tests would compile PyTorch anew.
