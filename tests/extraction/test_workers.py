@@ -211,7 +211,7 @@ def test_a_helper_that_cannot_start_is_asked_for_once_and_leaves_no_open_file(fi
     monkeypatch.setattr(subprocess, "Popen", start_one)
     with WorkerPool(spec(), 2) as pool:
         before = len(os.listdir("/proc/self/fd"))
-        check_whole(collect(pool, film), expected)
+        check_complete(collect(pool, film), expected)
         # The connection and the memory of the process that started are open.
         assert len(os.listdir("/proc/self/fd")) == before + 2
     assert len(started) == 2
