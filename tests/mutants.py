@@ -36,7 +36,7 @@ AREAS = {
     "aks/cli": "cli keyframes extraction faults lavis_cli ray",
     "aks/extraction/decoding": f"{VIDEO} extraction faults workers",
     "aks/errors": "labels recall extraction faults",
-    "aks/extraction": "extraction batching feature_store odd_videos workers faults scale ray",
+    "aks/extraction": "extraction pipeline batching feature_store odd_videos workers faults scale ray",
     "aks/video/sparse": VIDEO,
     "aks/extraction/feature_store": "feature_store faults workers",
     "aks/locks": "faults scale ray",
