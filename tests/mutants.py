@@ -73,7 +73,7 @@ AREAS = {
     "evaluation/tables": "tables",
     "evaluation/significance": "tables",
     "evaluation/plots": "tables",
-    "evaluation/preflight": "evaluation_scripts",
+    "evaluation/preflight": "preflight evaluation_scripts",
     "evaluation/uniform": "tasks llava qwen",
     "evaluation/task": "merged_labels tasks evaluation_scripts",
 }
