@@ -734,3 +734,14 @@ def test_the_plot_says_so_where_it_leaves_groups_out(tmp_path, monkeypatch, grou
     records = [{**facts, "grouping": grouping, "group": group} for grouping, group in names]
     evaluation.plots.plot(tmp_path / "tables.png", records)
     assert titles == [f"m, custom, 8 frames{remark}"]
+
+
+def test_the_plot_shows_both_runs_of_a_group():
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots()
+    group = {"group": "", "benchmark": "custom", "uniform": 50.0, "aks": 60.0, "n_uniform": 3}
+    evaluation.plots._plot_accuracy(axis, "title", [group], {})
+    points = {line.get_label(): list(line.get_xdata()) for line in axis.lines}
+    plt.close(figure)
+    assert points["uniform frames"] == [50] and points["AKS"] == [60]

@@ -398,3 +398,19 @@ def test_packets_that_are_not_needed_are_left_out_in_every_codec(name):
     reader = SparseReader(Path(__file__).parent / "data" / name)
     requests = np.array([60]), np.arange(0, 120, 24)
     assert tuple(sum(map(len, reader.needed(indices))) for indices in requests) == NEEDED[name]
+
+
+def test_where_a_reference_is_missing_every_packet_is_decoded(tmp_path):
+    whole, path = write_video(tmp_path / "whole.mp4", frames=60, gop=60, draw=scenes(1)), tmp_path / "gap.mp4"
+    with av.open(str(whole)) as old, av.open(str(path), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0], opaque=True)
+        packets = [packet for packet in old.demux(video=0) if packet.size]
+        del packets[next(i for i, packet in enumerate(packets) if i > 10 and not packet.is_disposable)]
+        for packet in packets:
+            packet.stream = stream
+            new.mux(packet)
+    needed = {}
+    for name in (whole, path):
+        (needed[name],) = SparseReader(name).needed(np.array([35]))
+    assert len(needed[whole]) < needed[whole][-1] + 1
+    assert len(needed[path]) == needed[path][-1] + 1  # FFmpeg makes up frames for the one that is missing
