@@ -118,9 +118,9 @@ def main() -> None:
                 print(f"{keyframe.frame_index}\t{keyframe.time_s:.3f}\t{keyframe.score:.6f}")
             if folder is not None:
                 frame_indices = [keyframe.frame_index for keyframe in keyframes]
-                for count, frames in enumerate(video.read(frame_indices, chunk_frames=1)):
-                    for path in () if count else earlier:  # a video that cannot be read costs no picture
-                        path.unlink(missing_ok=True)
+                for frames in video.read(frame_indices, chunk_frames=1):
+                    while earlier:  # only now: a video that cannot be read costs no earlier picture
+                        earlier.pop().unlink(missing_ok=True)
                     path = folder / f"frame_{frames.frame_indices[0]:07d}.jpg"
                     image = Image.fromarray(frames.pixels[0])
                     save = functools.partial(image.save, quality=95, comment=COMMENT)

@@ -176,8 +176,9 @@ def count_workers(args: argparse.Namespace) -> int:
         raise UserError("--video_timeout needs --workers 1 or more: only a process of its own can be ended")
     if args.workers is not None:
         return args.workers
-    local_processes = os.environ.get("LOCAL_WORLD_SIZE", "") if torchrun_rank() else ""
-    return default_workers(count_cores() // max(1, int(local_processes) if local_processes.isdigit() else 1))
+    local_size = os.environ.get("LOCAL_WORLD_SIZE", "") if torchrun_rank() else ""
+    num_processes = int(local_size) if local_size.isdecimal() else 1
+    return default_workers(count_cores() // max(1, num_processes))
 
 
 def _check_engine(args: argparse.Namespace) -> None:

@@ -91,6 +91,8 @@ class SerialDecoder:
                     yield job, event
                     if job.name in self._cancelled:
                         break
+            except UserError:  # a mistake that concerns every video, such as a decoder that is not installed
+                raise
             except VideoError as error:
                 yield job, error
             except Exception as error:  # whatever one video causes, the next one gets its chance

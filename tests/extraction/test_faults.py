@@ -311,3 +311,11 @@ def test_a_second_interrupt_ends_code_that_ignores_the_first():
             assert process.wait(10) == 130
         finally:
             process.kill()
+
+
+def test_a_decoder_that_is_not_installed_ends_the_run_and_fails_no_video(labels, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "decord", None)
+    run = RunDir(tmp_path / "out")
+    with pytest.raises(UserError, match="decord is not installed"):
+        extract(labels, ToyScorer(), run, decoder="decord")
+    assert not list(run.parts.glob("*.failure"))
