@@ -42,10 +42,11 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from aks import errors, select_keyframes  # noqa: E402
 from aks.cores import count_cores  # noqa: E402
 from aks.extraction.api import extract  # noqa: E402
-from aks.extraction.batching import CrossVideoBatcher, max_batch_size  # noqa: E402
-from aks.extraction.config import BATCH_FRAMES  # noqa: E402
+from aks.extraction.batching import max_batch_size  # noqa: E402
+from aks.extraction.config import BATCH_FRAMES, DecodeConfig  # noqa: E402
 from aks.extraction.decoding import DecodeSpec, FrameBatch  # noqa: E402
 from aks.extraction.workers import WorkerPool  # noqa: E402
+from aks.extraction.writers import ScoreTable  # noqa: E402
 from aks.labels import Question, VideoJob, load_labels  # noqa: E402
 from aks.run_dir import RunDir  # noqa: E402
 from aks.scorers.base import Scorer, load_scorer  # noqa: E402
@@ -161,21 +162,26 @@ def read_alone(scorer: Scorer, videos: list[Path], workers: int) -> float:
     return count / (time.perf_counter() - start)
 
 
-def model_alone(scorer: Scorer, questions: int) -> float:
-    """Frames a second of encoding and scoring, when frames are always at hand."""
-    texts = [scorer.encode_question(Question(0, "0", "", text)) for text in QUESTIONS[:questions]]
-    batch_size = max_batch_size(scorer) if scorer.device.type == "cuda" else BATCH_FRAMES
-    batcher = CrossVideoBatcher(scorer, batch_size)
+def model_alone(scorer: Scorer, questions: int, frames_together: int | None = None) -> float:
+    """Frames a second of encoding and scoring, when frames are always at hand.
+
+    They are scored ``frames_together``; None: as in a run.
+    """
+    config = DecodeConfig.for_scorer(scorer)
+    batch_size, together = config.num_encoded, frames_together or config.frames_together
     blank = scorer.preprocessor(np.zeros((32, 32, 3), dtype=np.uint8))
     inputs = np.random.default_rng(0).standard_normal((BATCH_FRAMES, *blank.shape), dtype=np.float32)
     numbers = np.arange(BATCH_FRAMES)
     batches = PASSES * batch_size // BATCH_FRAMES
     job = VideoJob("", Path())
     frames = ((job, FrameBatch(i * BATCH_FRAMES, numbers, numbers / 1, inputs)) for i in range(batches))
+    texts = [Question(0, "0", "", text) for text in QUESTIONS[:questions]]
+    table = ScoreTable(scorer, texts, batches * BATCH_FRAMES, together)
 
     start = time.perf_counter()
-    for _, batch in batcher.encode(frames):
-        scorer.score(batch.features, texts)
+    for _, batch in config.make_encoder(scorer).encode(frames):
+        table.add(batch)
+    table.result()
     return batches * BATCH_FRAMES / (time.perf_counter() - start)
 
 
@@ -205,6 +211,7 @@ def measure_end_to_end(scorer: Scorer, original: Scorer, args: argparse.Namespac
             "ours s": took,
             "ours frames/s": ours,
             "model alone, frames/s": model_alone(scorer, count),
+            "the same, scored 16 at a time": model_alone(scorer, count, BATCH_FRAMES),
             "plain frames/s": theirs,
             "ours / plain": ours / theirs,
         }

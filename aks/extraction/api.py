@@ -105,7 +105,7 @@ def extract(
     run.open_or_create(settings, labels.jobs)
 
     def open_writer(job: VideoJob, info: VideoInfo) -> ScoreWriter:
-        return ScoreWriter(run, scorer, job, info)
+        return ScoreWriter(run, scorer, job, info, config.frames_together)
 
     summary = _process(labels, run, scorer, config, scorer.name, open_writer, features, videos)
     if videos is None:

@@ -28,6 +28,7 @@ from aks.labels import VideoJob
 from aks.scorers.base import Scorer
 
 MAX_BATCH_SIZE = 128  # larger passes gain nothing: 32 frames of 577 tokens fill a large GPU
+MAX_VIDEOS = 16  # decoded at a time, unless --workers asks for more
 MEMORY_FRACTION = 0.5  # of the GPU's free memory, for a pass; the rest is for scoring
 
 Stream = Iterator[tuple[VideoJob, Any]]  # a video and an event
@@ -177,13 +178,17 @@ class CrossVideoBatcher:
 
 
 def max_batch_size(scorer: Scorer) -> int:
-    """The largest pass, a power of two, that takes at most half of the GPU's free memory to encode."""
+    """The largest pass, a power of two, that takes at most half of the GPU's free memory to encode.
+
+    Of each video that is being decoded, the features of as many frames as a pass has may wait for their scores.
+    """
     black = scorer.preprocess(np.zeros((32, 32, 3), dtype=np.uint8))
     inputs = black.expand(2, *black.shape).to(scorer.device)
     before = torch.cuda.memory_allocated(scorer.device)
     torch.cuda.reset_peak_memory_stats(scorer.device)
-    scorer.encode_frames(inputs)
-    per_frame = max(1, torch.cuda.max_memory_allocated(scorer.device) - before) / len(inputs)
+    features = scorer.encode_frames(inputs)
+    peak = torch.cuda.max_memory_allocated(scorer.device) - before
+    per_frame = max(1, peak + MAX_VIDEOS * features.nbytes) / len(inputs)
     free, _ = torch.cuda.mem_get_info(scorer.device)
     return power_of_two(MEMORY_FRACTION * free / per_frame)
 

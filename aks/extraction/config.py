@@ -44,25 +44,35 @@ class DecodeConfig:
         config = cls(**settings)
         if config.batch_across_videos is None:
             config = replace(config, batch_across_videos=scorer.device.type == "cuda")
+        if config.batch_frames is None and config.batch_across_videos and scorer.device.type == "cuda":
+            config = replace(config, batch_frames=max_batch_size(scorer))
         return config
 
     @property
     def num_encoded(self) -> int:
-        """Frames encoded at a time where a video's batches are encoded by themselves."""
+        """Frames encoded at a time."""
         return self.batch_frames or BATCH_FRAMES
+
+    @property
+    def frames_together(self) -> int:
+        """Neighbouring frames of a video scored together; 1 scores the batches as they come."""
+        return self.num_encoded // self.num_decoded * self.num_decoded if self.batch_across_videos else 1
+
+    @property
+    def num_decoded(self) -> int:
+        """Frames in a decoder's batch."""
+        return min(self.num_encoded, BATCH_FRAMES) if self.batch_across_videos else self.num_encoded
 
     def make_decoder(self, scorer: Scorer) -> WorkerPool | SerialDecoder:
         """The decoder of these settings, with the scorer's preprocessing."""
-        num_decoded = min(self.num_encoded, BATCH_FRAMES) if self.batch_across_videos else self.num_encoded
-        spec = DecodeSpec(scorer.preprocessor, self.decoder, num_decoded, self.on_corrupt)
+        spec = DecodeSpec(scorer.preprocessor, self.decoder, self.num_decoded, self.on_corrupt)
         return make_decoder(spec, self.workers, self.video_timeout)
 
     def make_encoder(self, scorer: Scorer) -> CrossVideoBatcher | PerVideoEncoder:
         """The encoder of these settings."""
         if not self.batch_across_videos:
             return PerVideoEncoder(scorer)
-        fills_gpu = self.batch_frames is None and scorer.device.type == "cuda"
-        return CrossVideoBatcher(scorer, max_batch_size(scorer) if fills_gpu else self.num_encoded)
+        return CrossVideoBatcher(scorer, self.num_encoded)
 
     def record(self) -> dict[str, str]:
         """The settings that change frames, for the record of a run."""

@@ -32,11 +32,23 @@ class ScoreTable:
 
     All memory is allocated at the start: small arrays that stay, among large ones that come and go, would
     make the process grow with the length of the video.
+
+    Args:
+        scorer: the model.
+        questions: the video's questions.
+        num_candidates: frames in the video, at most.
+        frames_together: batches wait until so many neighbouring frames are there to be scored together.
+            Which these are depends on the video alone, so that a score depends on no other video. With 1
+            every batch is scored at once.
     """
 
-    def __init__(self, scorer: Scorer, questions: Sequence[Question], num_candidates: int) -> None:
+    def __init__(
+        self, scorer: Scorer, questions: Sequence[Question], num_candidates: int, frames_together: int = 1
+    ) -> None:
         """Encode the questions; no frame is scored yet."""
         self._scorer, self._questions = scorer, questions
+        self._frames_together = frames_together
+        self._waiting: dict[int, list[FeatureBatch]] = {}
         self._encoded_questions = [scorer.encode_question(question) for question in questions]
         self._frame_indices = np.empty(num_candidates, dtype=np.int64)
         self._times_s = np.empty(num_candidates)
@@ -44,26 +56,43 @@ class ScoreTable:
         self._num_filled = 0
 
     def add(self, batch: FeatureBatch) -> None:
-        """Score a batch.
+        """Take a batch, and score it as soon as it need not wait for others.
 
         Raises:
             VideoError: a score is not finite.
         """
-        scores = self._scorer.score(batch.features, self._encoded_questions)
+        part = slice(batch.offset, batch.offset + len(batch.frame_indices))
+        self._frame_indices[part], self._times_s[part] = batch.frame_indices, batch.times_s
+        self._num_filled += len(batch.frame_indices)
+        group = batch.offset // self._frames_together
+        together = self._waiting.setdefault(group, [])
+        together.append(batch)
+        if sum(len(waiting.frame_indices) for waiting in together) >= self._frames_together:
+            self._score(self._waiting.pop(group))
+
+    def _score(self, batches: list[FeatureBatch]) -> None:
+        features = [batch.features for batch in batches]
+        positions = np.concatenate([b.offset + np.arange(len(b.frame_indices)) for b in batches])
+        scores = self._scorer.score(
+            features[0] if len(features) == 1 else torch.cat(features), self._encoded_questions
+        )
         if not np.isfinite(scores).all():
             question, frame = np.argwhere(~np.isfinite(scores))[0]
             raise VideoError(
                 f"{self._scorer.name} gives {scores[question, frame]} for frame "
-                f"{batch.frame_indices[frame]}, question {self._questions[question].id} (in half precision? "
-                "try --dtype float32)"
+                f"{self._frame_indices[positions[frame]]}, question {self._questions[question].id} "
+                "(in half precision? try --dtype float32)"
             )
-        part = slice(batch.offset, batch.offset + len(batch.frame_indices))
-        self._frame_indices[part], self._times_s[part] = batch.frame_indices, batch.times_s
-        self._scores[:, part] = scores
-        self._num_filled += len(batch.frame_indices)
+        self._scores[:, positions] = scores
 
     def result(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Frame numbers (n,) int64, times in seconds (n,), and scores (questions, n)."""
+        """Frame numbers (n,) int64, times in seconds (n,), and scores (questions, n).
+
+        Raises:
+            VideoError: a score is not finite.
+        """
+        while self._waiting:
+            self._score(self._waiting.popitem()[1])
         n = self._num_filled
         return self._frame_indices[:n], self._times_s[:n], self._scores[:, :n]
 
@@ -71,13 +100,15 @@ class ScoreTable:
 class ScoreWriter:
     """Scores one video and writes its part file."""
 
-    def __init__(self, run: RunDir, scorer: Scorer, job: VideoJob, info: VideoInfo) -> None:
-        """Encode the video's questions."""
+    def __init__(
+        self, run: RunDir, scorer: Scorer, job: VideoJob, info: VideoInfo, frames_together: int = 1
+    ) -> None:
+        """Encode the video's questions; the arguments are those of :class:`ScoreTable`."""
         self._run, self._job, self._info = run, job, info
-        self._table = ScoreTable(scorer, job.questions, info.num_candidates)
+        self._table = ScoreTable(scorer, job.questions, info.num_candidates, frames_together)
 
     def add(self, batch: FeatureBatch) -> None:
-        """Score a batch.
+        """Score a batch, now or with the next ones.
 
         Raises:
             VideoError: a score is not finite.
@@ -85,10 +116,11 @@ class ScoreWriter:
         self._table.add(batch)
 
     def close(self, end: EndOfVideo) -> None:
-        """Write the part file.
+        """Score what waits, and write the part file.
 
         Raises:
-            UserError: it cannot be written.
+            VideoError: a score is not finite.
+            UserError: the file cannot be written.
         """
         frame_indices, times_s, scores = self._table.result()
         self._run.write_part(

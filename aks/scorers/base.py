@@ -49,6 +49,15 @@ class Scorer(ABC):
     dtype: torch.dtype
     preprocessor: Preprocessor
 
+    @property
+    def frames_per_pass(self) -> int:
+        """Frames that ``score`` takes at a time; more would take more memory.
+
+        On a GPU small passes are bound by the launches of kernels: SeViLA's T5 takes 16 frames in 66 ms and 128
+        in 154 ms.
+        """
+        return 128 if self.device.type == "cuda" else 16
+
     def fingerprint(self) -> dict[str, Any]:
         """Everything that changes a score, as JSON values; a run records it beside the scores."""
         return {

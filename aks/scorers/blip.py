@@ -32,9 +32,8 @@ MAX_WORDS = 50  # LAVIS's caption processor
 MAX_TOKENS = 35  # LAVIS's max_txt_len, for both model sizes
 ENC_TOKEN_ID = 30523  # bert-base-uncased has 30522 tokens; LAVIS adds [DEC], then [ENC]
 VISION_EPS = 1e-6  # LAVIS's vision transformer
-# These bound the memory of one pass of the text encoder: 16 frames and 8 questions of full length take about
+# Bounds the memory of one pass of the text encoder: 16 frames and 8 questions of full length take about
 # 0.5 GB in float32.
-FRAMES_PER_PASS = 16
 TOKENS_PER_PASS = 8 * MAX_TOKENS
 
 _PUNCTUATION = str.maketrans(dict.fromkeys('.!"()*#:;~', " "))
@@ -133,8 +132,8 @@ class BlipScorer(Scorer):
             return cosine(features.to(self.device), questions)
         # The scores stay on the device until all are there, because every copy waits for the GPU.
         scores = torch.empty(len(questions), len(features), dtype=torch.float64, device=self.device)
-        for start in range(0, len(features), FRAMES_PER_PASS):
-            frames = slice(start, start + FRAMES_PER_PASS)
+        for start in range(0, len(features), self.frames_per_pass):
+            frames = slice(start, start + self.frames_per_pass)
             tokens = features[frames].to(device=self.device, dtype=self.dtype)
             for group in _token_batches([len(ids) for ids in questions]):
                 logits = self.model.itm_head(self._cross_encode(tokens, questions[group]))

@@ -42,7 +42,6 @@ ENDING = "Is this a good frame can answer the question?"  # the paper's spelling
 FRAME_PREFIX = "Frame: "
 MAX_TOKENS = 77  # SeViLA's max_txt_len
 YES_ID = 4273  # "▁yes" in T5's vocabulary
-FRAMES_PER_PASS = 16  # bounds the memory that T5 takes
 
 _LN_VISION_EPS = 1e-5  # LAVIS's ln_vision is a plain LayerNorm
 _VISION_EPS = 1e-6  # LAVIS's ViT-g
@@ -209,8 +208,8 @@ class SevilaScorer(Scorer):
         # The scores stay on the device until all are there, because every copy waits for the GPU.
         scores = torch.empty(len(questions), len(features), dtype=torch.float64, device=self.device)
         for row, ids in enumerate(questions):
-            for start in range(0, len(features), FRAMES_PER_PASS):
-                frames = slice(start, start + FRAMES_PER_PASS)
+            for start in range(0, len(features), self.frames_per_pass):
+                frames = slice(start, start + self.frames_per_pass)
                 scores[row, frames] = self._yes_logits(features[frames].to(self.device), ids).double()
         return scores.cpu().numpy()
 

@@ -10,13 +10,14 @@ import pytest
 import torch
 from extraction_setup import ToyScorer, finished_parts, results, write_labels
 
-from aks.errors import UserError
+from aks.errors import UserError, VideoError
 from aks.extraction import batching
 from aks.extraction.api import extract
 from aks.extraction.batching import CrossVideoBatcher, FeatureBatch, PerVideoEncoder
 from aks.extraction.config import DecodeConfig
 from aks.extraction.decoding import EndOfVideo, FrameBatch
-from aks.labels import VideoJob
+from aks.extraction.writers import ScoreTable
+from aks.labels import Question, VideoJob
 from aks.run_dir import RunDir
 from aks.scorers.base import load_scorer
 from aks.video.reader import Video
@@ -85,9 +86,10 @@ def test_a_real_model_s_scores_depend_neither_on_workers_nor_on_shared_batches(c
 def test_on_a_cpu_videos_share_batches_only_on_request():
     scorer = ToyScorer()
     assert isinstance(DecodeConfig.for_scorer(scorer).make_encoder(scorer), PerVideoEncoder)
-    config = DecodeConfig.for_scorer(scorer, batch_across_videos=True, batch_frames=64)
+    config = DecodeConfig.for_scorer(scorer, batch_across_videos=True, batch_frames=72)
     assert isinstance(config.make_encoder(scorer), CrossVideoBatcher)
     assert config.make_decoder(scorer)._spec.batch_frames == 16
+    assert config.frames_together == 64  # whole batches of the decoder's
 
 
 def frame_batch(count: int, offset: int = 0, level: float = 0) -> FrameBatch:
@@ -161,9 +163,60 @@ def test_batch_sizes_are_powers_of_two(fitting, frames):
     assert batching.power_of_two(fitting) == frames
 
 
-def test_a_batch_takes_at_most_half_of_the_gpu_s_free_memory(monkeypatch):
-    memory = {"memory_allocated": 7, "max_memory_allocated": 7 + 2 * 10, "mem_get_info": (1300, 9000)}
+def test_a_batch_and_the_features_that_wait_take_at_most_half_of_the_gpu_s_free_memory(monkeypatch):
+    feature_bytes = ToyScorer().encode_frames(torch.zeros(1, 3, 8, 8)).nbytes
+    free = 2 * 65 * (10 + 16 * feature_bytes)  # of 10 bytes a frame, and 16 videos' features, 65 fit half
+    memory = {"memory_allocated": 7, "max_memory_allocated": 7 + 2 * 10, "mem_get_info": (free, 9000)}
     for name, value in memory.items():
         monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
-    assert batching.max_batch_size(ToyScorer()) == 64  # of 10 bytes a frame, 65 fit half of 1300
+    assert batching.max_batch_size(ToyScorer()) == 64
+
+
+class RecordingScorer(ToyScorer):
+    """Records the number of frames that are scored at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def score(self, features, questions):
+        self.sizes.append(len(features))
+        return np.stack([features.numpy()] * len(questions))  # the tests' features are their scores
+
+
+QUESTIONS = [Question(0, "0", "a", "What is red?"), Question(1, "1", "a", "What is blue?")]
+
+
+def features_at(offset: int, count: int) -> FeatureBatch:
+    """A batch whose features are the positions of its frames, whose numbers are ten times those."""
+    positions = torch.arange(offset, offset + count, dtype=torch.float64)
+    return FeatureBatch(offset, 10 * positions.long().numpy(), positions.numpy() / 2, positions)
+
+
+@pytest.mark.parametrize(("together", "sizes"), [(1, [16] * 4 + [5]), (32, [32, 32, 5]), (128, [69])])
+def test_neighbouring_frames_are_scored_together_in_whatever_order_they_come(together, sizes):
+    scorer = RecordingScorer()
+    table = ScoreTable(scorer, QUESTIONS, 80, together)
+    for offset, count in [(32, 16), (0, 16), (64, 5), (48, 16), (16, 16)]:
+        table.add(features_at(offset, count))
+    frame_indices, times_s, scores = table.result()
+    assert sorted(scorer.sizes, reverse=True) == sizes
+    assert frame_indices.tolist() == list(range(0, 690, 10))
+    assert times_s.tolist() == [i / 2 for i in range(69)]
+    assert scores.tolist() == [list(range(69))] * 2
+
+
+@pytest.mark.parametrize("position", [17, 35])  # among frames scored while others come, and at the end
+def test_among_frames_scored_together_the_bad_one_is_named(position):
+    table = ScoreTable(RecordingScorer(), QUESTIONS, 40, 32)
+
+    def add_all():
+        for offset in (16, 0, 32):
+            batch = features_at(offset, 16 if offset < 32 else 8)
+            batch.features[batch.features == position] = np.nan
+            table.add(batch)
+        table.result()
+
+    with pytest.raises(VideoError, match=f"nan for frame {10 * position}, question 0"):
+        add_all()

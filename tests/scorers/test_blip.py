@@ -15,7 +15,7 @@ from aks.scorers import blip as blip_module
 from aks.scorers import weights
 from aks.scorers.attention import fuse_attention
 from aks.scorers.base import load_scorer
-from aks.scorers.blip import FRAMES_PER_PASS, MAX_TOKENS, BlipScorer, clean_caption
+from aks.scorers.blip import MAX_TOKENS, BlipScorer, clean_caption
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_scores_do_not_depend_on_the_batch_size(scorer):
     scores = scorer.score(scorer.encode_frames(inputs), encoded)
     np.testing.assert_allclose(scores, expected, atol=1e-6)
     many = torch.cat(one_by_one).repeat(7, *[1] * (one_by_one[0].dim() - 1))
-    assert len(many) > 2 * FRAMES_PER_PASS and len(many) % FRAMES_PER_PASS
+    assert len(many) > 2 * scorer.frames_per_pass and len(many) % scorer.frames_per_pass
     np.testing.assert_allclose(scorer.score(many, encoded), np.tile(expected, 7), atol=1e-6)
 
 

@@ -214,7 +214,7 @@ def test_features_know_no_question(ours, questions, monkeypatch):
     scorer = ours[None]
     features, scores = run(scorer, questions)
     assert len({tuple(row) for row in scores.tolist()}) == len(questions)
-    monkeypatch.setattr(module, "FRAMES_PER_PASS", 2)
+    monkeypatch.setattr(type(scorer), "frames_per_pass", 2)
     separate = np.concatenate([run(scorer, [question])[1] for question in questions])
     assert bf16_steps(torch.tensor(scores), torch.tensor(separate)).max() <= 1
     assert torch.equal(run(scorer, questions[:1])[0], features)

@@ -28,7 +28,6 @@ SOURCE = "https://storage.googleapis.com/sfr-vision-language-research/BLIP/model
 DEFAULT_CHECKPOINT = "model_large_retrieval_coco.pth"
 BASE_CHECKPOINT = "model_base_retrieval_coco.pth"
 MODEL_TYPES = {1024: "large", 768: "base"}
-FRAMES_PER_PASS = 16
 
 
 def import_lavis() -> None:
@@ -132,7 +131,7 @@ class LavisBlipScorer(Scorer):
         rows = []
         for ids in questions:
             parts = []
-            for tokens in features.split(FRAMES_PER_PASS):
+            for tokens in features.split(self.frames_per_pass):
                 tokens = tokens.to(device=self.device, dtype=self.dtype)
                 output = self.model.text_encoder(
                     ids.expand(len(tokens), -1),

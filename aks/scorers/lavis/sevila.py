@@ -19,7 +19,7 @@ from aks.labels import Question
 from aks.scorers.base import Scorer
 from aks.scorers.lavis.blip import import_lavis
 from aks.scorers.preprocess import preprocess_with_lavis
-from aks.scorers.sevila import FRAMES_PER_PASS, check_truncation, part_dtypes, prompt_ids, prompt_text
+from aks.scorers.sevila import check_truncation, part_dtypes, prompt_ids, prompt_text
 from aks.scorers.sevila_weights import DEFAULT_CHECKPOINT, check_localizer, find_localizer
 from aks.scorers.weights import read_state_dict
 
@@ -102,8 +102,8 @@ class LavisSevilaScorer(Scorer):
         """Logits of "yes" at the first decoding step, (questions, frames)."""
         scores = np.empty((len(questions), len(features)))
         for row, ids in enumerate(questions):
-            for start in range(0, len(features), FRAMES_PER_PASS):
-                frames = slice(start, start + FRAMES_PER_PASS)
+            for start in range(0, len(features), self.frames_per_pass):
+                frames = slice(start, start + self.frames_per_pass)
                 logits = self._model.score_frames(features[frames].to(self.device), ids)
                 scores[row, frames] = logits.double().cpu().numpy()
         return scores
