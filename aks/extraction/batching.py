@@ -180,7 +180,7 @@ class CrossVideoBatcher:
 def max_batch_size(scorer: Scorer) -> int:
     """The largest pass, a power of two, that takes at most half of the GPU's free memory to encode.
 
-    Of each video that is being decoded, the features of as many frames as a pass has may wait for their scores.
+    Of each video in work, the features of as many frames as a pass has may wait for their scores.
     """
     black = scorer.preprocess(np.zeros((32, 32, 3), dtype=np.uint8))
     inputs = black.expand(2, *black.shape).to(scorer.device)

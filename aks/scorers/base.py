@@ -53,8 +53,8 @@ class Scorer(ABC):
     def frames_per_pass(self) -> int:
         """Frames that ``score`` takes at a time; more would take more memory.
 
-        On a GPU small passes are bound by the launches of kernels: SeViLA's T5 takes 16 frames in 66 ms and 128
-        in 154 ms.
+        On a GPU small passes are bound by the launches of kernels: SeViLA's T5 takes 66 ms for 16 frames and
+        154 ms for 128.
         """
         return 128 if self.device.type == "cuda" else 16
 
