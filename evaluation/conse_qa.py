@@ -40,10 +40,19 @@ class _ConseBase(lmms):
             _, _, doc_to_visual, doc_id, task, split = request.arguments
             doc = self.task_dict[task][split][doc_id]
             features = self._encode_video(doc_to_visual(doc)[0], doc)
-            options = [self._scorer.encode_question(Question(0, "", "", text)) for text in parse_options(doc)]
-            scores = self._scorer.score(features, options)  # (options, frames)
-            answers.append(chr(ord("A") + int(np.argmax(scores.max(axis=1)))))
+            answers.append(self.model.generate(images=[features], options=parse_options(doc)))
         return answers
+
+    @property
+    def model(self) -> _ConseBase:
+        """This is no wrapper around another module, as lmms-eval's models are."""
+        return self
+
+    def generate(self, images: list[torch.Tensor], options: list[str]) -> str:
+        """The letter of the option closest to any frame of a video, whose features are (n, dim)."""
+        texts = [self._scorer.encode_question(Question(0, "", "", text)) for text in options]
+        scores = self._scorer.score(images[0], texts)  # (options, frames)
+        return chr(ord("A") + int(np.argmax(scores.max(axis=1))))
 
     def frames_to_show(self, doc: Mapping[str, Any]) -> np.ndarray | int:
         """Frame indices, or a number of uniform frames."""

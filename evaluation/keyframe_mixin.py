@@ -1,8 +1,9 @@
 """A mixin in front of lmms-eval's model classes that shows them the keyframes of the current document.
 
-It adds the model arguments ``use_topk`` (False), ``short_selection`` (strict), ``frames_digest`` and
-``answers``, and checks every question and video before the first question is asked. It tracks which
-document's visuals are being loaded, so that a subclass only overrides how its upstream loads a video.
+It adds the model arguments ``use_topk`` (False), ``short_selection`` (strict), ``frames_digest``,
+``answers`` and ``video_timeout``, and checks every question and video before the first question is asked. It
+tracks which document's visuals are being loaded, so that a subclass only overrides how its upstream loads a
+video. No answer counts whose visuals did not reach the model (:mod:`evaluation.visual_tracker`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import dataclasses
 import functools
 import inspect
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,14 +21,15 @@ from typing import Any
 import numpy as np
 from huggingface_hub import try_to_load_from_cache
 
-from aks.errors import VideoError
+from aks.errors import VideoError, error_message, is_out_of_memory
 from aks.video.backends import reset_decoder_globals
 from aks.video.reader import decord_differs
 from evaluation.answer_cache import AnswerCache, file_fingerprint
 from evaluation.frame_policy import EvaluationError, FramePolicy, check_video, count_below_budget, question_id
+from evaluation.visual_tracker import MAX_PROBLEMS, VisualTracker, Watchdog
 
 SAVE_EVERY = 32  # questions; a killed evaluation loses the answers of so many at most
-MAX_PROBLEMS = 10  # that a message names
+HEADER_TIMEOUT_S = 60.0  # for a look at a video's header
 
 
 class KeyframeMixin:
@@ -50,6 +53,7 @@ class KeyframeMixin:
         short_selection: str = "strict",
         frames_digest: str = "",
         answers: str | None = None,
+        video_timeout: float | None = None,
         **kwargs: Any,
     ) -> None:
         """Take our arguments, check them before any weights load, give the rest to upstream."""
@@ -64,6 +68,11 @@ class KeyframeMixin:
             if name in kwargs and kwargs[name] != self.upstream_default(name)
         ]
         self._answers_folder = answers
+        if video_timeout is not None and not (
+            isinstance(video_timeout, int | float) and 0 < video_timeout < float("inf")
+        ):
+            raise EvaluationError(f"model argument video_timeout={video_timeout}: use seconds above 0")
+        self._video_timeout = video_timeout
         super().__init__(*args, **kwargs)
         self._identity = {
             "model": type(self).__name__,
@@ -71,6 +80,8 @@ class KeyframeMixin:
             "weights": file_fingerprint(_weights_folder(**kwargs)) if "pretrained" in kwargs else None,
             # The frames in place of a short selection need not be the model's uniform frames.
             "use_topk": use_topk,
+            # Of an answer without this entry it is not known whether its visuals reached the model.
+            "visuals": "proven",
         }
 
     @classmethod
@@ -97,8 +108,15 @@ class KeyframeMixin:
         """What upstream gets in place of a document's visuals; here the same."""
         return visuals
 
-    def after_generate(self, count: int) -> None:
-        """Check what upstream did while it answered ``count`` requests."""
+    def explain(self, error: Exception, videos: list[str]) -> str:
+        """One line about what ended upstream while it loaded these videos, or answered."""
+        if is_out_of_memory(error):
+            return (
+                f"the GPU's memory does not suffice ({error_message(error)}); show fewer frames, or spread "
+                "the model over several GPUs"
+            )
+        traceback.print_exception(error)  # nobody expects it: where it comes from helps to mend it
+        return f"{type(error).__name__}: {error_message(error)}"
 
     # What a subclass needs to load a video
 
@@ -148,23 +166,30 @@ class KeyframeMixin:
         return [cache.get(key) for key in keys]
 
     def _ask_upstream(self, requests: list[Any]) -> list[Any]:
+        one_by_one = int(getattr(self, "batch_size", 1)) == 1
+        tracker = VisualTracker(self.model, one_by_one, self._video_timeout)
         try:
-            answers = super().generate_until([self._track_document(request) for request in requests])
+            with tracker.watch():
+                return super().generate_until(
+                    [self._track_document(request, tracker) for request in requests]
+                )
         except EvaluationError as error:
             message = error.message
-        else:
-            self.after_generate(len(requests))
-            return answers
+        except Exception as error:  # lmms-eval would catch it, and end with status 0
+            message = EvaluationError(self.explain(error, tracker.pending_videos), self._document).message
         # Raised again outside, so that upstream's progress bar ends with its frame, before the message.
         raise EvaluationError(message)
 
-    def _track_document(self, request: Any) -> Any:
+    def _track_document(self, request: Any, tracker: VisualTracker) -> Any:
         """The request with a ``doc_to_visual`` that keeps its document and wraps its visuals."""
         prompt, generation_arguments, doc_to_visual, *document = request.arguments
 
         def tracked(doc: Mapping[str, Any]) -> list[Any]:
             self._document = doc
-            return self.wrap_visuals(doc, doc_to_visual(doc))
+            tracker.begin(doc)
+            visuals = self.wrap_visuals(doc, doc_to_visual(doc))
+            tracker.expect(doc, visuals)
+            return visuals
 
         return dataclasses.replace(request, arguments=(prompt, generation_arguments, tracked, *document))
 
@@ -208,10 +233,12 @@ class KeyframeMixin:
             if doc.get("pictures"):
                 continue  # the task decodes them itself, and ends the evaluation where it cannot
             for visual in doc_to_visual(doc):
-                if problem := self.check_video(visual, keyframes):
-                    problems[problem] = None
-                elif isinstance(visual, str):
-                    num_differing[task, split] += _decord_differs(visual)
+                limit = self._video_timeout or HEADER_TIMEOUT_S
+                with Watchdog(limit, f"{visual}: reading its header takes longer than {limit:g} s"):
+                    if problem := self.check_video(visual, keyframes):
+                        problems[problem] = None
+                    elif isinstance(visual, str):
+                        num_differing[task, split] += _decord_differs(visual)
         if problems:
             more = f"; and {len(problems) - MAX_PROBLEMS} more" if len(problems) > MAX_PROBLEMS else ""
             raise EvaluationError("; ".join(list(problems)[:MAX_PROBLEMS]) + more)

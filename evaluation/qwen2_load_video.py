@@ -30,7 +30,7 @@ class KeyframePath(str):
         int | None
     )  # that many uniform frames in place of a short selection; None for upstream's own
     patch_size: int  # side of the model's image patches in pixels, which the pixel budget counts
-    on_read: Callable[[], None]  # called when the frames have been read
+    was_read = False  # by the reader below, and no other
 
 
 def wrap_readers() -> None:
@@ -63,7 +63,7 @@ def read(upstream: Callable[[dict[str, Any]], QwenVideo], element: dict[str, Any
             result = upstream(element)
         except Exception as error:
             raise EvaluationError(f"{path}: cannot be read: {error}", path.doc) from None
-        path.on_read()
+        path.was_read = True
         return result
 
     decoded, video = read_frames(str(path), frames, path.doc)
@@ -74,7 +74,7 @@ def read(upstream: Callable[[dict[str, Any]], QwenVideo], element: dict[str, Any
         "total_num_frames": video.num_frames,
         "video_backend": video.decoder,
     }
-    path.on_read()
+    path.was_read = True
     pixels = torch.from_numpy(decoded.pixels).permute(0, 3, 1, 2)
     return pixels, metadata, len(decoded.frame_indices) / video.num_frames * video.fps
 

@@ -9,13 +9,13 @@ import decord
 import numpy as np
 from lmms_eval.models.simple.qwen2_vl import Qwen2_VL
 
-from evaluation.frame_policy import EvaluationError, question_id
-from evaluation.keyframe_mixin import MAX_PROBLEMS, KeyframeMixin
+from aks.errors import error_message
+from evaluation.keyframe_mixin import KeyframeMixin
 from evaluation.qwen2_load_video import KeyframePath, wrap_readers
 
 
 class QwenKeyframes(KeyframeMixin):
-    """What the Qwen models share: paths that carry frame indices, and a list of the videos not yet read."""
+    """What the Qwen models share: paths that carry frame indices."""
 
     frames_argument = "max_num_frames"
     patch_size = 14  # side of an image patch in pixels
@@ -24,7 +24,6 @@ class QwenKeyframes(KeyframeMixin):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Take upstream's arguments and ours."""
         wrap_readers()
-        self._unread: list[KeyframePath] = []
         super().__init__(*args, **kwargs)
 
     def reads(self, path: str) -> bool:
@@ -47,36 +46,14 @@ class QwenKeyframes(KeyframeMixin):
         video.doc, video.patch_size = doc, self.patch_size
         video.frame_indices = self.policy.keyframes(doc)
         video.uniform_count = self.policy.budget if self.policy.uses_uniform_fallback(doc) else None
-
-        def mark_read() -> None:
-            # By identity, because the paths of two questions about one video are equal.
-            self._unread = [other for other in self._unread if other is not video]
-
-        video.on_read = mark_read
-        self._unread.append(video)
         return video
 
-    def _ask_upstream(self, requests: list[Any]) -> list[Any]:
-        try:
-            return super()._ask_upstream(requests)
-        except decord.DECORDError as error:  # upstream opens every video itself first
-            video, reason = self._unread[-1], str(error).strip().splitlines()[0]
-        raise EvaluationError(
-            f"{video}: cannot be opened by lmms-eval's decord: {reason}; convert it to H.264", video.doc
-        )
-
-    def after_generate(self, count: int) -> None:
-        """Refuse a score where upstream logged that it cannot open a video and answered without it.
-
-        Raises:
-            EvaluationError: naming the videos that were not shown.
-        """
-        if self._unread:
-            unread = [f"question {question_id(video.doc)}: {video}" for video in self._unread[:MAX_PROBLEMS]]
-            raise EvaluationError(
-                f"{len(self._unread)} of {count} questions were answered without their video, which could "
-                f"not be opened: {'; '.join(unread)}"
-            )
+    def explain(self, error: Exception, videos: list[str]) -> str:
+        """One line about what ended upstream; it opens every video by decord, before it is read."""
+        if isinstance(error, decord.DECORDError):
+            reason = error_message(error)
+            return f"{videos[-1]}: cannot be opened by lmms-eval's decord: {reason}; convert it to H.264"
+        return super().explain(error, videos)
 
 
 class Qwen2VL(QwenKeyframes, Qwen2_VL):

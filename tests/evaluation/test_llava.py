@@ -16,6 +16,7 @@ import pytest
 import torch
 from evaluation_setup import (
     change_entry,
+    fail_second,
     link_videos,
     merge_selection,
     read_frame_indices,
@@ -489,6 +490,50 @@ def test_a_video_cut_short_after_its_header_is_refused(llava, assets, checkpoint
 
     with pytest.raises(SystemExit, match=rf"^error: question q2: {video}: cut short: \d+ of 150 frames"):
         evaluation.run(TASK)
+
+
+# Errors instead of answers: what fails between decoding and generating
+
+
+@both
+@pytest.mark.parametrize("use_topk", [True, False], ids=["keyframes", "uniform"])
+def test_an_image_processor_that_fails_ends_the_evaluation_and_keeps_no_answer(
+    llava, use_topk, checkpoint, labels, assets, tmp_path, monkeypatch
+):
+    """Upstream's LLaVA-Video scores a text of its own, LLaVA-OneVision answers without the video."""
+    answers = tmp_path / "answers"
+    model = llava.create(checkpoint, f"max_frames_num={BUDGET}", f"use_topk={use_topk}", f"answers={answers}")
+    evaluation = Evaluation(model, llava.name)
+    fail_second(monkeypatch, model._image_processor, "preprocess")
+
+    with pytest.raises(SystemExit) as ended:
+        evaluation.run(TASK)
+    assert ended.value.code.startswith(
+        f"error: question q1: {assets / 'videos' / VIDEOS[1]}: not all its pixels reached the model, so no "
+        "answer counts; lmms-eval logged: "
+    )
+    assert "no room for pixels" in ended.value.code
+    assert list(evaluation.by_question()) == [0] and not answers.exists()
+
+
+@both
+def test_a_full_gpu_ends_the_evaluation_in_one_line(llava, checkpoint, labels, monkeypatch, capsys):
+    model = llava.create(checkpoint, f"max_frames_num={BUDGET}", "use_topk=True")
+    fail_second(monkeypatch, model.model, "generate", torch.cuda.OutOfMemoryError("tried to allocate 9 GiB."))
+    with pytest.raises(SystemExit) as ended:
+        Evaluation(model, llava.name).run(TASK)
+    assert ended.value.code == (
+        "error: question q1: the GPU's memory does not suffice (tried to allocate 9 GiB); show fewer frames, "
+        "or spread the model over several GPUs"
+    )
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@both
+@pytest.mark.parametrize("limit", ["0", "soon"])
+def test_a_time_limit_is_a_number_of_seconds(llava, checkpoint, labels, limit):
+    line = refusal(llava, checkpoint, f"video_timeout={limit}")
+    assert line == f"error: model argument video_timeout={limit}: use seconds above 0"
 
 
 def test_a_decoders_message_of_several_lines_becomes_one():

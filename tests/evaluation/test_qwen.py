@@ -21,6 +21,7 @@ import torch
 from evaluation_setup import (
     change_entry,
     corrupt,
+    fail_second,
     link_videos,
     merge_selection,
     read_frame_index,
@@ -302,7 +303,6 @@ def qwen_video(
     video.doc, video.patch_size = {"id": "q7"}, 14
     video.frame_indices = None if frame_indices is None else np.array(frame_indices)
     video.uniform_count = uniform_count
-    video.on_read = lambda: None
     return video
 
 
@@ -639,6 +639,21 @@ def test_a_video_too_short_for_upstreams_uniform_frames_is_an_error(
     assert f"question q2: {video}: cannot be read: nframes should in interval" in line
 
 
+@each
+def test_a_processor_that_fails_ends_the_evaluation_and_keeps_no_answer(
+    qwen, assets, labels, tmp_path, monkeypatch, capsys
+):
+    model = qwen.create(
+        assets / qwen.name, f"max_num_frames={BUDGET}", "use_topk=True", f"answers={tmp_path / 'answers'}"
+    )
+    fail_second(monkeypatch, type(model.processor), "__call__")
+    with recorded(answer_nothing) as calls, pytest.raises(EvaluationError) as ended:
+        evaluate(model, qwen.name, TASK)
+    assert ended.value.code == "error: question q1: RuntimeError: no room for pixels"
+    assert "in preprocess_second" in capsys.readouterr().err  # where it comes from
+    assert len(calls) == 1 and not (tmp_path / "answers").exists()
+
+
 # Subtitles are those of the frames that reach the model
 
 
@@ -714,8 +729,8 @@ def test_the_command_gives_no_score_for_answers_without_the_video(assets, tmp_pa
     done = run_command(QWEN2, assets, labels, tmp_path / "videos")
 
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == (
-        "error: 1 of 1 questions were answered without their video, which could not be opened: "
-        f"question q0: {video}"
+    assert done.stderr.splitlines()[-1].startswith(
+        f"error: question q0: {video}: not all its pixels reached the model, so no answer counts; lmms-eval "
+        f"logged: Failed to process video {video}: "
     )
     assert not results_in(labels.parent / "results") and not samples_in(labels.parent / "results")

@@ -347,3 +347,16 @@ def samples_in(output: Path) -> list[dict[str, Any]]:
     files = sorted(output.rglob("*_samples_*.jsonl"))
     entries = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     return sorted(entries, key=lambda entry: entry["doc_id"])
+
+
+def fail_second(patch: pytest.MonkeyPatch, owner: Any, name: str, error: Exception | None = None) -> None:
+    """Let the second call of a method raise an error."""
+    method, calls = getattr(owner, name), []
+
+    def preprocess_second(*args: Any, **kwargs: Any) -> Any:
+        calls.append(name)
+        if len(calls) == 2:
+            raise error or RuntimeError("no room for pixels")
+        return method(*args, **kwargs)
+
+    patch.setattr(owner, name, preprocess_second)
