@@ -37,13 +37,16 @@ class Upstream:
         revision: str | None = None,
     ) -> None:
         self.asked: list[int] = []
+        self.model = SimpleNamespace(generate=lambda prompt, images: prompt)
 
     def generate_until(self, requests: list[Request]) -> list[Any]:
-        self.asked += [request.arguments[3] for request in requests]
-        return [
-            SimpleNamespace(text=request.arguments[0]) if request.arguments[3] else request.arguments[0]
-            for request in requests
-        ]
+        answers = []
+        for prompt, _, doc_to_visual, index, task, split in (request.arguments for request in requests):
+            videos = doc_to_visual(self.task_dict[task][split][index])
+            self.asked.append(index)
+            answer = self.model.generate(prompt, images=videos)
+            answers.append(SimpleNamespace(text=answer) if index else answer)
+        return answers
 
 
 class Model(KeyframeMixin, Upstream):

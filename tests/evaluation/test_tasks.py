@@ -9,6 +9,7 @@ import importlib
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import decord
@@ -330,10 +331,15 @@ class _Upstream(lmms):
     def __init__(self, max_frames_num: int = BUDGET, fps: float | None = None, **unknown: Any) -> None:
         super().__init__()
         self.max_frames_num, self.prompts = max_frames_num, []
+        self.model = SimpleNamespace(generate=lambda images: "A")
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        self.prompts += [request.arguments[0] for request in requests]
-        return ["A"] * len(requests)
+        answers = []
+        for prompt, _, doc_to_visual, index, task, split in (request.arguments for request in requests):
+            self.prompts.append(prompt)
+            visuals = doc_to_visual(self.task_dict[task][split][index])
+            answers.append(self.model.generate(images=visuals))
+        return answers
 
     def loglikelihood(self, requests: Any) -> None:
         raise NotImplementedError
