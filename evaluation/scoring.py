@@ -36,26 +36,22 @@ def longvideobench_letter(answer: str, options: Mapping[str, str], question_id: 
     for mark in ",.!?;:'":
         answer = answer.strip(mark)
     answer = f" {answer} "
-    for pattern, last in (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} ")):
-        found = {
-            letter: answer.rfind(last.format(letter))
-            for letter in options
-            if pattern.format(letter) in answer
-        }
+    # What tells a letter, and what tells where it stands; a letter that does not stand there comes first.
+    for mark, position in (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} ")):
+        places = {letter: answer.rfind(position.format(letter)) for letter in options}
+        found = [letter for letter in options if mark.format(letter) in answer]
         if found:
-            return max(found, key=found.__getitem__)
+            return max(found, key=places.__getitem__)
     if len(answer.split()) > _MAX_WORDS_WITHOUT_LETTER:
-        lower = answer.lower()
-        found = {
-            letter: lower.rfind(text.lower()) for letter, text in options.items() if text.lower() in lower
-        }
+        places = {letter: answer.lower().rfind(text.lower()) for letter, text in options.items()}
+        found = [letter for letter, place in places.items() if place >= 0]
         if found:
-            return max(found, key=found.__getitem__)
+            return max(found, key=places.__getitem__)
     return random.Random(question_id).choice(list(options))
 
 
 def videomme_letter(answer: str) -> str:
-    """The letter that an answer to a VideoMME question counts as: the first of A to D; "" where there is none."""
+    """The letter that an answer to a VideoMME question counts as: the first of A to D; "" without one."""
     answer = answer.strip()
     for prefix in _PREFIXES:
         answer = answer.replace(prefix, "")

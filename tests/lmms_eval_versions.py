@@ -3,8 +3,8 @@
     python tests/lmms_eval_versions.py [FOLDER] [--versions 0.3.0 0.5.0] [--models llava_vid ...]
 
 Installs each version into FOLDER (kept) or a temporary one. Each answers the same questions with small random
-checkpoints, on keyframes and on uniform frames, as the installed version does, which is the judge. Compared is
-what reaches ``generate``, pixels and prompt, and what comes out. Not one of the tests: it installs packages,
+checkpoints, on keyframes and on uniform frames, as the installed version does, which is the judge. Compared
+is what reaches ``generate``, pixels and prompt, and what comes out. Not one of the tests: it installs packages,
 and takes minutes.
 """
 
