@@ -4,8 +4,8 @@
 
 Installs each version into FOLDER (kept) or a temporary one. Each answers the same questions with small random
 checkpoints, on keyframes and on uniform frames, as the installed version does, which is the judge. Compared
-is what reaches ``generate``, pixels and prompt, and what comes out. Not one of the tests: it installs packages,
-and takes minutes.
+is what reaches ``generate``, pixels and prompt, and what comes out. Not one of the tests: it installs
+packages, and takes minutes.
 """
 
 from __future__ import annotations
