@@ -10,7 +10,7 @@ from aks.errors import UserError
 from evaluation.frame_policy import EvaluationError
 from evaluation.keyframe_mixin import KeyframeMixin
 from evaluation.llava_implementation import NEXT, TRANSFORMERS, choose
-from evaluation.mm_utils import require_decord
+from evaluation.mm_utils import model_name_for, require_decord
 
 
 class LlavaKeyframes(KeyframeMixin):
@@ -33,14 +33,15 @@ class LlavaKeyframes(KeyframeMixin):
         """
         implementation = choose()
         if implementation == TRANSFORMERS:
-            from evaluation.llava_on_transformers.checkpoint import find_checkpoint, load_pretrained_model
+            from evaluation.llava_on_transformers.checkpoint import find_checkpoint
 
+            model_name_for(pretrained)  # tells another model's configuration best
             try:
                 pretrained = str(find_checkpoint(pretrained))
             except UserError as error:
                 raise EvaluationError(str(error)) from None
             self.upstream.load_pretrained_model = functools.partial(
-                load_pretrained_model, tower_attention=tower_attention or "eager"
+                self.upstream.load_pretrained_model, tower_attention=tower_attention or "eager"
             )
         elif tower_attention is not None:
             raise EvaluationError(

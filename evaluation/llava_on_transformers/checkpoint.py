@@ -75,7 +75,7 @@ def load_pretrained_model(
         folder = find_checkpoint(model_path)
         config = read_config(folder, overwrite_config)
         tokenizer = load_component(AutoTokenizer.from_pretrained, folder, "tokenizer")
-        model = _build(folder, config, attn_implementation, tower_attention)
+        model = build_model(folder, config, attn_implementation, tower_attention)
         sources = find_weights(model, folder)
         devices = _place(model, device_map, getattr(torch, torch_dtype))
         _load(model, sources, devices, getattr(torch, torch_dtype))
@@ -107,7 +107,7 @@ def find_checkpoint(name: str) -> Path:
     return resolve_checkpoint(name, model_type=MODEL_TYPES, needs=needs)
 
 
-def _build(
+def build_model(
     folder: Path, config: dict[str, Any], attention: str, tower_attention: str
 ) -> LlavaQwenForCausalLM:
     """The model without weights: its parameters are on torch's "meta" device, which holds none."""

@@ -102,6 +102,9 @@ class LlavaQwenForCausalLM(Qwen2ForCausalLM):
         ids = inputs[0] if attention_mask is None else inputs[0][attention_mask[0].bool()]
         embeddings = self.embed(ids, images, image_sizes, modalities)[None]
         mask = torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
+        if not options.get("do_sample", self.generation_config.do_sample):
+            # transformers warns of settings of sampling that are not used; the checkpoints have some.
+            options |= {"temperature": None, "top_p": None, "top_k": None}
         return super().generate(inputs_embeds=embeddings, attention_mask=mask, **options)
 
     def embed(
