@@ -6,7 +6,7 @@ import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-from transformers import PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from evaluation.llava_on_transformers import checkpoint, model, pictures, prompts
 from evaluation.mm_utils import StopOnKeywords
@@ -65,3 +65,5 @@ def install() -> None:
         parent, _, child = name.rpartition(".")
         if parent:
             setattr(sys.modules[parent], child, module)
+    # As LLaVA-NeXT on import: lmms-eval reads a checkpoint's configuration by its model_type.
+    AutoConfig.register(model.LlavaQwenConfig.model_type, model.LlavaQwenConfig, exist_ok=True)
