@@ -12,7 +12,7 @@ from accelerate.utils import get_balanced_memory
 from safetensors import safe_open
 from torch import nn
 from tqdm import tqdm
-from transformers import AutoTokenizer, GenerationConfig, SiglipVisionConfig
+from transformers import GenerationConfig, Qwen2TokenizerFast, SiglipVisionConfig
 
 from aks.errors import UserError
 from aks.scorers.weights import load_component, resolve_checkpoint, weight_files
@@ -74,7 +74,8 @@ def load_pretrained_model(
     try:
         folder = find_checkpoint(model_path)
         config = read_config(folder, overwrite_config)
-        tokenizer = load_component(AutoTokenizer.from_pretrained, folder, "tokenizer")
+        # By its class: newer versions take model_type "llava" for another tokenizer's.
+        tokenizer = load_component(Qwen2TokenizerFast.from_pretrained, folder, "tokenizer")
         model = build_model(folder, config, attn_implementation, tower_attention)
         sources = find_weights(model, folder)
         devices = _place(model, device_map, getattr(torch, torch_dtype))
