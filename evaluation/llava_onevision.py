@@ -5,26 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from lmms_eval.models.simple import llava_onevision as upstream
 
 from evaluation.frame_policy import read_frames
-from evaluation.keyframe_mixin import KeyframeMixin
-from evaluation.mm_utils import StopOnKeywords, model_name_for, require_decord
+from evaluation.llava_implementation import import_upstream
+from evaluation.llava_keyframes import LlavaKeyframes
+from evaluation.mm_utils import StopOnKeywords, model_name_for
 
+upstream = import_upstream("llava_onevision")
 upstream.KeywordsStoppingCriteria = StopOnKeywords
 
 
-class LlavaOneVision(KeyframeMixin, upstream.Llava_OneVision):
+class LlavaOneVision(LlavaKeyframes, upstream.Llava_OneVision):
     """``use_topk=True`` shows the keyframes; otherwise exactly upstream's uniform frames."""
+
+    upstream = upstream
 
     def __init__(self, pretrained: str, **kwargs: Any) -> None:
         """Take upstream's arguments and ours; the checkpoint's config tells the class, not its folder."""
         kwargs.setdefault("model_name", model_name_for(pretrained))
         super().__init__(pretrained=pretrained, **kwargs)
-
-    def validate_model_args(self, arguments: dict[str, Any]) -> None:
-        """Refuse the other decode backend, which samples on its own."""
-        require_decord(arguments)
 
     def load_video(self, video_path: str | list[str], max_frames_num: int) -> np.ndarray:
         """Frames (n, height, width, 3) uint8."""

@@ -5,18 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from lmms_eval.models.simple import llava_vid as upstream
 
 from evaluation.frame_policy import EvaluationError, read_frames
-from evaluation.keyframe_mixin import KeyframeMixin
-from evaluation.mm_utils import StopOnKeywords, model_name_for, require_decord
+from evaluation.llava_implementation import import_upstream
+from evaluation.llava_keyframes import LlavaKeyframes
+from evaluation.mm_utils import StopOnKeywords, model_name_for
 
+upstream = import_upstream("llava_vid")
 upstream.KeywordsStoppingCriteria = StopOnKeywords
 
 
-class LlavaVid(KeyframeMixin, upstream.LlavaVid):
+class LlavaVid(LlavaKeyframes, upstream.LlavaVid):
     """``use_topk=True`` shows the keyframes; otherwise exactly upstream's uniform frames."""
 
+    upstream = upstream
     rule_arguments = ("video_fps", "force_sample")
 
     def __init__(self, pretrained: str, **kwargs: Any) -> None:
@@ -25,8 +27,8 @@ class LlavaVid(KeyframeMixin, upstream.LlavaVid):
         super().__init__(pretrained=pretrained, **kwargs)
 
     def validate_model_args(self, arguments: dict[str, Any]) -> None:
-        """Refuse other decode backends, which swallow errors or sample on their own, and untrue prompts."""
-        require_decord(arguments)
+        """Refuse untrue prompts, and what LlavaKeyframes refuses."""
+        super().validate_model_args(arguments)
         if self.policy.use_topk and arguments.get("add_time_instruction"):
             raise EvaluationError(
                 "model argument add_time_instruction=True tells the model of uniformly sampled frames; "

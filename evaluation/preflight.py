@@ -10,11 +10,15 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from aks.errors import UserError
 from aks.labels import LabelSet, find_video, load_labels
 from evaluation import task
 from evaluation.change_score import Selection, read_selection
+from evaluation.llava_implementation import MODELS as LLAVA_MODELS
+from evaluation.llava_implementation import NEXT, choose
+from evaluation.llava_on_transformers.config import find_problem
 
 WEIGHTS = ("*.safetensors", "*.bin")
 MEMORY_FACTOR = 1.2  # of the weights' size: activations, and keys and values of 32 to 64 frames, come on top
@@ -52,6 +56,9 @@ def check_inputs(
         if problem := task.check_questions(labels):
             problems.append(problem)
         problems += check_videos(labels, args.videos, args.limit)
+    if args.model in LLAVA_MODELS:
+        with collect_problem(problems):
+            choose()
     if args.checkpoint:
         problems += check_checkpoint(args.model, args.checkpoint, args.gpus)
     problems += [
@@ -128,16 +135,11 @@ def check_checkpoint(model: str, checkpoint: str, gpus: int) -> list[str]:
     except (OSError, ValueError, LookupError, TypeError):
         return [f"{folder}: config.json is missing or not a model's; fetch the checkpoint again"]
     problems = []
-    expected = "llava" if model in ("llava_vid", "llava_onevision") else model
+    expected = "llava" if model in LLAVA_MODELS else model
     if not str(model_type).startswith(expected):
         problems.append(f"{folder}: holds a {model_type} model, {model} needs {expected}; check --checkpoint")
-    tower = config.get("mm_vision_tower") or ""
-    if expected == "llava" and "siglip" in tower and os.path.exists(tower):
-        problems.append(
-            f"{folder}/config.json: mm_vision_tower {tower} exists as a folder; LLaVA-NeXT then takes the "
-            "CLIP class and fails with a size mismatch; rename the folder and let the tower come from the "
-            "hub's cache"
-        )
+    elif expected == "llava":
+        problems += check_llava(folder / "config.json", config)
     size = sum(path.stat().st_size for pattern in WEIGHTS for path in folder.glob(pattern))
     if not size:
         problems.append(f"{folder}: no weights ({' or '.join(WEIGHTS)}); fetch the checkpoint again")
@@ -147,6 +149,24 @@ def check_checkpoint(model: str, checkpoint: str, gpus: int) -> list[str]:
             f"each GPU, the smallest has {gpu_memory() / 2**30:.0f}; use a larger one"
         )
     return problems
+
+
+def check_llava(path: Path, config: dict[str, Any]) -> list[str]:
+    """What is wrong with a LLaVA's configuration for the implementation that will run it."""
+    try:
+        implementation = choose()
+    except UserError:  # told by check_inputs
+        return []
+    if implementation != NEXT:
+        problem = find_problem(config)
+        return [f"{path}: {problem}"] if problem else []
+    tower = config.get("mm_vision_tower") or ""
+    if "siglip" not in tower or not os.path.exists(tower):
+        return []
+    return [
+        f"{path}: mm_vision_tower {tower} exists as a folder; LLaVA-NeXT then takes the CLIP class and fails "
+        "with a size mismatch; rename the folder and let the tower come from the hub's cache"
+    ]
 
 
 def is_importable(name: str) -> bool:

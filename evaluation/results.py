@@ -20,6 +20,8 @@ from typing import Any
 
 from aks.errors import UserError
 from aks.jsonio import read_json
+from evaluation.llava_implementation import MODELS as LLAVA_MODELS
+from evaluation.llava_implementation import NEXT, TRANSFORMERS
 
 RESULTS = "_results.json"
 SCORE_TOLERANCE = 0.00051  # points; lmms-eval records LongVideoBench's score as a fraction of five decimals
@@ -95,6 +97,7 @@ class EvalRun:
     frames_digest: str | None  # digest of the keyframes; None where it was not given
     limit: float | None  # --limit; None for all questions
     samples: Mapping[str, Sample] = field(repr=False)  # by question id, in the label file's order
+    implementation: str | None = None  # of a LLaVA: next or transformers; None for other models
 
     @property
     def accuracy(self) -> float:
@@ -103,8 +106,10 @@ class EvalRun:
 
     @property
     def label(self) -> str:
-        """Model, checkpoint and rule for short selections, as the tables print them."""
+        """Model, checkpoint, implementation and rule for short selections, as the tables print them."""
         named = f"{self.model} ({self.checkpoint})" if self.checkpoint else self.model
+        if self.implementation == TRANSFORMERS:
+            named += " on transformers"
         return f"{named}, short_selection=paper" if self.short_selection == "paper" else named
 
     @property
@@ -201,9 +206,20 @@ def read_runs(path: Path) -> tuple[list[EvalRun], list[str]]:
                 frames_digest=str(arguments["frames_digest"]) if "frames_digest" in arguments else None,
                 limit=None if config.get("limit") == -1 else config.get("limit"),
                 samples=samples,
+                implementation=_implementation(content, task, str(config["model"])),
             )
         )
     return runs, [task for task in scores if task not in TASKS]
+
+
+def _implementation(content: Mapping[str, Any], task: str, model: str) -> str | None:
+    """Which implementation of LLaVA answered, as the task's metadata has it (evaluation/task.py)."""
+    if model not in LLAVA_MODELS:
+        return None
+    try:
+        return str(content["configs"][task]["metadata"]["llava"])
+    except (LookupError, TypeError):
+        return NEXT  # earlier versions had no other
 
 
 def _num_asked(content: Mapping[str, Any], task: str) -> int | None:

@@ -5,7 +5,7 @@
 Checks everything that can be checked before the weights load, merges the selection into a copy of the labels
 beside the results, runs lmms-eval on every GPU (or the CPU), and fails unless results were written. Every
 option can also be given as an environment variable of the same name in capitals (MAX_FRAMES=32 LIMIT=10 ...);
-which ones were is said first.
+which ones were is said first. LLAVA=next or LLAVA=transformers chooses the code that answers as LLaVA.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from aks.jsonio import write_json
 from aks.labels import LabelSet, read_entries
 from evaluation.change_score import MERGED_LABELS, Selection, merge
 from evaluation.evaluator import evaluate, results_files
+from evaluation.llava_implementation import MODELS as LLAVA_MODELS
+from evaluation.llava_implementation import choose
 from evaluation.preflight import check_inputs, count_gpus
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,7 +52,6 @@ LLAVA = ModelSpec(
     max_frames=32,
     frames_argument="max_frames_num",
     cpu_model_args=("device_map=auto",),
-    package=("llava.model.builder", "pip install --no-deps -r requirements-llava-nodeps.txt"),
 )
 QWEN = ModelSpec(
     max_frames=32,
@@ -192,6 +193,8 @@ def lmms_eval_environment(args: argparse.Namespace, label_file: Path, labels: La
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         "FORCE_QWENVL_VIDEO_READER": "decord",  # uniform frames, whichever readers are installed
         "PYTHONWARNINGS": ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), no_warning])),
+        # lmms-eval's process must not choose another than was checked here.
+        **({"LLAVA": choose()} if args.model in LLAVA_MODELS else {}),
         f"AKS_{dataset}_LABELS": str(label_file.absolute()),
         f"AKS_{dataset}_VIDEOS": str(videos.absolute()),
     }

@@ -52,7 +52,8 @@ def latest_runs(runs: Sequence[EvalRun]) -> tuple[list[EvalRun], list[str]]:
     kept: dict[tuple[Any, ...], EvalRun] = {}
     notes = []
     for run in sorted(runs, key=lambda run: (run.limit is None, run.timestamp, str(run.path))):
-        setup = (run.model, run.checkpoint, run.task, run.max_frames, run.use_topk, run.short_selection)
+        setup = (run.model, run.implementation, run.checkpoint, run.task, run.max_frames)
+        setup += (run.use_topk, run.short_selection)
         older = kept.pop(setup, None)
         kept[setup] = run
         if older is None:
@@ -72,8 +73,9 @@ def pair_runs(runs: Sequence[EvalRun]) -> list[Comparison]:
         UserError: the two runs of a pair answered questions of different label files.
     """
 
-    def setup(run: EvalRun) -> tuple[str, str, int, str]:
-        return run.model, run.checkpoint or "", run.max_frames or 0, run.benchmark
+    def setup(run: EvalRun) -> tuple[str, str, str, int, str]:
+        implementation = run.implementation or ""
+        return run.model, run.checkpoint or "", implementation, run.max_frames or 0, run.benchmark
 
     uniform = {setup(run): run for run in runs if not run.use_topk}
     unpaired = dict(uniform)
@@ -88,6 +90,26 @@ def pair_runs(runs: Sequence[EvalRun]) -> list[Comparison]:
         if pair.is_paired:
             _check_same_labels(pair, pair.runs["uniform"], pair.runs["aks"])
     return sorted(pairs, key=lambda pair: (*setup(pair.run), pair.run.short_selection == "paper"))
+
+
+def unpaired_notes(comparisons: Sequence[Comparison]) -> list[str]:
+    """A note on each pair of runs that differ in nothing but the implementation of LLaVA.
+
+    Two implementations give other answers to a few questions in a thousand, which would count as an effect of
+    the frames.
+    """
+    alone = [comparison.run for comparison in comparisons if not comparison.is_paired]
+    return [
+        f"{aks.path}: not compared with {uniform.path}: LLaVA ran on {aks.implementation} there and on "
+        f"{uniform.implementation} here; evaluate one of them again with LLAVA={aks.implementation}"
+        for aks in alone
+        for uniform in alone
+        if aks.use_topk
+        and not uniform.use_topk
+        and aks.implementation != uniform.implementation
+        and (aks.model, aks.checkpoint, aks.max_frames, aks.benchmark)
+        == (uniform.model, uniform.checkpoint, uniform.max_frames, uniform.benchmark)
+    ]
 
 
 def _check_same_labels(pair: Comparison, uniform: EvalRun, aks: EvalRun) -> None:

@@ -4,7 +4,8 @@
 
 Reads every run of lmms-eval in the folders (made with --log_samples), prints the tables, and with --output
 writes them as tables.md, tables.csv (full precision) and tables.png. Of several runs with the same model,
-checkpoint, task, frames and short_selection the newest full one counts; the others are named.
+checkpoint, implementation, task, frames and short_selection the newest full one counts; the others are named.
+Keyframes of one implementation of LLaVA are not compared with uniform frames of the other.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a scri
 from aks import errors
 from aks.errors import UserError
 from aks.jsonio import read_json, write_atomically
+from evaluation.llava_implementation import TRANSFORMERS
 from evaluation.plots import plot
 from evaluation.results import EvalRun, accuracy, format_table, group_samples, read_folders
 from evaluation.significance import (
@@ -30,11 +32,22 @@ from evaluation.significance import (
     mcnemar_p,
     pair_runs,
     paired_difference,
+    unpaired_notes,
 )
 
 PUBLISHED = Path(__file__).with_name("published.json")
 COLUMNS = (
-    *("table", "model", "checkpoint", "frames", "short_selection", "benchmark", "grouping", "group"),
+    *(
+        "table",
+        "model",
+        "implementation",
+        "checkpoint",
+        "frames",
+        "short_selection",
+        "benchmark",
+        "grouping",
+        "group",
+    ),
     *("n_uniform", "n_aks", "uniform", "aks", "difference", "low", "high", "resampled"),
     *("published_uniform", "published_aks", "uniform_minus_published", "aks_minus_published"),
     *("both_right", "only_uniform", "only_aks", "both_wrong", "mcnemar_p", "remarks"),
@@ -58,7 +71,8 @@ def main() -> None:
     comparisons = sorted(  # the paper's models first, in its order; the sort keeps pair_runs' order otherwise
         pair_runs(runs), key=lambda pair: [*paper_models, pair.run.model].index(pair.run.model)
     )
-    notes += left_out + [note for comparison in comparisons for note in unmatched_note(comparison)]
+    notes += left_out + unpaired_notes(comparisons)
+    notes += [note for comparison in comparisons for note in unmatched_note(comparison)]
     records = [
         *overall_records(comparisons, published),
         *(record for comparison in comparisons for record in group_records(comparison)),
@@ -131,6 +145,7 @@ def _setup_columns(table: str, run: EvalRun) -> Record:
     return {
         "table": table,
         "model": run.model,
+        "implementation": run.implementation,
         "checkpoint": run.checkpoint,
         "frames": run.max_frames,
         "short_selection": run.short_selection,
@@ -304,14 +319,15 @@ def _record_table(records: Sequence[Record], *titles: str) -> str:
 
 
 def _paper_table(records: Sequence[Record], published: Record) -> str:
-    """The paper's rows; one has several lines where several checkpoints or short_selections were run."""
+    """The paper's rows, with a line for each checkpoint, implementation and short_selection that was run."""
     benchmarks = {key: benchmark["name"] for key, benchmark in published["benchmarks"].items()}
     rows = []
     for row in published["main"]["rows"]:
         ran = [r for r in records if r["model"] == row["lmms_eval_model"] and "remarks" in r]
-        for (checkpoint, short_selection), ours in _table_rows(ran).items():
+        for (checkpoint, implementation, short_selection), ours in _table_rows(ran).items():
             cells = [row["model"], checkpoint or "-", str(row["frames"])]
-            remarks = ["short_selection=paper"] if short_selection == "paper" else []
+            remarks = ["on transformers"] if implementation == TRANSFORMERS else []
+            remarks += ["short_selection=paper"] if short_selection == "paper" else []
             for key, name in benchmarks.items():
                 record = ours.get(name, {})
                 cells += [
@@ -328,22 +344,26 @@ def _paper_table(records: Sequence[Record], published: Record) -> str:
     return _table([*titles, "remarks"], rows)
 
 
-def _table_rows(records: Sequence[Record]) -> dict[tuple[str | None, str | None], dict[str, Record]]:
-    """Checkpoint and short_selection to records by benchmark; one row without records where nothing was run.
+def _table_rows(records: Sequence[Record]) -> dict[tuple[str | None, ...], dict[str, Record]]:
+    """Checkpoint, implementation and short_selection to records by benchmark.
 
-    Where a benchmark was run with uniform frames only, its record stands in the rows of the other benchmark's
-    keyframes.
+    There is one row without records where nothing was run. Where a benchmark was run with uniform frames
+    only, its record stands in the rows of the other benchmark's keyframes.
     """
-    keys = [(r["checkpoint"], r["short_selection"]) for r in records if r["short_selection"]]
-    with_keyframes = {checkpoint for checkpoint, _ in keys}
-    keys += [(r["checkpoint"], None) for r in records if r["checkpoint"] not in with_keyframes]
+
+    def weights(record: Record) -> tuple[str | None, str | None]:
+        return record["checkpoint"], record["implementation"]
+
+    keys = [(*weights(r), r["short_selection"]) for r in records if r["short_selection"]]
+    with_keyframes = {key[:2] for key in keys}
+    keys += [(*weights(r), None) for r in records if weights(r) not in with_keyframes]
     return {
-        (checkpoint, short_selection): {
+        key: {
             r["benchmark"]: r
             for r in records
-            if r["checkpoint"] == checkpoint and r["short_selection"] in (short_selection, None)
+            if weights(r) == key[:2] and r["short_selection"] in (key[2], None)
         }
-        for checkpoint, short_selection in keys or [(None, None)]
+        for key in keys or [(None, None, None)]
     }
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from aks.errors import UserError
 from aks.labels import DATASETS, LabelSet, Question, find_video, load_labels, read_entries
+from evaluation import llava_implementation
 from evaluation.change_score import MERGED_LABELS
 from evaluation.frame_policy import EvaluationError
 
@@ -57,11 +58,14 @@ def dataset_kwargs(dataset: str, split: str) -> dict[str, Any]:
 
 
 def metadata(dataset: str) -> dict[str, str]:
-    """The digest of the label file, and so of the frames shown, for the keys of lmms-eval's ``--use_cache``.
+    """The digest of the label file, and so of the frames shown, and the implementation of LLaVA, if one runs.
 
-    A task's configuration is part of those keys; the content of its label file alone would not be.
+    A task's configuration is part of the keys of lmms-eval's ``--use_cache``; the content of its label file
+    alone would not be. It also stands in the results file, which else would not say which LLaVA ran.
     """
-    return {"entries_sha256": hashlib.sha256(label_file(dataset).read_bytes()).hexdigest()}
+    digest = hashlib.sha256(label_file(dataset).read_bytes()).hexdigest()
+    implementation = llava_implementation.in_use()
+    return {"entries_sha256": digest, **({"llava": implementation} if implementation else {})}
 
 
 def verify_merged_labels(path: Path) -> None:

@@ -30,6 +30,7 @@ SLOW_FILES = {
     "test_evaluation_scripts",
     "test_lavis_cli",
     "test_llava",
+    "test_llava_on_transformers",
     "test_qwen",
     "test_ray",
     "test_recipes",

@@ -36,7 +36,9 @@ def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0].rstrip(' .:')}" if lines else type(error).__name__
 
 
-def resolve_checkpoint(checkpoint: str, *, model_type: str, needs: Sequence[Sequence[str]] = ()) -> Path:
+def resolve_checkpoint(
+    checkpoint: str, *, model_type: str | Sequence[str], needs: Sequence[Sequence[str]] = ()
+) -> Path:
     """Find the local folder of a checkpoint in the transformers layout; download it if there is none.
 
     The checkpoint is looked for as a path, then as ``checkpoints/<last part of the name>``, then on the model
@@ -44,7 +46,7 @@ def resolve_checkpoint(checkpoint: str, *, model_type: str, needs: Sequence[Sequ
 
     Args:
         checkpoint: folder or hub name (``owner/name``).
-        model_type: the type of model that ``config.json`` must state, such as ``blip``.
+        model_type: the type of model that ``config.json`` must state, such as ``blip``, or several of them.
         needs: files that must lie beside ``config.json`` and the weights. Each is a tuple of alternatives,
             such as ``("tokenizer.json", "vocab.txt")``.
 
@@ -68,10 +70,10 @@ def resolve_checkpoint(checkpoint: str, *, model_type: str, needs: Sequence[Sequ
                 f"{folder}: has no {' or '.join(names)}; get the whole checkpoint, see checkpoints/README.md"
             )
     found = _read_json(folder / "config.json").get("model_type")
-    if found != model_type:
-        raise UserError(
-            f"{folder / 'config.json'}: another model: model_type is {found!r}, not {model_type!r}"
-        )
+    types = (model_type,) if isinstance(model_type, str) else model_type
+    if found not in types:
+        wanted = " or ".join(map(repr, types))
+        raise UserError(f"{folder / 'config.json'}: another model: model_type is {found!r}, not {wanted}")
     for path in weight_files(folder):
         if not path.is_file():
             raise UserError(f"{folder}: has no {path.name}, which its index lists; get the whole checkpoint")

@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import forkserver
-import numpy as np
 import pytest
 from evaluation_setup import (
     ROOT,
@@ -25,14 +24,15 @@ from evaluation_setup import (
     write_numbered_video,
     write_videomme_labels,
 )
-from llava_setup import LLAVA_NEXT, PYTHON_PATH, write_checkpoint
+from llava_setup import LLAVA_NEXT, TESTS, write_checkpoint
 from qwen_setup import QWEN2, QWEN2_5
 from qwen_setup import write_checkpoint as write_qwen_checkpoint
-from safetensors.numpy import save_file
 
 import evaluation.run
 from aks import UserError
 from aks.jsonio import write_json
+from evaluation.llava_implementation import choose
+from evaluation.results import read_runs
 
 SCRIPTS = ROOT / "evaluation/scripts"
 DOCUMENTED = {
@@ -56,9 +56,6 @@ def world(tmp_path_factory) -> Path:
     hub = folder / "hub"
     write_checkpoint(folder / "checkpoints/llava_vid", hub)
     shutil.copytree(folder / "checkpoints/llava_vid", folder / "checkpoints/llava_onevision")
-    for name in ("llava_vid", "llava_onevision"):
-        if not list((folder / "checkpoints" / name).glob("*.safetensors")):  # the stand-in needs no weights
-            save_file({"none": np.zeros(1)}, folder / "checkpoints" / name / "model.safetensors")
     for qwen in (QWEN2, QWEN2_5):
         write_qwen_checkpoint(folder / "checkpoints" / qwen.name, qwen)
     return folder
@@ -78,7 +75,7 @@ def environment(world: Path, python: str | None = None, **overrides: object) -> 
         **os.environ,
         "PATH": os.pathsep.join([str(Path(python).parent), os.environ["PATH"]]),
         "FORKSERVER_PYTHON": python,
-        "PYTHONPATH": os.pathsep.join(map(str, [*PYTHON_PATH, STARTUP])),
+        "PYTHONPATH": os.pathsep.join(map(str, [TESTS, STARTUP])),
         "HF_HUB_CACHE": str(world / "hub"),
         "HF_DATASETS_CACHE": str(world / "datasets_cache"),
         "CUDA_VISIBLE_DEVICES": "",
@@ -125,6 +122,9 @@ def test_a_documented_script_ends_in_a_results_file(world, tmp_path, model, data
     config = json.loads(results.read_text())["config"]
     assert config["model"] == model
     assert f"use_topk={frames == 'aks'}" in config["model_args"]
+    if model.startswith("llava"):
+        assert f"(LLAVA={choose()})" in done.stderr
+        assert [run.implementation for run in read_runs(results)[0]] == [choose()]
     assert [sample["doc_id"] for sample in samples_in(output)] == [0, 1]
     expected = (
         "1 of 2 questions have fewer: they are shown as selected" if frames == "aks" else "uniform frames"
@@ -136,9 +136,8 @@ def test_a_documented_script_ends_in_a_results_file(world, tmp_path, model, data
 
 def test_all_that_is_wrong_is_told_at_once_before_anything_loads(world, tmp_path):
     checkpoint = tmp_path / "llava"
-    (checkpoint / "siglip-tower").mkdir(parents=True)
-    tower = str(checkpoint / "siglip-tower")
-    write_json(checkpoint / "config.json", {"model_type": "qwen2_vl", "mm_vision_tower": tower})
+    checkpoint.mkdir()
+    write_json(checkpoint / "config.json", {"model_type": "qwen2_vl"})
     shutil.copy(world / "lvb_val.json", tmp_path)
     write_json(tmp_path / "chosen.json", SELECTION)
     env = environment(
@@ -149,6 +148,7 @@ def test_all_that_is_wrong_is_told_at_once_before_anything_loads(world, tmp_path
         SELECTION=tmp_path / "chosen.json",
         VIDEOS=tmp_path / "nowhere",
         OUTPUT=tmp_path / "out",
+        LLAVA="nxt",
     )
     done = run(["bash", SCRIPTS / "llava_video_7b/longvideobench_aks_llava_video_7b.sh"], env)
     assert done.returncode == 2
@@ -157,8 +157,8 @@ def test_all_that_is_wrong_is_told_at_once_before_anything_loads(world, tmp_path
     expected = [
         "selected for 4 frames a question, the model is to show 64",
         "2 of 2 videos are not there (a.mp4, b.mp4)",
+        "LLAVA=nxt: use next or transformers",
         "holds a qwen2_vl model, llava_vid needs llava",
-        "takes the CLIP class and fails with a size mismatch",
         "no weights",
         "5 problems above; nothing was evaluated",
     ]

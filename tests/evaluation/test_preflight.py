@@ -1,13 +1,15 @@
-"""Checks before an evaluation starts: a checkpoint that the machine's GPUs cannot hold."""
+"""Checks before an evaluation starts: a checkpoint that the GPUs cannot hold, or LLaVA cannot run."""
 
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
 
-from evaluation import preflight
+from aks import UserError
+from evaluation import llava_implementation, preflight
 
 
 @pytest.mark.parametrize(
@@ -30,3 +32,67 @@ def test_weights_need_a_fifth_more_memory_than_their_size_on_every_gpu(
     expected = f"{tmp_path}: 10 GiB of weights need 12 GiB on each GPU, the smallest has 12; use a larger one"
     assert problems == ([] if fits else [expected])
     assert preflight.check_checkpoint("qwen2_vl", str(tmp_path), gpus=0) == []
+
+
+LLAVA_VIDEO = {  # what of the published configuration is looked at
+    "model_type": "llava",
+    "architectures": ["LlavaQwenForCausalLM"],
+    "mm_vision_tower": "google/siglip-so400m-patch14-384",
+    "mm_projector_type": "mlp2x_gelu",
+    "mm_patch_merge_type": "spatial_unpad",
+    "mm_newline_position": "grid",
+    "mm_spatial_pool_mode": "bilinear",
+}
+
+
+@pytest.mark.parametrize(
+    ("implementation", "entries", "expected"),
+    [
+        ("transformers", {}, None),
+        ("next", {}, None),
+        ("transformers", {"mm_vision_tower": "{folder}"}, None),
+        ("next", {"mm_vision_tower": "{folder}"}, "exists as a folder; LLaVA-NeXT then takes the CLIP class"),
+        ("next", {"mm_projector_type": "linear"}, None),
+        ("transformers", {"mm_projector_type": "linear"}, "mm_projector_type is 'linear'; only 'mlp2x_gelu'"),
+    ],
+)
+def test_llavas_configuration_is_checked_for_what_will_run_it(
+    monkeypatch, tmp_path, implementation, entries, expected
+):
+    folder = tmp_path / "siglip-so400m-patch14-384"
+    folder.mkdir()
+    config = LLAVA_VIDEO | {name: value.format(folder=folder) for name, value in entries.items()}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").write_bytes(b"weights")
+    monkeypatch.setattr(preflight, "choose", lambda: implementation)
+    problems = preflight.check_checkpoint("llava_vid", str(folder), gpus=0)
+    assert len(problems) == (expected is not None)
+    assert expected is None or expected in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("asked", "installed", "expected"),
+    [
+        ("", False, "transformers"),
+        ("", True, "next"),
+        ("transformers", True, "transformers"),
+        ("next", True, "next"),
+        ("next", False, "LLAVA=next: LLaVA-NeXT's package llava is not installed; run: pip install"),
+        ("both", True, "LLAVA=both: use next or transformers"),
+    ],
+)
+def test_the_variable_chooses_the_implementation(monkeypatch, tmp_path, asked, installed, expected):
+    (tmp_path / "llava/model").mkdir(parents=True)
+    (tmp_path / "llava/__init__.py").touch()
+    if installed:
+        (tmp_path / "llava/model/builder.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "llava", raising=False)
+    monkeypatch.setenv("LLAVA", asked)
+    choose = llava_implementation.choose.__wrapped__  # without its cache
+    if expected in ("next", "transformers"):
+        assert choose() == expected
+    else:
+        with pytest.raises(UserError) as refused:
+            choose()
+        assert expected in str(refused.value)

@@ -36,7 +36,10 @@ KINDS = {
     "lmms_eval": (
         *TORCH,
         "lmms_eval.__main__",
+        "accelerate",
         "qwen_vl_utils",
+        "transformers.models.qwen2.modeling_qwen2",
+        "transformers.models.siglip.modeling_siglip",
         "transformers.models.qwen2_vl.modeling_qwen2_vl",
         "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
     ),

@@ -1,11 +1,13 @@
-"""LLaVA for the tests: LLaVA-NeXT itself where it is installed, else a stand-in; small checkpoints."""
+"""LLaVA for the tests: small random checkpoints, and lmms-eval's two models over them.
+
+They run on LLaVA-NeXT where it is installed, or its folder is on PYTHONPATH, and on transformers elsewhere.
+"""
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
+import json
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,82 +19,116 @@ import torch
 from evaluation_setup import ROOT, read_frame_indices, write_byte_tokenizer
 from llava_recorder import Call, attach
 from model_setup import randomise
-from transformers import Qwen2Config, Qwen2ForCausalLM, StoppingCriteria
+from safetensors.torch import save_file
+from transformers import (
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    StoppingCriteria,
+)
+
+from evaluation.llava_implementation import NEXT, choose
 
 TESTS = Path(__file__).resolve().parent
-STANDIN = TESTS / "llava_standin"
 TOWER = "aks-tests/siglip-tiny-patch14-384"  # a hub name, so that LLaVA-NeXT takes its SigLIP class
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+LLAVA_NEXT = choose() == NEXT
+# The tower's sizes, SigLIP's last layer included, which LLaVA leaves out.
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 1,
+    "image_size": 384,
+    "patch_size": 14,
+}
+CONFIG = {
+    "architectures": ["LlavaQwenForCausalLM"],
+    "model_type": "llava_qwen",
+    "vocab_size": 256 + len(SPECIAL_TOKENS) + 5,  # a few more than tokens, as in the published checkpoints
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 32768,
+    "rope_theta": 1000000.0,
+    "rope_scaling": None,
+    "bos_token_id": 256,
+    "eos_token_id": 258,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    # As in the published checkpoints, except for the tower's name and size.
+    "mm_vision_tower": TOWER,
+    "vision_config": VISION,
+    "mm_tunable_parts": "mm_vision_tower,mm_mlp_adapter,mm_language_model",
+    "mm_hidden_size": 16,
+    "mm_projector_type": "mlp2x_gelu",
+    "mm_patch_merge_type": "spatial_unpad",
+    "mm_newline_position": "grid",
+    "mm_spatial_pool_mode": "bilinear",
+    "mm_spatial_pool_stride": 2,
+    "mm_resampler_type": None,
+    "mm_use_im_start_end": False,
+    "mm_use_im_patch_token": False,
+    "mm_vision_select_layer": -2,
+    "use_mm_proj": True,
+    "add_faster_video": False,
+    "image_aspect_ratio": "anyres_max_9",
+    "image_grid_pinpoints": [[384 * i, 384 * j] for i in range(1, 7) for j in range(1, 7)],
+    "tokenizer_model_max_length": 32768,
+    "tokenizer_padding_side": "right",
+}
+# The published checkpoints' entries; a quarter of all tokens end an answer, so that the tests are quick.
+GENERATION = {
+    "attn_implementation": "flash_attention_2",
+    "bos_token_id": 256,
+    "pad_token_id": 256,
+    "do_sample": True,
+    "eos_token_id": [258, *range(0, 256, 4)],
+    "repetition_penalty": 1.05,
+    "temperature": 0.7,
+    "top_k": 20,
+    "top_p": 0.8,
+}
 
 
-def _installed() -> bool:
-    found = importlib.util.find_spec("llava")
-    folders = (found.submodule_search_locations or []) if found else []
-    return any((Path(folder) / "model/builder.py").is_file() for folder in folders)
+def write_checkpoint(folder: Path, hub: Path | None = None, **entries: Any) -> Path:
+    """A random LLaVA of two small layers over Qwen2, in two shards, in bfloat16.
 
-
-LLAVA_NEXT = _installed()  # not the stand-in
-if not LLAVA_NEXT:
-    sys.path.insert(0, str(STANDIN))
-PYTHON_PATH = [TESTS] if LLAVA_NEXT else [STANDIN, TESTS]  # for commands
-
-
-def write_checkpoint(folder: Path, hub: Path) -> Path:
-    """A random LLaVA of two small layers over Qwen2, and its SigLIP tower in a cache of the hub.
-
-    The stand-in needs no more than the configuration and the tokenizer.
+    Args:
+        folder: is made.
+        hub: a cache of the model hub, for LLaVA-NeXT, which reads the tower's sizes there.
+        entries: replace those of ``config.json``.
     """
-    from llava.model.language_model.llava_qwen import LlavaQwenConfig, LlavaQwenForCausalLM
-    from transformers import SiglipVisionConfig, SiglipVisionModel
+    from evaluation.llava_on_transformers.checkpoint import build_model
 
     folder.mkdir(parents=True)
-    config = LlavaQwenConfig(
-        architectures=["LlavaQwenForCausalLM"],
-        vocab_size=256 + len(SPECIAL_TOKENS),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        bos_token_id=256,
-        eos_token_id=258,
-        tie_word_embeddings=False,
-        torch_dtype="bfloat16",
-        # As in the published checkpoints, except for the tower's name and size.
-        mm_vision_tower=TOWER,
-        mm_tunable_parts="mm_vision_tower,mm_mlp_adapter,mm_language_model",
-        mm_hidden_size=32,
-        mm_projector_type="mlp2x_gelu",
-        mm_patch_merge_type="spatial_unpad",
-        mm_newline_position="grid",
-        mm_spatial_pool_mode="bilinear",
-        mm_spatial_pool_stride=2,
-        mm_resampler_type=None,
-        mm_use_im_start_end=False,
-        mm_use_im_patch_token=False,
-        mm_vision_select_layer=-2,
-        use_mm_proj=True,
-        image_aspect_ratio="anyres_max_9",
-        image_grid_pinpoints=[[384, 384]],
-        tokenizer_model_max_length=32768,
-        tokenizer_padding_side="right",
-    )
-    if LLAVA_NEXT:
+    config = {**CONFIG, **entries}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "generation_config.json").write_text(json.dumps(GENERATION))
+    write_byte_tokenizer(folder, SPECIAL_TOKENS)
+    model = build_model(folder, config, "sdpa", "eager").to_empty(device="cpu")
+    randomise(model)
+    with torch.no_grad():
+        model.model.image_newline += torch.linspace(-1, 1, config["hidden_size"])
+    norm = "model.vision_tower.vision_tower.vision_model.post_layernorm."  # published, and not used
+    width = config["vision_config"]["hidden_size"]
+    state = {**model.state_dict(), f"{norm}weight": torch.ones(width), f"{norm}bias": torch.ones(width)}
+    names, index = sorted(state), {}
+    for number, part in enumerate((names[::2], names[1::2]), 1):
+        file = f"model-{number:05}-of-00002.safetensors"
+        tensors = {name: state[name].to(torch.bfloat16).contiguous() for name in part}
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        index |= dict.fromkeys(part, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    if hub is not None and LLAVA_NEXT and not hub.exists():
         cached = hub / ("models--" + TOWER.replace("/", "--"))
         snapshot = cached / "snapshots" / ("0" * 40)
         (cached / "refs").mkdir(parents=True)
         (cached / "refs/main").write_text(snapshot.name)
-        vision = SiglipVisionConfig(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=384,
-            patch_size=14,
-        )  # fmt: skip
-        SiglipVisionModel(vision).save_pretrained(snapshot)
-        model = LlavaQwenForCausalLM(config)
-        randomise(model)
-        model.to(torch.bfloat16).save_pretrained(folder)
-    else:
-        config.save_pretrained(folder)
-    write_byte_tokenizer(folder, SPECIAL_TOKENS)
+        SiglipVisionModel(SiglipVisionConfig(**VISION)).save_pretrained(snapshot)
     return folder
 
 
@@ -132,7 +168,9 @@ class Llava:
         """The model, made of an argument string as lmms-eval makes it."""
         module, name = (self.upstreams if upstreams else self.ours).rsplit(".", 1)
         kind = getattr(importlib.import_module(module), name)
-        text = ",".join([f"pretrained={checkpoint}", self.arguments, *arguments])
+        # The default, eager, is what test_llava_on_transformers.py tests; this one takes half the time.
+        quick = [] if LLAVA_NEXT or upstreams else ["tower_attention=sdpa"]
+        text = ",".join([f"pretrained={checkpoint}", self.arguments, *quick, *arguments])
         return kind.create_from_arg_string(text, {"batch_size": "1", "device": "cpu"})
 
 

@@ -1,4 +1,4 @@
-"""Records what lmms-eval hands to a LLaVA model, LLaVA-NeXT's own or the stand-in.
+"""Records what lmms-eval hands to a LLaVA model, on LLaVA-NeXT or on transformers.
 
 As a second plug-in (``LMMS_EVAL_PLUGINS=evaluation,llava_recorder``) it writes the calls into the folder
 named by ``AKS_RECORDED_CALLS``.

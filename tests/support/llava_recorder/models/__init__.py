@@ -4,9 +4,13 @@ import os
 from pathlib import Path
 
 import torch
-from llava.model import builder
 
 import llava_recorder
+from evaluation.llava_implementation import provide_llava
+
+provide_llava()
+
+from llava.model import builder  # noqa: E402 - there is none before
 
 AVAILABLE_MODELS: dict[str, str] = {}
 
