@@ -13,7 +13,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from aks.errors import UserError
 from aks.jsonio import read_json
 from evaluation.llava_implementation import MODELS as LLAVA_MODELS
 from evaluation.llava_implementation import NEXT, TRANSFORMERS
+from evaluation.scoring import CURRENT, longvideobench_letter, parse_options, videomme_letter
 
 RESULTS = "_results.json"
 SCORE_TOLERANCE = 0.00051  # points; lmms-eval records LongVideoBench's score as a fraction of five decimals
@@ -38,12 +39,20 @@ class Metric:
     id: str  # field of a sample's question id
     prediction: str  # field of the letter that was answered
     groupings: Mapping[str, str]  # name of a grouping to its field; the first grouping is by duration
+    # The letter by the rules of October 2024, of an answer, its prompt and its question's id; None where the
+    # prompt does not tell the options.
+    letter_oct2024: Callable[[str, str, str], str | None]
     video: str | None = None  # field of the video's name; None where samples do not name it
     video_in_id: bool = False  # whether a question's id is its video's name, _ and a number
 
 
+def _longvideobench_letter(answer: str, prompt: str, question_id: str) -> str | None:
+    options = parse_options(prompt)
+    return longvideobench_letter(answer, options, question_id) if options else None
+
+
 LVB_GROUPINGS = {name: name for name in ("duration_group", "question_category")}
-LVB_ACC = Metric("lvb_acc", 1, "id", "parsed_pred", LVB_GROUPINGS)
+LVB_ACC = Metric("lvb_acc", 1, "id", "parsed_pred", LVB_GROUPINGS, _longvideobench_letter)
 LVB_ACC_BY_VIDEO = dataclasses.replace(LVB_ACC, video_in_id=True)
 VIDEOMME_SCORE = Metric(
     "videomme_perception_score",
@@ -56,6 +65,7 @@ VIDEOMME_SCORE = Metric(
         "sub_category": "sub_category",
         "task_category": "task_category",
     },
+    lambda answer, prompt, question_id: videomme_letter(answer),
     video="videoID",
 )
 # Each task's benchmark and metric. lmms-eval's own tasks are not among them, because their prompts can
@@ -79,6 +89,8 @@ class Sample:
     answer: str  # letter of the right option
     video: str | None  # its video's name; None where the samples do not name it
     groups: Mapping[str, str]  # grouping to the question's group
+    # Whether the answer is right by the rules of October 2024; None where the samples do not tell.
+    correct_oct2024: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +115,31 @@ class EvalRun:
     def accuracy(self) -> float:
         """In percent."""
         return accuracy(self.samples.values())
+
+    @property
+    def accuracy_oct2024(self) -> float | None:
+        """In percent, by the rules of October 2024; None where the samples do not tell."""
+        correct = [sample.correct_oct2024 for sample in self.samples.values()]
+        return None if None in correct else 100 * sum(correct) / len(correct)
+
+    def scored_as(self, scoring: str) -> EvalRun:
+        """This run with its answers scored by one of :data:`~evaluation.scoring.SCORINGS`.
+
+        Raises:
+            UserError: the samples do not tell what was answered, or which options there were.
+        """
+        if scoring == CURRENT:
+            return self
+        if self.accuracy_oct2024 is None:
+            raise UserError(
+                f"{self.path}: its samples lack answers or prompts, which --scoring {scoring} needs; "
+                "evaluate again"
+            )
+        samples = {
+            id: dataclasses.replace(sample, correct=bool(sample.correct_oct2024))
+            for id, sample in self.samples.items()
+        }
+        return dataclasses.replace(self, samples=samples)
 
     @property
     def label(self) -> str:
@@ -283,6 +320,7 @@ def _parse_sample(location: str, line: bytes, metric: Metric) -> Sample:
         entry = json.loads(line)
     except (ValueError, RecursionError):
         raise UserError(f"{location}: not JSON, the file is cut or damaged; evaluate again") from None
+    raw_answer, prompt = _raw_answer(entry)
     entry = entry.get(metric.name) if isinstance(entry, dict) else None
     if not isinstance(entry, dict):
         raise UserError(f"{location}: no {metric.name!r}; not the samples of this task")
@@ -293,13 +331,26 @@ def _parse_sample(location: str, line: bytes, metric: Metric) -> Sample:
     if metric.video_in_id:
         video, _, number = str(entry[metric.id]).rpartition("_")
         video = video if number.isdigit() else None
+    id, answer = str(entry[metric.id]), str(entry["answer"])
+    letter = metric.letter_oct2024(raw_answer, prompt, id) if raw_answer is not None else None
     return Sample(
-        id=str(entry[metric.id]),
+        id=id,
         correct=entry[metric.prediction] == entry["answer"],
-        answer=str(entry["answer"]),
+        answer=answer,
         video=str(video) if video else None,
         groups={grouping: str(entry[name]) for grouping, name in metric.groupings.items()},
+        correct_oct2024=None if letter is None else letter == answer,
     )
+
+
+def _raw_answer(entry: Any) -> tuple[str | None, str]:
+    """What the model wrote, None where a sample does not tell, and its prompt."""
+    if not isinstance(entry, dict):
+        return None, ""
+    answer = entry.get("filtered_resps")
+    if isinstance(answer, list) and len(answer) == 1:  # as older versions of lmms-eval write it
+        answer = answer[0]
+    return (answer if isinstance(answer, str) else None), str(entry.get("input") or "")
 
 
 def parse_model_args(text: str | Mapping[str, Any]) -> dict[str, Any]:

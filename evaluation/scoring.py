@@ -13,7 +13,7 @@ import re
 import string
 from collections.abc import Mapping
 
-CURRENT, OCT2024 = "current", "oct2024"
+SCORINGS = CURRENT, OCT2024 = "current", "oct2024"
 # What VideoMME's parser takes away. Two more prefixes run into their neighbours in its list, so it never
 # finds them.
 _PREFIXES = ("The best answer is", "The correct answer is", "The answer is", "The answer")
@@ -65,11 +65,15 @@ def parse_options(prompt: str) -> dict[str, str]:
     >>> parse_options("What is red?\\nA. a car\\nB. a bus\\nAnswer with the option's letter from ...")
     {'A': 'a car', 'B': 'a bus'}
     """
-    options: dict[str, str] = {}
-    lines = prompt.splitlines()
-    start = max((number for number, line in enumerate(lines) if line.startswith("A. ")), default=len(lines))
-    for line, letter in zip(lines[start:], string.ascii_uppercase, strict=False):
-        if not line.startswith(f"{letter}. "):
+    prompt = f"\n{prompt}\n"
+    starts = [prompt.rfind("\nA. ")]
+    for letter in string.ascii_uppercase[1:]:
+        if starts[-1] < 0:
             break
-        options[letter] = line[3:]
-    return options
+        starts.append(prompt.find(f"\n{letter}. ", starts[-1] + 1))
+    starts.pop()  # where the search ended
+    ends = [*starts[1:], prompt.find("\n", starts[-1] + 1)] if starts else []
+    return {
+        letter: prompt[start + len("\nA. ") : end]
+        for letter, start, end in zip(string.ascii_uppercase, starts, ends, strict=False)
+    }

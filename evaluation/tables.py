@@ -5,6 +5,8 @@
 Reads every run of lmms-eval in the folders (made with --log_samples), prints the tables, and with --output
 writes them as tables.md, tables.csv (full precision) and tables.png. Of several runs with the same model,
 checkpoint, implementation, task, frames and short_selection the newest full one counts; the others are named.
+The paper's figures were scored by lmms-eval's rules of October 2024: --scoring oct2024 scores all tables so,
+by default the paper's table has both.
 Keyframes of one implementation of LLaVA are not compared with uniform frames of the other.
 """
 
@@ -25,6 +27,7 @@ from aks.jsonio import read_json, write_atomically
 from evaluation.llava_implementation import TRANSFORMERS
 from evaluation.plots import plot
 from evaluation.results import EvalRun, accuracy, format_table, group_samples, read_folders
+from evaluation.scoring import CURRENT, OCT2024, SCORINGS
 from evaluation.significance import (
     RESAMPLES,
     Comparison,
@@ -50,6 +53,7 @@ COLUMNS = (
     ),
     *("n_uniform", "n_aks", "uniform", "aks", "difference", "low", "high", "resampled"),
     *("published_uniform", "published_aks", "uniform_minus_published", "aks_minus_published"),
+    *("scoring", "uniform_oct2024", "aks_oct2024"),
     *("both_right", "only_uniform", "only_aks", "both_wrong", "mcnemar_p", "remarks"),
 )
 # A row of a table: those of COLUMNS that apply to it, and the run's label and title.
@@ -63,9 +67,16 @@ def main() -> None:
     )
     parser.add_argument("results", nargs="+", help="results folders of lmms-eval, searched with sub-folders")
     parser.add_argument("--output", help="folder for tables.md, tables.csv and tables.png")
+    parser.add_argument(
+        "--scoring",
+        default=CURRENT,
+        choices=SCORINGS,
+        help="which letter an answer counts as: by today's lmms-eval, or by that of October 2024 (current)",
+    )
     args = parser.parse_args()
     runs, notes = read_folders(map(Path, args.results))
     runs, left_out = latest_runs(runs)
+    runs = [run.scored_as(args.scoring) for run in runs]
     published = read_json(PUBLISHED)
     paper_models = [row["lmms_eval_model"] for row in published["main"]["rows"]]
     comparisons = sorted(  # the paper's models first, in its order; the sort keeps pair_runs' order otherwise
@@ -78,7 +89,9 @@ def main() -> None:
         *(record for comparison in comparisons for record in group_records(comparison)),
         *(paired_record(comparison) for comparison in comparisons if comparison.is_paired),
     ]
-    text = markdown(records, published, notes)
+    for record in records:
+        record["scoring"] = args.scoring
+    text = markdown(records, published, notes, args.scoring)
     print(text, end="")
     if args.output:
         folder = Path(args.output)
@@ -134,6 +147,7 @@ def _overall_record(comparison: Comparison, published: Record, num_questions: in
     record = {**_setup_columns("overall", comparison.run), **published}
     for which, run in comparison.runs.items():
         record |= {which: run.accuracy, f"n_{which}": len(run.samples)}
+        record[f"{which}_oct2024"] = run.accuracy_oct2024
         if published and not _remark(run, num_questions):
             record[f"{which}_minus_published"] = run.accuracy - published[f"published_{which}"]
     if comparison.is_paired and len(comparison.question_ids) == record["n_uniform"] == record["n_aks"]:
@@ -209,14 +223,19 @@ def paired_record(comparison: Comparison) -> Record:
     }
 
 
-def markdown(records: Sequence[Record], published: Record, notes: Sequence[str]) -> str:
+def markdown(records: Sequence[Record], published: Record, notes: Sequence[str], scoring: str) -> str:
     """All tables as markdown that is readable as plain text."""
     overall = [record for record in records if record["table"] == "overall"]
     others = [record for record in overall if "published_aks" not in record]
     parts = [
         "# Results",
         "## The paper's table\n\n"
-        "Accuracy in percent, uniform frames -> AKS; difference: ours minus the paper's (arXiv 2502.21271).",
+        "Accuracy in percent, uniform frames -> AKS; difference: ours minus the paper's (arXiv 2502.21271). "
+        + (
+            "All answers are scored by lmms-eval's rules of October 2024, as the paper's."
+            if scoring == OCT2024
+            else "2024: our answers scored by lmms-eval's rules of October 2024, as the paper's."
+        ),
         _paper_table([record for record in overall if "published_aks" in record], published),
     ]
     if others:
@@ -334,13 +353,14 @@ def _paper_table(records: Sequence[Record], published: Record) -> str:
                     _arrow(_percent, row[key]["uniform"], row[key]["aks"]),
                     _arrow(_percent, record.get("uniform"), record.get("aks")),
                     _arrow(_signed, record.get("uniform_minus_published"), record.get("aks_minus_published")),
+                    _arrow(_percent, record.get("uniform_oct2024"), record.get("aks_oct2024")),
                 ]
                 if record.get("remarks"):
                     remarks.append(f"{name}: {record['remarks']}")
             rows.append([*cells, "; ".join(remarks)])
     titles = ["model", "checkpoint", "frames"]
     for name in benchmarks.values():
-        titles += [f"{name}: paper", "ours", "difference"]
+        titles += [f"{name}: paper", "ours", "difference", "2024"]
     return _table([*titles, "remarks"], rows)
 
 

@@ -67,6 +67,7 @@ def test_videomme(answer, letter):
             {"A": "one. A. two", "B": "", "C": "three"},
         ),
         ("What?\nA. one\nC. three", {"A": "one"}),
+        ("What?\nA. on\ne\nB. t\u2028wo\nAnswer.", {"A": "on\ne", "B": "t\u2028wo"}),
         ("What?", {}),
     ],
 )

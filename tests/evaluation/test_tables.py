@@ -134,8 +134,9 @@ def read_csv(path: Path, table: str) -> list[dict[str, str]]:
 def run_tables(run_script, tmp_path):
     """Run tables.py; returns its tables, its text, and the output folder."""
 
-    def run(*folders, output: bool = False, fresh: bool = False):
+    def run(*folders, output: bool = False, fresh: bool = False, scoring: str | None = None):
         options = ["--output", tmp_path / "tables"] if output else []
+        options += ["--scoring", scoring] if scoring else []
         done = run_script("evaluation/tables.py", *folders, *options, fresh=fresh)
         assert done.returncode == 0, done.stderr
         return tables(done.stdout), done.stdout, tmp_path / "tables"
@@ -387,6 +388,45 @@ def test_the_papers_table_with_our_numbers(tmp_path, run_tables):
     assert 1200 < picture.width < 3000 and 500 < picture.height < 3000
     assert len(picture.convert("RGB").getcolors(1 << 24)) > 50
     assert sorted(path.name for path in output.iterdir()) == ["tables.csv", "tables.md", "tables.png"]
+
+
+@pytest.mark.parametrize(
+    ("task", "answer", "share"),
+    [(LVB, "B. A book", 0), (LVB, "B", 100), (LVB, ["Answer: B"], 100), (VIDEOMME, "Answer: B", 0)],
+)
+def test_the_papers_scoring_stands_beside_today_s_and_can_score_all_tables(
+    tmp_path, run_tables, task, answer, share
+):
+    write_pair(
+        tmp_path / "runs", [True] * 3, [True] * 3, task=task, model="llava_vid", arguments="max_frames_num=64"
+    )
+    for path in (tmp_path / "runs").rglob("*.jsonl"):
+        lines = [
+            json.loads(line) | {"filtered_resps": answer} for line in path.read_text().split("\n") if line
+        ]
+        path.write_text("\n".join(map(json.dumps, lines)))
+
+    name = {LVB: "LongVideoBench", VIDEOMME: "VideoMME"}[task]
+    accuracy = f"{share:.1f} -> {share:.1f}"
+    for scoring, ours in (("current", "100.0 -> 100.0"), ("oct2024", accuracy)):
+        (paper, *_), _, folder = run_tables(tmp_path / "runs", output=True, scoring=scoring)
+        (row,) = (row for row in paper if row["model"] == "LLaVA-Video-7B" and row["frames"] == "64")
+        order = "" if name == "LongVideoBench" else "1"
+        assert (row[f"ours{order}"], row[f"2024{order}"]) == (ours, accuracy)
+        (overall,) = (r for r in read_csv(folder / "tables.csv", "overall") if r["n_aks"])
+        assert (overall["scoring"], float(overall["aks_oct2024"])) == (scoring, share)
+        (paired,) = read_csv(folder / "tables.csv", "paired")
+        assert int(paired["both_right"]) == round(3 * float(ours.split(" ")[0]) / 100)
+
+
+def test_samples_without_prompts_cannot_be_scored_as_in_2024(tmp_path, run_script, run_tables):
+    write_pair(tmp_path / "runs", [True] * 3, [True] * 3, task=LVB)
+    for path in (tmp_path / "runs").rglob("*.jsonl"):
+        path.write_text(path.read_text().replace("A. yes", ""))
+    done = run_script("evaluation/tables.py", tmp_path / "runs", "--scoring", "oct2024")
+    assert done.returncode == 2
+    assert "its samples lack answers or prompts, which --scoring oct2024 needs; evaluate again" in done.stderr
+    assert run_tables(tmp_path / "runs")
 
 
 def test_rows_that_are_not_the_papers_come_below(tmp_path, run_tables):
