@@ -30,7 +30,7 @@ def choose() -> str:
     """
     asked = os.environ.get("LLAVA", "")
     if asked not in ("", NEXT, TRANSFORMERS):
-        raise UserError(f"LLAVA={asked}: use {NEXT} or {TRANSFORMERS}, or leave it unset")
+        raise UserError(f"LLAVA={asked}: use next or transformers, or leave it unset")
     if asked == TRANSFORMERS:
         return TRANSFORMERS
     spec = importlib.util.find_spec("llava")

@@ -93,22 +93,20 @@ def pair_runs(runs: Sequence[EvalRun]) -> list[Comparison]:
 
 
 def unpaired_notes(comparisons: Sequence[Comparison]) -> list[str]:
-    """A note on each pair of runs that differ in nothing but the implementation of LLaVA.
+    """A note on each keyframe run that lacks uniform frames of its own implementation of LLaVA alone.
 
     Two implementations give other answers to a few questions in a thousand, which would count as an effect of
     the frames.
     """
-    alone = [comparison.run for comparison in comparisons if not comparison.is_paired]
+    uniform = [pair.runs["uniform"] for pair in comparisons if "uniform" in pair.runs]
     return [
-        f"{aks.path}: not compared with {uniform.path}: LLaVA ran on {aks.implementation} there and on "
-        f"{uniform.implementation} here; evaluate one of them again with LLAVA={aks.implementation}"
-        for aks in alone
-        for uniform in alone
-        if aks.use_topk
-        and not uniform.use_topk
-        and aks.implementation != uniform.implementation
+        f"{aks.path}: not compared with {other.path}: LLaVA ran on {aks.implementation} for the first and "
+        f"{other.implementation} for the second; evaluate the second with LLAVA={aks.implementation}"
+        for aks in (pair.run for pair in comparisons if not pair.is_paired and pair.run.use_topk)
+        for other in uniform
+        if aks.implementation != other.implementation
         and (aks.model, aks.checkpoint, aks.max_frames, aks.benchmark)
-        == (uniform.model, uniform.checkpoint, uniform.max_frames, uniform.benchmark)
+        == (other.model, other.checkpoint, other.max_frames, other.benchmark)
     ]
 
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from evaluation import answer_cache, keyframe_mixin
+from evaluation import answer_cache, keyframe_mixin, llava_keyframes
 from evaluation.answer_cache import PACKAGES, AnswerCache
 from evaluation.keyframe_mixin import KeyframeMixin
+from evaluation.llava_keyframes import LlavaKeyframes
 
 
 @dataclass
@@ -187,6 +188,34 @@ def test_another_revision_of_a_checkpoint_of_the_hub_is_asked_again(world, monke
         monkeypatch.setattr(keyframe_mixin, "try_to_load_from_cache", cached)
         assert world.asked() == [0, 1]
         assert world.asked() == []
+
+
+class LlavaUpstream(Upstream):
+    """An upstream LLaVA; its module has the function that loads a checkpoint."""
+
+    def __init__(self, pretrained: str, conv_template: str = "qwen_1_5", max_frames_num: int = 8) -> None:
+        super().__init__(max_frames_num, pretrained)
+
+
+class LlavaModel(LlavaKeyframes, LlavaUpstream):
+    upstream = SimpleNamespace(load_pretrained_model=lambda *arguments, **options: None)
+    check_video = Model.check_video
+
+
+def test_another_implementation_of_llava_is_asked_again(world, monkeypatch):
+    from evaluation.llava_on_transformers import checkpoint
+
+    monkeypatch.setattr(checkpoint, "find_checkpoint", Path)
+    monkeypatch.setattr(llava_keyframes, "model_name_for", lambda pretrained: "llava_qwen")
+    world.model = LlavaModel
+    for implementation, options in (
+        ("next", {}),
+        ("transformers", {}),
+        ("transformers", {"tower_attention": "sdpa"}),
+    ):
+        monkeypatch.setattr(llava_keyframes, "choose", lambda chosen=implementation: chosen)
+        assert world.asked(**options) == [0, 1]
+        assert world.asked(**options) == []
 
 
 def cached_answers(folder: Path, keys: Iterable[str]) -> list[str | None]:

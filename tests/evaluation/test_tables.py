@@ -73,6 +73,7 @@ def write_run(
     limit: float | None = None,
     date: str = DATE,
     original: int | None = None,
+    llava: str | None = None,
 ) -> Path:
     """One run as lmms-eval leaves it; returns its results file."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +85,7 @@ def write_run(
     original = original or len(right)
     results = {
         "results": {task: {"alias": task, f"{name},none": score, f"{name}_stderr,none": "N/A"}},
-        "configs": {task: {"task": task}},
+        "configs": {task: {"task": task, "metadata": {"llava": llava} if llava else {}}},
         "n-samples": {task: {"original": original, "effective": min(limit or original, original)}},
         "config": {"model": model, "model_args": arguments, "limit": limit, "offset": 0},
         "date": date,
@@ -505,6 +506,25 @@ def test_runs_of_other_setups_are_not_paired(tmp_path, run_tables):
     (_, other, *groups), text, _ = run_tables(tmp_path)
     assert sorted(row["uniform -> AKS"] for row in other) == ["- -> 66.7"] * 4 + ["33.3 -> -"]
     assert len(groups) == 5 and "question by question" not in text
+
+
+def test_runs_of_two_implementations_of_llava_are_not_paired_but_named(tmp_path, run_tables):
+    options = {"model": "llava_vid", "task": LVB}
+    arguments = "pretrained=a,max_frames_num=64"
+    before = write_run(tmp_path / "uni", [True, False, False], arguments=arguments, **options)  # LLaVA-NeXT's
+    keyframes = f"{arguments},use_topk=True"
+    after = write_run(
+        tmp_path / "aks", [True, True, False], arguments=keyframes, llava="transformers", **options
+    )
+    (paper, *groups), text, _ = run_tables(tmp_path)
+    ours = {row["ours"]: row["remarks"] for row in paper if row["model"].startswith("LLaVA-Video")}
+    assert ours.keys() == {"33.3 -> -", "- -> 66.7"} and "on transformers" in ours["- -> 66.7"]
+    assert len(groups) == 2 and "question by question" not in text
+    note = f"{after}: not compared with {before}: LLaVA ran on transformers for the first and next for the"
+    assert note in text
+    write_run(tmp_path / "uni2", [True, False, False], arguments=arguments, llava="transformers", **options)
+    _, text, _ = run_tables(tmp_path)
+    assert "question by question" in text and "not compared with" not in text
 
 
 def test_questions_in_one_run_only_are_counted_and_left_out(tmp_path, run_tables):
