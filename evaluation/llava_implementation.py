@@ -7,7 +7,6 @@ is installed, else transformers. Importing this module does not import either.
 from __future__ import annotations
 
 import functools
-import importlib
 import importlib.util
 import os
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 from aks.errors import UserError
+from evaluation.upstream import import_model
 
 NEXT, TRANSFORMERS = "next", "transformers"
 INSTALL_NEXT = "pip install --no-deps -r requirements-llava-nodeps.txt"
@@ -65,7 +65,7 @@ def provide_llava() -> str:
 def import_upstream(name: str) -> ModuleType:
     """lmms-eval's module of a LLaVA model, which imports ``llava`` by name."""
     provide_llava()
-    return importlib.import_module(f"lmms_eval.models.simple.{name}")
+    return import_model(name)
 
 
 def in_use() -> str | None:

@@ -23,6 +23,7 @@ class LlavaOneVision(LlavaKeyframes, upstream.Llava_OneVision):
     def __init__(self, pretrained: str, **kwargs: Any) -> None:
         """Take upstream's arguments and ours; the checkpoint's config tells the class, not its folder."""
         kwargs.setdefault("model_name", model_name_for(pretrained))
+        kwargs.setdefault("conv_template", "qwen_1_5")  # older versions of lmms-eval have another default
         super().__init__(pretrained=pretrained, **kwargs)
 
     def load_video(self, video_path: str | list[str], max_frames_num: int) -> np.ndarray:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from lmms_eval.models.simple.qwen2_5_vl import Qwen2_5_VL
-
 from evaluation.qwen2_vl import QwenKeyframes
+from evaluation.upstream import import_model
 
 
-class Qwen2p5VL(QwenKeyframes, Qwen2_5_VL):
+class Qwen2p5VL(QwenKeyframes, import_model("qwen2_5_vl").Qwen2_5_VL):
     """``use_topk=True`` shows the keyframes; otherwise exactly upstream's uniform frames."""

@@ -7,11 +7,11 @@ from typing import Any
 
 import decord
 import numpy as np
-from lmms_eval.models.simple.qwen2_vl import Qwen2_VL
 
 from aks.errors import error_message
 from evaluation.keyframe_mixin import KeyframeMixin
 from evaluation.qwen2_load_video import KeyframePath, wrap_readers
+from evaluation.upstream import import_model
 
 
 class QwenKeyframes(KeyframeMixin):
@@ -56,5 +56,5 @@ class QwenKeyframes(KeyframeMixin):
         return super().explain(error, videos)
 
 
-class Qwen2VL(QwenKeyframes, Qwen2_VL):
+class Qwen2VL(QwenKeyframes, import_model("qwen2_vl").Qwen2_VL):
     """``use_topk=True`` shows the keyframes; otherwise exactly upstream's uniform frames."""

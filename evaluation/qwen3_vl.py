@@ -6,12 +6,11 @@ prompt tells the frames' times, which come from the true indices in the metadata
 
 from __future__ import annotations
 
-from lmms_eval.models.simple.qwen3_vl import Qwen3_VL
-
 from evaluation.qwen2_vl import QwenKeyframes
+from evaluation.upstream import import_model
 
 
-class Qwen3VL(QwenKeyframes, Qwen3_VL):
+class Qwen3VL(QwenKeyframes, import_model("qwen3_vl").Qwen3_VL):
     """``use_topk=True`` shows the keyframes; otherwise exactly upstream's uniform frames."""
 
     patch_size = 16

@@ -69,8 +69,15 @@ MODELS = {
         model_args=("conv_template=chatml_direct", "video_decode_backend=decord", "overwrite=False"),
         cpu_model_args=("device_map=auto", "torch_dtype=bfloat16"),
     ),
-    "llava_onevision": replace(LLAVA, checkpoints=("./checkpoints/llava-onevision-qwen2-7b-ov",)),
-    "qwen2_vl": replace(QWEN, checkpoints=("./checkpoints/Qwen2-VL-7B-Instruct",)),
+    # Settings whose defaults differ between versions of lmms-eval are written out.
+    "llava_onevision": replace(
+        LLAVA,
+        checkpoints=("./checkpoints/llava-onevision-qwen2-7b-ov",),
+        model_args=("conv_template=qwen_1_5",),
+    ),
+    "qwen2_vl": replace(
+        QWEN, checkpoints=("./checkpoints/Qwen2-VL-7B-Instruct",), model_args=("max_pixels=602112",)
+    ),
     "qwen2_5_vl": replace(NEWER_QWEN, checkpoints=("./checkpoints/Qwen2.5-VL-7B-Instruct",)),
     "qwen3_vl": replace(NEWER_QWEN, checkpoints=("./checkpoints/Qwen3-VL-8B-Instruct",)),
     "conse_qa": ModelSpec(max_frames=32, frames_argument="max_frames_num"),

@@ -30,3 +30,7 @@ def load_and_record(*positional, **arguments):
 
 
 builder.load_pretrained_model = load_and_record
+if (
+    not torch.cuda.is_available()
+):  # versions of lmms-eval before 0.6 move pixels to "cuda" whatever the device
+    torch.Tensor.cuda = lambda tensor, *_, **__: tensor
