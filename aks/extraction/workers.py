@@ -184,6 +184,8 @@ class WorkerPool:
                 # A process that has finished its range does not end a video on which others still work.
                 if event is None or (isinstance(event, EndOfVideo) and self._workers_on(job)):
                     continue
+                if isinstance(event, UserError):  # a mistake that concerns every video
+                    raise event
                 if isinstance(event, VideoError):
                     self.cancel(job)
                 yield job, event
@@ -340,7 +342,7 @@ class _Worker:
         other._stop = start
         other._send(start)
 
-    def receive(self) -> Event | int | None:
+    def receive(self) -> Event | UserError | int | None:
         """The next event of its video, or an estimate; None for a message that concerns nobody else.
 
         Raises:

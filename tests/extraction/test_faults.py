@@ -313,9 +313,15 @@ def test_a_second_interrupt_ends_code_that_ignores_the_first():
             process.kill()
 
 
-def test_a_decoder_that_is_not_installed_ends_the_run_and_fails_no_video(labels, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "decord", None)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_decoder_that_is_not_installed_ends_the_run_and_fails_no_video(
+    labels, tmp_path, monkeypatch, workers
+):
+    (tmp_path / "decord.py").write_text("raise ImportError")
+    monkeypatch.syspath_prepend(tmp_path)  # decoding processes get this path, too
+    monkeypatch.delitem(sys.modules, "decord", raising=False)
     run = RunDir(tmp_path / "out")
     with pytest.raises(UserError, match="decord is not installed"):
-        extract(labels, ToyScorer(), run, decoder="decord")
+        extract(labels, ToyScorer(), run, decoder="decord", workers=workers)
     assert not list(run.parts.glob("*.failure"))
+    assert not child_pids(os.getpid())
