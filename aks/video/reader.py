@@ -151,11 +151,7 @@ class Video:
     def read(
         self, frame_indices: Sequence[int] | np.ndarray, chunk_frames: int = CHUNK_FRAMES
     ) -> Iterator[DecodedFrames]:
-        """Decode the given frames, in chunks of at most ``chunk_frames``.
-
-        Args:
-            frame_indices: ascending frame indices, (n,).
-            chunk_frames: how many decoded frames to hold at a time.
+        """Decode the frames of ascending indices, (n,), in chunks of at most ``chunk_frames``.
 
         Raises:
             VideoError: a frame cannot be decoded.
@@ -186,9 +182,6 @@ class Video:
     def read_partial(self, frame_indices: Sequence[int] | np.ndarray) -> Iterator[DecodedFrames]:
         """Decode, one by one, those of the given frames that can be decoded, where :meth:`read` fails.
 
-        Args:
-            frame_indices: ascending frame indices, (n,).
-
         Raises:
             VideoError: the file can no longer be opened.
             ValueError: the frame indices are out of range or do not ascend.
@@ -217,11 +210,9 @@ class Video:
         self._reader = None
 
     def __enter__(self) -> Video:
-        """Return the open video."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Release the decoder."""
         self.close()
 
 
