@@ -1,4 +1,4 @@
-"""LongVideoBench on a local label file; text, subtitles, scoring and aggregation are lmms-eval's own."""
+"""LongVideoBench on a local label file; text and subtitles are lmms-eval's own."""
 
 import json
 import sys
@@ -14,13 +14,11 @@ ROOT = str(Path(__file__).resolve().parents[2])
 if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
-from lmms_eval.tasks.longvideobench.utils import (  # noqa: E402, F401 - the yaml names them
+from lmms_eval.tasks.longvideobench.utils import (  # noqa: E402
     compute_frame_timestamps,
     insert_subtitles_into_frames,
     load_video,
-    longvideobench_aggregate_results,
     longvideobench_doc_to_text,
-    longvideobench_process_results,
 )
 
 from aks.errors import VideoError  # noqa: E402
