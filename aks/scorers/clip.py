@@ -45,13 +45,7 @@ def _projected(output: Any) -> torch.Tensor:
 class ClipScorer(Scorer):
     """Cosines of CLIP's projected frame and question vectors; the default checkpoint's have 512 values.
 
-    Args:
-        checkpoint: hub name or folder in the transformers layout.
-        device: where the model runs.
-        dtype: type of its parameters and features; None for the original's, float32.
-
-    Raises:
-        UserError: weights that cannot be used.
+    The checkpoint is a hub name or a folder in the transformers layout.
     """
 
     name = "clip"
