@@ -44,7 +44,7 @@ def write_json(path: Path, data: Any, *, indent: int | None = None, exclusive: b
         path: the file.
         data: what to write.
         indent: spaces for people to read, or None for the reference's one-line form.
-        exclusive: keep a file that another process wrote meanwhile.
+        exclusive: see :func:`publish`.
 
     Raises:
         UserError: it cannot be written (disk full, no permission), or the data holds NaN or infinity.
@@ -87,10 +87,7 @@ def writing_to(path: Path) -> Iterator[None]:
 def publish(temporary: Path, path: Path, exclusive: bool = False) -> None:
     """Give a complete temporary file its final name, so that a crash leaves the whole file or none.
 
-    Args:
-        temporary: the file, see :func:`temporary_path`.
-        path: its final name.
-        exclusive: keep a file of that name that another process wrote meanwhile.
+    With ``exclusive``, a file of that name that another process wrote meanwhile stays.
     """
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())

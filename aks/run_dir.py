@@ -43,14 +43,11 @@ class VideoScores:
 
     Attributes:
         video: its name in the label file.
-        fps: average frame rate, frames a second.
-        num_frames: frames in the video.
-        video_bytes: size of its file; None where it was not at hand.
-        decoder: name of the backend that decoded it.
+        fps, num_frames, video_bytes, decoder, is_edited: as of
+            :class:`~aks.extraction.decoding.VideoInfo`.
         frames: candidate frame numbers, (n,).
         times_s: their times in seconds, (n,).
         scores: question id to relevance scores, (n,) each.
-        is_edited: whether an edit list hides stored frames, which decord would count.
         lost_frames: candidate frames that could not be decoded and are not in ``frames``.
         lost_reason: why.
     """
@@ -70,6 +67,8 @@ class VideoScores:
 
 class RunDir:
     """One run's folder, shared by any number of processes on one file system."""
+
+    has_lists = True  # whether its parts are assembled
 
     def __init__(self, folder: Path, parts: str = "parts", suffix: str = ".json") -> None:
         """Name the folder, its folder of parts and their suffix; :meth:`open_or_create` creates them."""

@@ -97,23 +97,15 @@ class ScoreTable:
         return self._frame_indices[:n], self._times_s[:n], self._scores[:, :n]
 
 
-class ScoreWriter:
+class ScoreWriter(ScoreTable):
     """Scores one video and writes its part file."""
 
     def __init__(
-        self, run: RunDir, scorer: Scorer, job: VideoJob, info: VideoInfo, frames_together: int = 1
+        self, run: RunDir, scorer: Scorer, job: VideoJob, info: VideoInfo, frames_together: int
     ) -> None:
         """Encode the video's questions; the arguments are those of :class:`ScoreTable`."""
+        super().__init__(scorer, job.questions, info.num_candidates, frames_together)
         self._run, self._job, self._info = run, job, info
-        self._table = ScoreTable(scorer, job.questions, info.num_candidates, frames_together)
-
-    def add(self, batch: FeatureBatch) -> None:
-        """Score a batch, now or with the next ones.
-
-        Raises:
-            VideoError: a score is not finite.
-        """
-        self._table.add(batch)
 
     def close(self, end: EndOfVideo) -> None:
         """Score what waits, and write the part file.
@@ -122,7 +114,7 @@ class ScoreWriter:
             VideoError: a score is not finite.
             UserError: the file cannot be written.
         """
-        frame_indices, times_s, scores = self._table.result()
+        frame_indices, times_s, scores = self.result()
         self._run.write_part(
             VideoScores(
                 video=self._job.name,
@@ -159,12 +151,7 @@ class FeatureWriter:
     ) -> None:
         """Open a temporary file.
 
-        Args:
-            store: where the features go.
-            job: the video.
-            info: what opening it told.
-            transform: turns a batch's features into those that are stored, bound to the video's questions;
-                None stores them as they are.
+        ``transform`` turns a batch's features into those that are stored, bound to the video's questions.
         """
         self._store, self._job = store, job
         self._transform = transform or (lambda features: features)
@@ -181,7 +168,7 @@ class FeatureWriter:
         self._frame_indices = np.empty(info.num_candidates, dtype="<i8")
         self._times_s = np.empty(info.num_candidates, dtype="<f8")
         self._num_filled, self._data_start = 0, 0
-        self._path = store.run.part_path(job.name)
+        self._path = store.part_path(job.name)
         self._temporary = temporary_path(self._path)
         with writing_to(self._path):
             self._file = open(self._temporary, "wb")  # noqa: SIM115 - open until close() or abort()
@@ -216,7 +203,7 @@ class FeatureWriter:
         if missing:
             self._metadata["lost_reason"] = end.reason[:MAX_REASON]
         ids = [question.id for question in self._job.questions]
-        recording = self._store.run.recording_missing_frames(self._job.name, end.reason, ids, missing, n)
+        recording = self._store.recording_missing_frames(self._job.name, end.reason, ids, missing, n)
         with recording, writing_to(self._path):
             self._file.seek(self._data_start + n * self._row_bytes)
             self._file.write(self._frame_indices[:n].tobytes() + self._times_s[:n].tobytes())

@@ -15,8 +15,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
-from extraction_setup import ToyScorer, finished_parts, load_custom, results, wait_until, write_labels
+from conftest import ROOT, check_mistake
+from extraction_setup import (
+    ToyScorer,
+    finished_parts,
+    flags_for,
+    load_custom,
+    results,
+    wait_until,
+    write_labels,
+)
 from media import write_video
 
 from aks import UserError, VideoError, run_dir
@@ -108,25 +116,19 @@ def test_a_finished_run_needs_no_videos(data, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_command_resumes_and_gives_the_same_files(data, tmp_path, run_script):
-    def command(out):
-        return [
-            *("feature_extract.py", "--dataset_name", "custom", "--label_file", data / "labels.json"),
-            *("--extract_feature_model", "conse", "--device", "cpu", "--output_file", out),
-        ]
-
     killed, whole = (RunDir(tmp_path / name / "custom/conse") for name in ("killed", "whole"))
-    script, *flags = map(str, command(tmp_path / "killed"))
+    command = ["feature_extract.py", *flags_for(data, tmp_path / "killed")]
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen([sys.executable, ROOT / script, *flags], **silent) as process:
+    with subprocess.Popen([sys.executable, *command], cwd=ROOT, **silent) as process:
         wait_until(lambda: finished_parts(killed) or process.poll() is not None, 120)
         process.kill()
     kept = {path: path.read_bytes() for path in finished_parts(killed)}
     assert kept
-    resumed = run_script(*command(tmp_path / "killed"))
+    resumed = run_script(*command)
     assert resumed.returncode == 0, resumed.stderr
     assert f"{3 - len(kept)} scored now, {len(kept)} finished before, 0 failed" in resumed.stdout
     assert all(path.read_bytes() == content for path, content in kept.items())
-    assert run_script(*command(tmp_path / "whole"), fresh=True).returncode == 0
+    assert run_script(*command[:-1], tmp_path / "whole", fresh=True).returncode == 0
     assert results(killed) == results(whole)
     assert (killed.folder / "run.json").read_bytes() == (whole.folder / "run.json").read_bytes()
 
@@ -136,10 +138,7 @@ def test_bad_videos_are_listed_and_the_others_are_scored(data, tmp_path, run_scr
     (data / "labels.json").write_text(json.dumps(entries))
     original = (data / "two.mp4").read_bytes()
     (data / "two.mp4").write_bytes(b"no video")
-    command = [
-        *("feature_extract.py", "--dataset_name", "custom", "--label_file", data / "labels.json"),
-        *("--extract_feature_model", "conse", "--device", "cpu", "--output_file", tmp_path),
-    ]
+    command = ["feature_extract.py", *flags_for(data, tmp_path)]
     done = run_script(*command)
     assert done.returncode == 1
     assert "4 videos: 2 scored now, 0 finished before, 2 failed" in done.stdout
@@ -163,12 +162,6 @@ def test_bad_videos_are_listed_and_the_others_are_scored(data, tmp_path, run_scr
     )
     assert done.returncode == 0, done.stderr
     assert "1 questions have no candidates" in done.stdout
-
-
-def test_a_video_shorter_than_its_stride_is_a_failure_with_that_reason(tmp_path):
-    write_video(tmp_path / "blink.mp4", frames=10, fps=24)
-    summary = extract(write_labels(tmp_path, ["blink.mp4"]), ToyScorer(), RunDir(tmp_path / "out"))
-    assert "too short: 10 frames at 24 a second" in summary.failures[0]["reason"]
 
 
 def test_a_score_that_is_not_a_number_is_a_failure(data, conse, monkeypatch):
@@ -281,9 +274,6 @@ def test_a_full_disk_keeps_the_earlier_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
-CUSTOM = ["--dataset_name", "custom", "--label_file", "labels.json", "--device", "cpu"]
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -311,29 +301,27 @@ CUSTOM = ["--dataset_name", "custom", "--label_file", "labels.json", "--device",
         ("--blip_head itc", "--blip_head does not go with the conse scorer"),
         ("--backend lavis", "--backend lavis has no conse"),
         ("--backend jax", "--backend: invalid choice: 'jax'"),
+        ("--feature_dtype int8", "--feature_dtype: invalid choice: 'int8'"),
+        ("--blip_features tokens", "--blip_features: invalid choice: 'tokens'"),
+        ("--blip_features itc", "--blip_features goes with --extract_feature_model blip"),
+        (
+            "--extract_feature_model blip --backend lavis --blip_features itm-e",
+            "--blip_features itm-e goes with --backend transformers",
+        ),
     ],
 )
 def test_a_wrong_flag_ends_in_one_line_and_status_2(data, tmp_path, run_script, arguments, words):
-    flags = [
-        *CUSTOM,
-        "--extract_feature_model",
-        "conse",
-        *arguments.split(),
-        "--output_file",
-        tmp_path / "out",
-    ]
-    done = run_script("feature_extract.py", *flags, cwd=data)
-    assert done.returncode == 2 and done.stdout == ""
-    assert words in done.stderr
-    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
+    is_for_features = "feature_dtype" in arguments or "blip_features" in arguments
+    script = "feature_extract_store.py" if is_for_features else "feature_extract.py"
+    flags = [*flags_for(data, tmp_path / "out"), *arguments.split()]
+    check_mistake(run_script(script, *flags, cwd=data), words)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_without_cuda_the_error_offers_the_cpu(data, run_script):
-    flags = [*CUSTOM[:-2], "--extract_feature_model", "conse"]
-    done = run_script("feature_extract.py", *flags, cwd=data, fresh=True)
-    assert done.returncode == 2
-    assert "no usable CUDA device; use --device cpu" in done.stderr and done.stderr.count("\n") == 1
+    flags = [*flags_for(data, data / "out"), "--device", "cuda"]
+    done = run_script("feature_extract.py", *flags, fresh=True)
+    check_mistake(done, "no usable CUDA device; use --device cpu")
 
 
 def test_an_output_folder_that_cannot_be_created_is_reported(data, tmp_path):

@@ -140,7 +140,7 @@ def check_loss_from_features(labels, part, tmp_path):
     """Scores from the stored features of a damaged video come with the same report of lost frames."""
     store = FeatureStore(tmp_path / "store", "float32")
     store_features(labels, ToyScorer(), store, on_corrupt="partial")
-    store.run.failure_path(part.video).unlink()
+    store.failure_path(part.video).unlink()
     run = RunDir(tmp_path / "from features")
     (loss,) = extract(labels, ToyScorer(), run, features=FeatureStore.open(store.folder)).partial
     from_features = run.read_part(part.video)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from conftest import ROOT
 from extraction_setup import (
     ToyScorer,
     finished_parts,
+    flags_for,
     load_custom,
     lock_holders,
     of_version_1,
@@ -27,7 +29,7 @@ from extraction_setup import (
 from media import write_video
 
 from aks import UserError, cli
-from aks.extraction.api import assemble, extract
+from aks.extraction.api import extract, finish
 from aks.run_dir import RunDir
 from aks.scorers.base import load_scorer
 
@@ -50,9 +52,7 @@ ONE, TWO = (ray_runner.ActorPlan(actors, cpus=1, gpus=0) for actors in (1, 2))  
 def extract_on_ray(labels, run, plan, make_scorer=ToyScorer, **decode):
     """Do what the command does with ``--engine ray``."""
     work = partial(extract, labels, run=run, **{"workers": 1, **decode})
-    summary = ray_runner.run(labels, run, make_scorer, work, plan)
-    assemble(summary, labels, run, allow_missing=False)
-    return summary
+    return finish(labels, run, labels.jobs, ray_runner.run(labels, run, make_scorer, work, plan))
 
 
 @pytest.fixture
@@ -175,11 +175,8 @@ def test_more_actors_than_the_cluster_s_cores_or_gpus_are_refused(cluster):
 
 def test_the_commands_join_a_cluster_or_start_one(cluster, labels, tmp_path):
     def run_command(script, out, *more):
-        arguments = ["--dataset_name", "custom", "--label_file", "labels.json", "--output_file", out]
-        arguments += ["--extract_feature_model", "conse", "--device", "cpu", "--engine", "ray", *more]
-        done = subprocess.run(
-            [sys.executable, ROOT / script, *arguments], cwd=tmp_path, capture_output=True, text=True
-        )
+        command = [sys.executable, ROOT / script, *flags_for(Path(), out), "--engine", "ray", *more]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -151,7 +151,7 @@ def test_features_of_an_earlier_version_are_refused_and_can_be_stored_again(tmp_
     film(tmp_path, "cut.mp4", frames=50)
     labels, store = write_labels(tmp_path, ["cut.mp4"]), FeatureStore(tmp_path / "features", "float32")
     store_features(labels, ToyScorer(), store)
-    path = store.run.part_path("cut.mp4")
+    path = store.part_path("cut.mp4")
     whole = path.read_bytes()
     with safe_open(path, framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from fractions import Fraction
@@ -12,7 +11,7 @@ import av
 import decord
 import numpy as np
 import pytest
-from media import copy_streams, picture, rotate, write_audio, write_video
+from media import copy_streams, picture, rotate, write_bad_files, write_video
 
 from aks import UserError, VideoError
 from aks.video.backends import average_rate
@@ -162,29 +161,7 @@ def test_reading_does_not_hang_if_another_library_routes_codec_logs_through_pyth
 
 
 def test_a_bad_file_is_an_error_with_a_reason(tmp_path):
-    good = write_video(tmp_path / "good.mp4").read_bytes()
-    files = {
-        "empty": b"",
-        "text": b"this is no video\n" * 100,
-        "without moov": good[: good.find(b"moov") - 4],
-    }
-    for name, data in files.items():
-        (tmp_path / name).write_bytes(data)
-    (tmp_path / "folder").mkdir()
-    os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    write_audio(tmp_path / "sound.m4a")
-    reasons = {
-        "absent": "file not found",
-        "empty": "file is empty",
-        "text": "cannot be opened: Invalid data",
-        "without moov": "cannot be opened",
-        "folder": "not a regular file",
-        "pipe": "not a regular file",
-        "loop": "cannot be opened|file not found|symbolic links",
-        "sound.m4a": "no video stream",
-    }
-    for name, reason in reasons.items():
+    for name, reason in write_bad_files(tmp_path).items():
         with pytest.raises(VideoError, match=reason) as caught:
             Video(tmp_path / name)
         assert "\n" not in str(caught.value)
