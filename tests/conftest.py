@@ -73,6 +73,14 @@ def pytest_xdist_make_scheduler(config, log):
     return FileScheduling(config, log)
 
 
+def check_mistake(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    """A command ended at a user's mistake: with status 2 and one line, which holds the words."""
+    assert done.returncode == 2 and done.stdout == "", done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
 @pytest.fixture(scope="session")
 def reference() -> Path:
     """The folder with the real label files and the published selections, which the project does not hold."""
