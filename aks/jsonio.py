@@ -40,11 +40,7 @@ def read_json(path: Path) -> Any:
 def write_json(path: Path, data: Any, *, indent: int | None = None, exclusive: bool = False) -> None:
     """Write a JSON file that is whole or absent, whatever happens to this process.
 
-    Args:
-        path: the file.
-        data: what to write.
-        indent: spaces for people to read, or None for the reference's one-line form.
-        exclusive: see :func:`publish`.
+    Without ``indent`` it has the reference's one-line form. ``exclusive`` is that of :func:`publish`.
 
     Raises:
         UserError: it cannot be written (disk full, no permission), or the data holds NaN or infinity.

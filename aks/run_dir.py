@@ -79,11 +79,8 @@ class RunDir:
     def open_or_create(self, settings: dict[str, Any], jobs: Sequence[VideoJob] = ()) -> None:
         """Create the folder and record the run's settings, or compare them with the recorded ones.
 
-        Parts that an earlier version may have misread are deleted, where their videos are there.
-
-        Args:
-            settings: everything that changes the parts.
-            jobs: the videos of the run.
+        The settings are everything that changes the parts. Parts that an earlier version may have misread are
+        deleted, where their videos are there.
 
         Raises:
             UserError: the folder was made with other settings, or cannot be written.
@@ -118,10 +115,7 @@ class RunDir:
         self._upgrade(jobs)
 
     def describe_part(self, video: str) -> dict[str, Any]:
-        """How a finished video was read.
-
-        Its ``format``, ``decoder``, ``fps``, ``video_bytes``, ``frames`` and ``times_s``.
-        """
+        """How a finished video was read: format, decoder, fps, video_bytes, frames, times_s."""
         return {**asdict(self.read_part(video)), "format": read_json(self.part_path(video)).get("format")}
 
     def misread(self, jobs: Sequence[VideoJob]) -> list[VideoJob]:
@@ -278,14 +272,9 @@ class RunDir:
         return failures
 
     def assemble(self, jobs: Sequence[VideoJob], allow_missing: bool = False) -> int:
-        """Write ``scores.json``, ``frames.json`` and ``times.json`` in label order.
+        """Write ``scores.json``, ``frames.json`` and ``times.json`` of all videos in label order.
 
-        Args:
-            jobs: all videos of the label set that the run was made for.
-            allow_missing: give questions of unfinished videos empty lists.
-
-        Returns:
-            The number of questions with empty lists.
+        With ``allow_missing`` the questions of unfinished videos get empty lists. Returns their number.
 
         Raises:
             UserError: a part is damaged, or is missing and ``allow_missing`` is off.

@@ -208,14 +208,9 @@ def _process(
 def finish(
     labels: LabelSet, run: RunDir, jobs: Sequence[VideoJob], scored: int, allow_missing: bool = False
 ) -> Summary:
-    """Tell what a run has come to, and assemble its lists where no video of the label file is unfinished.
+    """Tell what has come of a run's ``jobs``, of which ``scored`` were finished now, and assemble its lists.
 
-    Args:
-        labels: the questions.
-        run: the run's folder.
-        jobs: the videos that this process was asked for.
-        scored: how many of them were finished now.
-        allow_missing: assemble although videos failed, with empty lists for their questions.
+    The lists need all videos of the label file; with ``allow_missing`` those that failed may be missing.
     """
     own = {job.name for job in jobs}
     records = run.collect_failures(labels.jobs)

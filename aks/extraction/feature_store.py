@@ -47,7 +47,6 @@ class FeatureStore(RunDir):
     has_lists = False
 
     def __init__(self, folder: Path, dtype: str | None, kind: str = FRAME_FEATURES) -> None:
-        """Name a store; :meth:`open_for` creates it."""
         super().__init__(folder, parts="videos", suffix=".safetensors")
         self.dtype_name, self.kind = dtype, kind
 

@@ -70,7 +70,7 @@ def make_decoder(
     )
 
 
-class SerialSource:
+class SerialSource(contextlib.AbstractContextManager):
     """Reads one video after another in this process, where nothing can end a decoder that hangs.
 
     Args:
@@ -79,12 +79,8 @@ class SerialSource:
     """
 
     def __init__(self, read: Callable[[VideoJob], Iterator[Any]], count: Callable[[VideoJob], int]) -> None:
-        """Read nothing yet."""
         self._read, self._count = read, count
         self._cancelled: set[str] = set()
-
-    def __enter__(self) -> SerialSource:
-        return self
 
     def __exit__(self, *_: object) -> None:
         pass
@@ -113,7 +109,7 @@ class SerialSource:
         self._cancelled.add(job.name)
 
 
-class WorkerPool:
+class WorkerPool(contextlib.AbstractContextManager):
     """Decodes several videos at once, in processes of their own.
 
     Args:
@@ -128,9 +124,6 @@ class WorkerPool:
         self._empty_batch = spec.empty_batch()
         self._workers: list[_Worker | None] = [None] * num_workers
         self._can_start_helpers = True
-
-    def __enter__(self) -> WorkerPool:
-        return self
 
     def __exit__(self, *_: object) -> None:
         for worker in filter(None, self._workers):

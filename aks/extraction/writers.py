@@ -45,7 +45,6 @@ class ScoreTable:
     def __init__(
         self, scorer: Scorer, questions: Sequence[Question], num_candidates: int, frames_together: int = 1
     ) -> None:
-        """Encode the questions; no frame is scored yet."""
         self._scorer, self._questions = scorer, questions
         self._frames_together = frames_together
         self._waiting: dict[int, list[FeatureBatch]] = {}

@@ -70,7 +70,6 @@ class BlipScorer(Scorer):
         *,
         blip_head: str = "itm",
     ) -> None:
-        """Load the checkpoint."""
         if blip_head not in HEADS:
             raise UserError(f"--blip_head {blip_head}: use one of {', '.join(HEADS)}")
         self.checkpoint = checkpoint or self.default_checkpoint

@@ -56,7 +56,6 @@ class ClipScorer(Scorer):
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Load the checkpoint."""
         from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
         self.checkpoint = checkpoint or DEFAULT_CHECKPOINT

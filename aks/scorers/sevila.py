@@ -127,7 +127,6 @@ class SevilaScorer(Scorer):
         base: str | None = None,
         truncation: str = "paper",
     ) -> None:
-        """Load the checkpoint and the base."""
         from transformers import Blip2Config, T5TokenizerFast
 
         self._configure(checkpoint, device, dtype, truncation)

@@ -154,13 +154,7 @@ def check_keys(
     unexpected: Iterable[str] = (),
     mismatched: Iterable[str] = (),
 ) -> None:
-    """Raise if weights do not fill a model exactly.
-
-    Args:
-        where: the file or folder, for the error message.
-        missing: parameters of the model that the weights lack.
-        unexpected: tensors that the model has no parameter for.
-        mismatched: tensors whose shape is not their parameter's.
+    """Raise if weights do not fill a model exactly: lack parameters, or have others or other shapes.
 
     Raises:
         UserError: a key other than ``HARMLESS_KEYS`` is among them; names three of each kind.

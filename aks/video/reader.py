@@ -12,7 +12,7 @@ it is asked for, and it decodes ahead of a slow consumer without bound.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +51,7 @@ class DecodedFrames:
     pixels: np.ndarray
 
 
-class Video:
+class Video(AbstractContextManager):
     """An open video.
 
     >>> with Video("talk.mp4") as video:                      # doctest: +SKIP
@@ -208,9 +208,6 @@ class Video:
     def close(self) -> None:
         """Release the decoder."""
         self._reader = None
-
-    def __enter__(self) -> Video:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

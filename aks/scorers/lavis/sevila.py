@@ -46,7 +46,6 @@ class LavisSevilaScorer(SevilaScorer):
         t5_model: str = DEFAULT_T5,
         truncation: str = "paper",
     ) -> None:
-        """Load LAVIS's parts, then the checkpoint."""
         self._configure(checkpoint, device, dtype, truncation)
         self.t5_model = t5_model
         import_lavis()
