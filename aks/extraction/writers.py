@@ -1,6 +1,7 @@
 """Writers: each takes the batches of one video, in any order, and leaves one complete file, or none.
 
-``add(batch)`` takes a batch, ``close(end)`` completes the file, ``abort()`` discards it.
+``add(batch)`` takes a batch, ``close(end)`` completes the file, ``abort()`` discards it. They raise a
+VideoError where a score or a feature is not a finite number, and a UserError where the file cannot be written.
 """
 
 from __future__ import annotations
@@ -55,11 +56,7 @@ class ScoreTable:
         self._num_filled = 0
 
     def add(self, batch: FeatureBatch) -> None:
-        """Take a batch, and score it as soon as it need not wait for others.
-
-        Raises:
-            VideoError: a score is not finite.
-        """
+        """Take a batch, and score it as soon as it need not wait for others."""
         part = slice(batch.offset, batch.offset + len(batch.frame_indices))
         self._frame_indices[part], self._times_s[part] = batch.frame_indices, batch.times_s
         self._num_filled += len(batch.frame_indices)
@@ -85,11 +82,7 @@ class ScoreTable:
         self._scores[:, positions] = scores
 
     def result(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Frame numbers (n,) int64, times in seconds (n,), and scores (questions, n).
-
-        Raises:
-            VideoError: a score is not finite.
-        """
+        """Frame numbers (n,) int64, times in seconds (n,), and scores (questions, n)."""
         while self._waiting:
             self._score(self._waiting.popitem()[1])
         n = self._num_filled
@@ -107,12 +100,7 @@ class ScoreWriter(ScoreTable):
         self._run, self._job, self._info = run, job, info
 
     def close(self, end: EndOfVideo) -> None:
-        """Score what waits, and write the part file.
-
-        Raises:
-            VideoError: a score is not finite.
-            UserError: the file cannot be written.
-        """
+        """Score what waits, and write the part file."""
         frame_indices, times_s, scores = self.result()
         self._run.write_part(
             VideoScores(
@@ -173,12 +161,7 @@ class FeatureWriter:
             self._file = open(self._temporary, "wb")  # noqa: SIM115 - open until close() or abort()
 
     def add(self, batch: FeatureBatch) -> None:
-        """Write a batch at its position.
-
-        Raises:
-            VideoError: a feature does not fit the stored type.
-            UserError: the file cannot be written.
-        """
+        """Write a batch at its position."""
         features = self._transform(batch.features).detach().to("cpu", self._store.dtype).contiguous()
         if not torch.isfinite(features).all():
             raise VideoError(f"a feature does not fit {self._store.dtype_name}; store bfloat16 or float32")
@@ -193,11 +176,7 @@ class FeatureWriter:
         self._num_filled += len(features)
 
     def close(self, end: EndOfVideo) -> None:
-        """Write the other columns and the header, and give the file its name.
-
-        Raises:
-            UserError: the file cannot be written.
-        """
+        """Write the other columns and the header, and give the file its name."""
         n, missing = self._num_filled, end.missing_frames
         if missing:
             self._metadata["lost_reason"] = end.reason[:MAX_REASON]

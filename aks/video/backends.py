@@ -151,6 +151,8 @@ def silence_codecs() -> None:
 class PyAVReader:
     """What the two backends on PyAV share.
 
+    Opening a file indexes it, and raises a VideoError where that fails.
+
     Attributes:
         num_frames, fps, is_edited: as of :class:`aks.video.reader.Video`.
         num_packets: packets with a frame that is to be shown; in :class:`SparseReader` hidden ones, too.
@@ -188,11 +190,6 @@ class SequentialReader(PyAVReader):
     """
 
     def __init__(self, path: Path) -> None:
-        """Index a video.
-
-        Raises:
-            VideoError: the file cannot be read, or no frame of it can be decoded.
-        """
         self._path = path
         self.is_edited = False
         packet_pts: list[int | None] = []
@@ -307,18 +304,17 @@ def _holds_picture(codec: str, packet: av.Packet) -> bool:
 
 
 class DecordReader:
-    """Reads with decord in one thread: more threads gain little at one frame a second and break VP9."""
+    """Reads with decord in one thread: more threads gain little at one frame a second and break VP9.
+
+    Raises:
+        VideoError: decord cannot read the file.
+        UserError: decord is not installed.
+    """
 
     name = "decord"
     is_edited = False
 
     def __init__(self, path: Path) -> None:
-        """Index a video.
-
-        Raises:
-            VideoError: decord cannot read the file.
-            UserError: decord is not installed.
-        """
         try:
             import decord
         except ImportError:

@@ -53,15 +53,14 @@ class UnsupportedStream(VideoError):
 
 
 class SparseReader(PyAVReader):
-    """Decodes what the wanted frames need; numbers frames by presentation time, as decord does."""
+    """Decodes what the wanted frames need; numbers frames by presentation time, as decord does.
+
+    Raises:
+        UnsupportedStream: the video is not of a kind that this reader is known to read exactly.
+        VideoError: the file cannot be read.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Index a video.
-
-        Raises:
-            UnsupportedStream: the video is not of a kind that this reader is known to read exactly.
-            VideoError: the file cannot be read.
-        """
         self._path = path
         self._index = PacketIndex(path)
         self.num_packets, self.num_frames = len(self._index.pts), len(self._index.positions)
@@ -219,12 +218,6 @@ class PacketIndex:
     """
 
     def __init__(self, path: Path) -> None:
-        """Index a file.
-
-        Raises:
-            UnsupportedStream: the video is not of a kind that :class:`SparseReader` reads exactly.
-            VideoError: the file cannot be read.
-        """
         pts, entries, is_hidden = array("q"), array("q"), bytearray()
         # By position, one byte each: PacketInfo's fields.
         self._ref_slots, self._refresh_slots, self._has_gap = bytearray(), bytearray(), bytearray()

@@ -31,7 +31,7 @@ from aks import UserError, VideoError, run_dir
 from aks.extraction.api import extract, find_keyframes
 from aks.jsonio import write_json
 from aks.locks import VideoLocks
-from aks.run_dir import RunDir, VideoScores
+from aks.run_dir import RunDir
 from aks.score_lists import read_scores
 from aks.scorers.base import load_scorer
 from aks.video.reader import Video
@@ -240,24 +240,6 @@ def test_a_damaged_run_record_is_reported_with_its_remedy(data, tmp_path):
     (run.folder / "run.json").write_text("{")
     with pytest.raises(UserError, match=r"run\.json: damaged; remove"):
         extract(load_custom(data), ToyScorer(), run)
-
-
-def test_every_video_name_gets_a_part_file_of_its_own(tmp_path):
-    run = RunDir(tmp_path / "out")
-    run.open_or_create({})
-    names = [
-        "a/b.mp4",
-        "a_b.mp4",
-        "a%2Fb.mp4",
-        "x" * 400 + ".mp4",
-        "x" * 401 + ".mp4",
-        "日本語.mp4",
-        "../up.mp4",
-    ]
-    for name in names:
-        run.write_part(VideoScores(name, 25.0, 25, None, "decord", [0], [0.0], {"q": [0.5]}))
-    assert len(list(run.parts.iterdir())) == len(names)
-    assert [run.read_part(name).video for name in names] == names
 
 
 def test_a_full_disk_keeps_the_earlier_file(tmp_path, monkeypatch):

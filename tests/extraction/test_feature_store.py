@@ -132,13 +132,6 @@ def test_an_interrupted_store_resumes_and_lists_a_bad_video(data, tmp_path):
     assert "no stored features" in summary.failures[0]["reason"]
 
 
-def test_a_store_takes_the_videos_of_several_label_files(data, tmp_path):
-    store = FeatureStore(tmp_path / "store", "float16")
-    store_features(load_custom(data, "later.json"), ToyScorer(), store)
-    summary = store_features(load_custom(data), ToyScorer(), store)
-    assert (summary.scored, summary.reused) == (1, 1)
-
-
 def test_features_of_another_video_of_the_same_name_are_refused(data, tmp_path):
     labels, store = load_custom(data), FeatureStore(tmp_path / "store", "float16")
     store_features(labels, ToyScorer(), store)

@@ -118,12 +118,6 @@ def test_half_precision_stays_close(folder, itm, itc, head, dtype, tolerance):
     np.testing.assert_allclose(scores, expected, atol=tolerance)
 
 
-def test_features_stored_in_another_type_are_scored_in_the_model_s(itm):
-    features = encode(itm, film_frames())
-    stored = itm.score(features.half(), ask(itm, QUESTIONS))
-    np.testing.assert_allclose(stored, itm.score(features, ask(itm, QUESTIONS)), atol=5e-3)
-
-
 def test_fingerprints_tell_heads_apart(itm, itc, folder):
     expected = {"scorer": "blip", "checkpoint": str(folder), "dtype": "float32", "blip_head": "itm"}
     assert itm.fingerprint() == expected

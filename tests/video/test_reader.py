@@ -11,7 +11,7 @@ import av
 import decord
 import numpy as np
 import pytest
-from media import copy_streams, picture, rotate, write_bad_files, write_video
+from media import copy_streams, picture, write_bad_files, write_video
 
 from aks import UserError, VideoError
 from aks.video.backends import average_rate
@@ -91,15 +91,6 @@ def test_all_backends_give_the_same_frames(tmp_path, name):
         np.testing.assert_array_equal(decord_pixels, pixels)
         # decord reads no pts from a program stream; there its times follow from the frame rate.
         np.testing.assert_allclose(decord_times, times, atol=0.05 if name == "mpeg2 program stream" else 0)
-
-
-@pytest.mark.parametrize("degrees", [90, 180, 270])
-def test_all_backends_rotate_a_video_upright(tmp_path, degrees):
-    path = rotate(write_video(tmp_path / "v.mp4", frames=5), tmp_path / "r.mp4", degrees)
-    expected = read_all(path, "decord")[2]
-    assert expected.shape[1:3] == ((96, 64) if degrees != 180 else (64, 96))
-    for decoder in ("auto", "pyav"):
-        np.testing.assert_array_equal(read_all(path, decoder)[2], expected)
 
 
 def test_frames_are_the_ones_that_were_encoded(tmp_path):
