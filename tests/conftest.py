@@ -16,6 +16,8 @@ import pytest
 import torch
 from media import write_video
 
+from aks.run_dir import RunDir
+
 # Processes with a pool of threads each wait for one another on few cores. One thread each is faster, and
 # every process then adds numbers in the same order.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -126,6 +128,12 @@ def clips(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture
+def run(tmp_path) -> RunDir:
+    """The folder of a run, not yet there."""
+    return RunDir(tmp_path / "out")
+
+
 @pytest.fixture(scope="session")
 def names() -> list[str]:
     """The file names of the fifty videos."""
@@ -149,7 +157,6 @@ def whole(many, names, tmp_path_factory) -> dict[str, bytes]:
     from extraction_setup import ToyScorer, results, write_labels
 
     from aks.extraction.api import extract
-    from aks.run_dir import RunDir
 
     run = RunDir(tmp_path_factory.mktemp("whole") / "out")
     extract(write_labels(many, names), ToyScorer(), run)

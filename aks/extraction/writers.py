@@ -1,7 +1,7 @@
 """Writers: each takes the batches of one video, in any order, and leaves one complete file, or none.
 
 ``add(batch)`` takes a batch, ``close(end)`` completes the file, ``abort()`` discards it. They raise a
-VideoError where a score or a feature is not a finite number, and a UserError where the file cannot be written.
+VideoError where a score or a feature is not finite, and a UserError where the file cannot be written.
 """
 
 from __future__ import annotations

@@ -58,8 +58,7 @@ def data(clips, tmp_path) -> Path:
     return folder
 
 
-def test_the_score_files_have_the_order_of_the_labels_and_the_paper_s_format(data, tmp_path, conse):
-    run = RunDir(tmp_path / "out")
+def test_the_score_files_have_the_order_of_the_labels_and_the_paper_s_format(data, run, conse):
     summary = extract(load_custom(data), conse, run)
     assert (summary.videos, summary.scored, summary.failures, summary.complete) == (3, 3, [], True)
     scores, frames = (json.loads((run.folder / f"{name}.json").read_text()) for name in ("scores", "frames"))
@@ -73,8 +72,7 @@ def test_the_score_files_have_the_order_of_the_labels_and_the_paper_s_format(dat
     read_scores(run.folder / "scores.json", run.folder / "frames.json")
 
 
-def test_batches_of_frames_and_questions_score_like_single_ones(data, tmp_path, conse):
-    run = RunDir(tmp_path / "out")
+def test_batches_of_frames_and_questions_score_like_single_ones(data, run, conse):
     labels = load_custom(data)
     extract(labels, conse, run, batch_frames=4)
     scores, frames = read_scores(run.folder / "scores.json", run.folder / "frames.json")
@@ -215,8 +213,7 @@ def change_part(edit):
         (change_part(lambda part: part["scores"].pop("c")), ": has no scores for question c"),
     ],
 )
-def test_a_damaged_part_is_named(data, tmp_path, change, words):
-    run = RunDir(tmp_path / "out")
+def test_a_damaged_part_is_named(data, run, change, words):
     extract(load_custom(data), ToyScorer(), run)
     path = run.part_path("one.mp4")
     path.write_text(change(path.read_text()))
@@ -224,8 +221,7 @@ def test_a_damaged_part_is_named(data, tmp_path, change, words):
         extract(load_custom(data), ToyScorer(), run)
 
 
-def test_parts_of_another_video_of_the_same_name_are_refused(data, tmp_path):
-    run = RunDir(tmp_path / "out")
+def test_parts_of_another_video_of_the_same_name_are_refused(data, run):
     extract(load_custom(data), ToyScorer(), run)
     shutil.copy(data / "one.mp4", data / "two.mp4")
     with pytest.raises(UserError, match=r"two\.mp4\.json: made from another two\.mp4"):
@@ -234,8 +230,7 @@ def test_parts_of_another_video_of_the_same_name_are_refused(data, tmp_path):
     assert extract(load_custom(data), ToyScorer(), run).complete
 
 
-def test_a_damaged_run_record_is_reported_with_its_remedy(data, tmp_path):
-    run = RunDir(tmp_path / "out")
+def test_a_damaged_run_record_is_reported_with_its_remedy(data, run):
     extract(load_custom(data), ToyScorer(), run)
     (run.folder / "run.json").write_text("{")
     with pytest.raises(UserError, match=r"run\.json: damaged; remove"):
@@ -326,9 +321,8 @@ def test_find_keyframes_gives_what_extraction_and_selection_give(data, tmp_path,
             find_keyframes(video, labels.questions[0], conse, 0)
 
 
-def test_a_video_that_fails_is_tried_once_in_a_run_and_again_in_the_next(data, tmp_path, caplog):
+def test_a_video_that_fails_is_tried_once_in_a_run_and_again_in_the_next(data, run, caplog):
     (data / "two.mp4").write_bytes(b"no video")
-    run = RunDir(tmp_path / "out")
     for scored in (2, 0):
         summary = extract(load_custom(data), ToyScorer(), run)
         assert (summary.scored, len(summary.failures)) == (scored, 1)
@@ -337,8 +331,7 @@ def test_a_video_that_fails_is_tried_once_in_a_run_and_again_in_the_next(data, t
 
 
 @pytest.mark.parametrize("written_before", range(3))
-def test_the_score_list_is_written_after_its_frames_and_times(data, tmp_path, monkeypatch, written_before):
-    run = RunDir(tmp_path / "out")
+def test_the_score_list_is_written_after_its_frames_and_times(data, run, monkeypatch, written_before):
 
     def write_until_full(path, *arguments, **options):
         if path.parent == run.folder and len(list(run.folder.glob("*.json"))) == 1 + written_before:
@@ -352,20 +345,18 @@ def test_the_score_list_is_written_after_its_frames_and_times(data, tmp_path, mo
     assert not (run.folder / "scores.json").exists()
 
 
-def test_a_run_without_allow_missing_removes_scores_with_empty_lists(data, tmp_path):
+def test_a_run_without_allow_missing_removes_scores_with_empty_lists(data, run):
     (data / "two.mp4").unlink()
-    run = RunDir(tmp_path / "out")
     summary = extract(load_custom(data), ToyScorer(), run, allow_missing=True)
     assert (summary.complete, summary.empty_questions) == (True, 1)
     assert not extract(load_custom(data), ToyScorer(), run).complete
     assert not (run.folder / "scores.json").exists()
 
 
-def test_candidates_behind_the_end_of_a_cut_video_are_listed_as_lost(tmp_path):
+def test_candidates_behind_the_end_of_a_cut_video_are_listed_as_lost(tmp_path, run):
     options = {"options": {"bf": "0"}, "container_options": {"movflags": "faststart"}}
     film = write_video(tmp_path / "film.mp4", frames=137, fps=Fraction(24000, 1001), **options)
     film.write_bytes(film.read_bytes()[: film.stat().st_size * 7 // 10])
-    run = RunDir(tmp_path / "out")
     extract(write_labels(tmp_path, ["film.mp4"]), ToyScorer(), run, on_corrupt="partial")
     part = run.read_part("film.mp4")
     assert part.frames and part.lost_frames

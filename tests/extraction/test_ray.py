@@ -79,10 +79,9 @@ def test_actors_of_which_one_is_killed_give_the_files_of_one_process(cluster, ma
     assert not list(run.parts.glob("*.lock"))
 
 
-def test_finished_videos_are_kept_and_failures_are_listed(cluster, labels, tmp_path, caplog):
+def test_finished_videos_are_kept_and_failures_are_listed(cluster, labels, tmp_path, caplog, run):
     (tmp_path / "bad.mp4").write_text("no video")
     labels = write_labels(tmp_path, ["one.mp4", "two.mp4", "three.mp4", "bad.mp4"])
-    run = RunDir(tmp_path / "out")
     extract(labels, ToyScorer(), run, shard=(1, 2))
     mtimes = {path: path.stat().st_mtime_ns for path in finished_parts(run)}
     assert mtimes
@@ -128,8 +127,7 @@ class OtherScorer(ToyScorer):
     checkpoint = "other"
 
 
-def test_the_finished_run_of_another_scorer_is_refused(cluster, labels, tmp_path):
-    run = RunDir(tmp_path / "out")
+def test_the_finished_run_of_another_scorer_is_refused(cluster, labels, run):
     assert extract_on_ray(labels, run, ONE).complete
     of_version_1(run.folder / "run.json")
     of_version_1(run.part_path("two.mp4"), decoder="decord")  # Such a part is scored again.
