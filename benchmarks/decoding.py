@@ -37,24 +37,25 @@ import av
 import decord
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from aks import errors  # noqa: E402
-from aks.console import progress  # noqa: E402
-from aks.cores import count_cores  # noqa: E402
-from aks.extraction.decoding import DecodeSpec, FrameBatch  # noqa: E402
-from aks.extraction.workers import WorkerPool  # noqa: E402
-from aks.labels import VideoJob  # noqa: E402
-from aks.scorers.preprocess import SquarePreprocessor  # noqa: E402
-from aks.video.backends import (  # noqa: E402
+from aks import errors
+from aks.console import progress
+from aks.cores import count_cores
+from aks.extraction.decoding import DecodeSpec, FrameBatch
+from aks.extraction.workers import WorkerPool
+from aks.labels import VideoJob
+from aks.scorers.preprocess import SquarePreprocessor
+from aks.video.backends import (
     RGBConverter,
     open_container,
     reset_decoder_globals,
     select_video_stream,
 )
-from aks.video.reader import CHUNK_FRAMES, Video  # noqa: E402
-from aks.video.sparse import SparseReader  # noqa: E402
+from aks.video.reader import CHUNK_FRAMES, Video
+from aks.video.sparse import SparseReader
+
+ROOT = Path(__file__).resolve().parent.parent
 
 FILM = ROOT / "demo/work/sources/resources/bbb.mp4"  # as distributed: ten minutes of 720p H.264
 # Name: file, encoder, its options.

@@ -27,11 +27,12 @@ from pathlib import Path
 import av
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from aks import errors, select_keyframes  # noqa: E402
-from aks.cores import count_cores  # noqa: E402
+from aks import errors, select_keyframes
+from aks.cores import count_cores
+
+ROOT = Path(__file__).resolve().parent.parent
 
 QUESTIONS = [
     "What does the big grey rabbit do after it has left its burrow in front of the tree?",

@@ -27,15 +27,15 @@ import decord
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests/support")]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/support"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model_setup import bert_vocabulary, package_file, randomise, write_clip_tokenizer  # noqa: E402
+from model_setup import bert_vocabulary, package_file, randomise, write_clip_tokenizer
 
-from aks import errors  # noqa: E402
-from aks.labels import Question  # noqa: E402
-from aks.scorers.base import Scorer, load_scorer  # noqa: E402
-from aks.video.reader import Video  # noqa: E402
+from aks import errors
+from aks.labels import Question
+from aks.scorers.base import Scorer, load_scorer
+from aks.video.reader import Video
 
 QUESTIONS = [
     "In the meadow in front of the tree, what does the big grey rabbit do after it has left its burrow?",

@@ -33,26 +33,27 @@ from pathlib import Path
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests/support")]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/support"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from extraction import FILM, write_film  # noqa: E402
-from model_setup import save_blip, tiny_blip  # noqa: E402
-from scoring import OPTIONS, QUESTIONS, blip_large, plain, sevila_xl  # noqa: E402
-from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+from extraction import FILM, write_film
+from model_setup import save_blip, tiny_blip
+from scoring import OPTIONS, QUESTIONS, blip_large, plain, sevila_xl
+from torch.utils.flop_counter import FlopCounterMode
 
-from aks import errors, select_keyframes  # noqa: E402
-from aks.cores import count_cores  # noqa: E402
-from aks.extraction.api import extract  # noqa: E402
-from aks.extraction.batching import max_batch_size  # noqa: E402
-from aks.extraction.config import BATCH_FRAMES, DecodeConfig  # noqa: E402
-from aks.extraction.decoding import DecodeSpec, FrameBatch  # noqa: E402
-from aks.extraction.workers import WorkerPool  # noqa: E402
-from aks.extraction.writers import ScoreTable  # noqa: E402
-from aks.labels import Question, VideoJob, load_labels  # noqa: E402
-from aks.run_dir import RunDir  # noqa: E402
-from aks.scorers.base import Scorer, load_scorer  # noqa: E402
-from aks.video.reader import Video  # noqa: E402
+from aks import errors, select_keyframes
+from aks.cores import count_cores
+from aks.extraction.api import extract
+from aks.extraction.batching import max_batch_size
+from aks.extraction.config import BATCH_FRAMES, DecodeConfig
+from aks.extraction.decoding import DecodeSpec, FrameBatch
+from aks.extraction.workers import WorkerPool
+from aks.extraction.writers import ScoreTable
+from aks.labels import Question, VideoJob, load_labels
+from aks.run_dir import RunDir
+from aks.scorers.base import Scorer, load_scorer
+from aks.video.reader import Video
 
 Figures = dict[str, object]
 PASSES = 8  # through the model without decoding

@@ -24,10 +24,11 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from aks import errors  # noqa: E402
+from aks import errors
+
+ROOT = Path(__file__).resolve().parent.parent
 
 # LongVideoBench's validation set: questions by length of their video, one candidate frame a second.
 GROUPS = {(8, 15): 189, (15, 60): 172, (180, 600): 412, (900, 3600): 564}

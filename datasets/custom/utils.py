@@ -5,11 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-ROOT = str(Path(__file__).resolve().parents[2])
-if ROOT not in sys.path:
-    sys.path.insert(0, ROOT)
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from evaluation import task  # noqa: E402
+from evaluation import task
 
 dataset_kwargs = task.dataset_kwargs("custom", "test")
 metadata = task.metadata("custom")

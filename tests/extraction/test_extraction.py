@@ -6,8 +6,6 @@ import errno
 import json
 import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -15,19 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, check_mistake
+from conftest import check_mistake
 from extraction_setup import (
     ToyScorer,
-    finished_parts,
     flags_for,
     load_custom,
     results,
-    wait_until,
     write_labels,
 )
 from media import write_video
 
-from aks import UserError, VideoError, run_dir
+from aks import UserError, run_dir
 from aks.extraction.api import extract, find_keyframes
 from aks.jsonio import write_json
 from aks.locks import VideoLocks
@@ -112,25 +108,6 @@ def test_a_finished_run_needs_no_videos(data, tmp_path):
     assert results(run) == expected
 
 
-@pytest.mark.slow
-def test_a_killed_command_resumes_and_gives_the_same_files(data, tmp_path, run_script):
-    killed, whole = (RunDir(tmp_path / name / "custom/conse") for name in ("killed", "whole"))
-    command = ["feature_extract.py", *flags_for(data, tmp_path / "killed")]
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen([sys.executable, *command], cwd=ROOT, **silent) as process:
-        wait_until(lambda: finished_parts(killed) or process.poll() is not None, 120)
-        process.kill()
-    kept = {path: path.read_bytes() for path in finished_parts(killed)}
-    assert kept
-    resumed = run_script(*command)
-    assert resumed.returncode == 0, resumed.stderr
-    assert f"{3 - len(kept)} scored now, {len(kept)} finished before, 0 failed" in resumed.stdout
-    assert all(path.read_bytes() == content for path, content in kept.items())
-    assert run_script(*command[:-1], tmp_path / "whole", fresh=True).returncode == 0
-    assert results(killed) == results(whole)
-    assert (killed.folder / "run.json").read_bytes() == (whole.folder / "run.json").read_bytes()
-
-
 def test_bad_videos_are_listed_and_the_others_are_scored(data, tmp_path, run_script):
     entries = [*ENTRIES, {"id": "e", "video": "absent.mp4", "question": "Who?"}]
     (data / "labels.json").write_text(json.dumps(entries))
@@ -160,12 +137,6 @@ def test_bad_videos_are_listed_and_the_others_are_scored(data, tmp_path, run_scr
     )
     assert done.returncode == 0, done.stderr
     assert "1 questions have no candidates" in done.stdout
-
-
-def test_a_score_that_is_not_a_number_is_a_failure(data, conse, monkeypatch):
-    monkeypatch.setattr(conse, "_centre", conse._centre * float("nan"))
-    with Video(data / "two.mp4") as video, pytest.raises(VideoError, match="gives nan for frame 0"):
-        find_keyframes(video, load_custom(data).questions[0], conse, 1)
 
 
 def test_runs_with_other_settings_do_not_mix(data, tmp_path):
@@ -342,14 +313,6 @@ def test_the_score_list_is_written_after_its_frames_and_times(data, run, monkeyp
     with pytest.raises(UserError, match="disk full"):
         extract(load_custom(data), ToyScorer(), run)
     assert (run.folder / "run.json").exists()
-    assert not (run.folder / "scores.json").exists()
-
-
-def test_a_run_without_allow_missing_removes_scores_with_empty_lists(data, run):
-    (data / "two.mp4").unlink()
-    summary = extract(load_custom(data), ToyScorer(), run, allow_missing=True)
-    assert (summary.complete, summary.empty_questions) == (True, 1)
-    assert not extract(load_custom(data), ToyScorer(), run).complete
     assert not (run.folder / "scores.json").exists()
 
 

@@ -11,7 +11,7 @@ import av
 import decord
 import numpy as np
 import pytest
-from media import copy_streams, picture, write_bad_files, write_video
+from media import picture, write_bad_files, write_video
 
 from aks import UserError, VideoError
 from aks.video.backends import average_rate
@@ -210,14 +210,6 @@ def test_a_colon_in_a_file_name_is_not_a_protocol(tmp_path, monkeypatch):
             assert video.num_frames == 60
 
 
-def test_a_transport_stream_is_read_from_its_first_frame(tmp_path):
-    # Here decord fails, or shifts its frames by the first group of pictures.
-    path = write_video(tmp_path / "v.mp4")
-    np.testing.assert_array_equal(
-        read_all(copy_streams(path, to=tmp_path / "v.ts"), "auto")[2], read_all(path, "auto")[2]
-    )
-
-
 def test_a_change_of_frame_size_is_an_error(tmp_path):
     parts = [
         write_video(tmp_path / f"{n}.h264", frames=30, size=size)
@@ -260,11 +252,6 @@ def test_an_unknown_decoder_and_frame_indices_out_of_range_are_errors(tmp_path):
         for frame_indices in ([-1], [10], [3, 3], [4, 2]):
             with pytest.raises(ValueError, match="frame numbers must ascend"):
                 next(video.read(frame_indices))
-
-
-def test_the_header_gives_an_estimate_of_candidates(tmp_path):
-    assert estimate_candidates(write_video(tmp_path / "v.mp4", frames=125, fps=25)) == 5
-    assert estimate_candidates(tmp_path / "absent.mp4") == 0
 
 
 @pytest.mark.parametrize(
