@@ -27,15 +27,15 @@ def main() -> int:
     args = parser.parse_args()
     labels = cli.load_labels_from_args(args)
 
-    from aks.extraction.api import assemble, extract
+    from aks.extraction.api import extract, finish
     from aks.extraction.feature_store import FeatureStore
 
     store = FeatureStore.open(Path(args.features)) if args.features else None
     run = RunDir(Path(args.output_file).absolute() / args.dataset_name / args.extract_feature_model)
     work = functools.partial(extract, labels, run=run, features=store)
     if args.engine == "ray":
-        summary = cli.run_on_ray(args, labels, run, work)
-        assemble(summary, labels, run, args.allow_missing)
+        scored = cli.run_on_ray(args, labels, run, work)
+        summary = finish(labels, run, labels.jobs, scored, args.allow_missing)
     else:
         summary = work(
             cli.load_scorer_from_args(args), allow_missing=args.allow_missing, **cli.decode_settings(args)

@@ -6,15 +6,11 @@ feature_extract.py --features <that folder>. A run that was stopped goes on wher
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from aks import cli, errors
 from aks.scorers import DTYPES
-
-if TYPE_CHECKING:
-    from aks.extraction.api import Summary
-    from aks.scorers.base import Scorer
 
 
 def main() -> int:
@@ -30,33 +26,28 @@ def main() -> int:
     args = parser.parse_args()
     if args.blip_features and args.extract_feature_model != "blip":
         raise errors.UserError("--blip_features goes with --extract_feature_model blip")
+    is_per_question = args.blip_features == "itm-e"
+    if is_per_question and args.backend != "transformers":
+        raise errors.UserError("--blip_features itm-e goes with --backend transformers")
     args.blip_head = "itc" if args.blip_features == "itc" else None
     labels = cli.load_labels_from_args(args)
 
-    from aks.extraction.api import store_features
-    from aks.extraction.feature_store import FRAME_FEATURES, PER_QUESTION, FeatureDir, FeatureStore
+    from aks.extraction.api import finish, store_features
+    from aks.extraction.feature_store import FRAME_FEATURES, PER_QUESTION, FeatureStore
 
-    is_per_question = args.blip_features == "itm-e"
     # Kinds of features do not mix, so each has a folder of its own name.
     name = args.extract_feature_model + {"itc": "-itc", "itm-e": "-itm-e-question-bound"}.get(
         args.blip_features, ""
     )
     folder = Path(args.output_file).absolute() / args.dataset_name / name
-
-    def store(scorer: Scorer, **settings: Any) -> Summary:
-        if is_per_question and not hasattr(scorer, "cross_encode"):
-            raise errors.UserError("--blip_features itm-e goes with --backend transformers")
-        stored_type = args.feature_dtype or str(scorer.dtype).removeprefix("torch.")
-        features = FeatureStore(folder, stored_type, PER_QUESTION if is_per_question else FRAME_FEATURES)
-        return store_features(labels, scorer, features, **settings)
-
-    run = FeatureDir(folder)
+    store = FeatureStore(folder, args.feature_dtype, PER_QUESTION if is_per_question else FRAME_FEATURES)
+    work = functools.partial(store_features, labels, store=store)
     if args.engine == "ray":
-        summary = cli.run_on_ray(args, labels, run, store)
+        summary = finish(labels, store, labels.jobs, cli.run_on_ray(args, labels, store, work))
     else:
-        summary = store(cli.load_scorer_from_args(args), **cli.decode_settings(args))
+        summary = work(cli.load_scorer_from_args(args), **cli.decode_settings(args))
     status = cli.print_summary(summary, "stored")
-    size = sum(path.stat().st_size for path in run.parts.glob("[!.]*.safetensors"))
+    size = sum(path.stat().st_size for path in store.parts.glob("[!.]*.safetensors"))
     print(f"{folder}: {size / 1e6:.1f} MB")
     if not is_per_question:
         print(f"score them: python feature_extract.py --features {folder} ...")

@@ -44,17 +44,8 @@ def at_least(minimum: float, kind: type = int) -> Callable[[str], float]:
 
 
 def build_parser(description: str | None, output: str) -> argparse.ArgumentParser:
-    """The reference's flags with its defaults, and the flags that both extraction scripts add.
-
-    Args:
-        description: the script's.
-        output: default of ``--output_file``.
-    """
-    parser = ArgumentParser(
-        description=description,
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
-    )
+    """The reference's flags with its defaults, and the flags that both extraction scripts add."""
+    parser = ArgumentParser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
     parser.add_argument(
         "--dataset_name", default="longvideobench", choices=DATASETS, help="whose questions and videos"
     )
@@ -190,16 +181,11 @@ def _check_engine(args: argparse.Namespace) -> None:
         raise UserError(f"--device {args.device}: Ray gives every actor a GPU of its own; say cuda")
 
 
-def run_on_ray(
-    args: argparse.Namespace, labels: LabelSet, run: RunDir, work: Callable[..., Summary]
-) -> Summary:
-    """Process the videos on a Ray cluster.
+def run_on_ray(args: argparse.Namespace, labels: LabelSet, run: RunDir, work: Callable[..., Summary]) -> int:
+    """Process the videos on a Ray cluster; return how many were scored.
 
-    Args:
-        args: the script's flags.
-        labels: the questions.
-        run: where the parts go.
-        work: processes some videos; called on the actors with the scorer, ``videos`` and the decode settings.
+    ``work`` processes some videos: it is called on the actors with the scorer, ``videos`` and the decode
+    settings.
     """
     from aks.extraction import ray_runner
 

@@ -40,11 +40,7 @@ def read_json(path: Path) -> Any:
 def write_json(path: Path, data: Any, *, indent: int | None = None, exclusive: bool = False) -> None:
     """Write a JSON file that is whole or absent, whatever happens to this process.
 
-    Args:
-        path: the file.
-        data: what to write.
-        indent: spaces for people to read, or None for the reference's one-line form.
-        exclusive: keep a file that another process wrote meanwhile.
+    Without ``indent`` it has the reference's one-line form. ``exclusive`` is that of :func:`publish`.
 
     Raises:
         UserError: it cannot be written (disk full, no permission), or the data holds NaN or infinity.
@@ -87,10 +83,7 @@ def writing_to(path: Path) -> Iterator[None]:
 def publish(temporary: Path, path: Path, exclusive: bool = False) -> None:
     """Give a complete temporary file its final name, so that a crash leaves the whole file or none.
 
-    Args:
-        temporary: the file, see :func:`temporary_path`.
-        path: its final name.
-        exclusive: keep a file of that name that another process wrote meanwhile.
+    With ``exclusive``, a file of that name that another process wrote meanwhile stays.
     """
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())

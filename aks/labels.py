@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -103,11 +103,11 @@ class LabelSet:
 class LabelEntry:
     """One entry of a label file. Its methods read a field, or raise a UserError that names it."""
 
-    def __init__(self, path: Path, index: int, data: dict[str, Any]) -> None:
-        """Wrap the entry's fields, ``data``."""
+    def __init__(self, path: Path, index: int, data: dict[str, Any], identifier: Any) -> None:
+        """Wrap the entry's fields, ``data``; messages name the entry by index and identifier."""
         self.where = f"{path}: entry {index}"
-        if isinstance(data.get("id", data.get("question_id")), str | int):
-            self.where += f" (id {data.get('id', data.get('question_id'))})"
+        if isinstance(identifier, str | int):
+            self.where += f" (id {identifier})"
         self.data = data
 
     def error(self, problem: str) -> UserError:
@@ -126,15 +126,22 @@ class LabelEntry:
 
     def texts(self, key: str, required: bool) -> tuple[str, ...]:
         """A list of texts; empty where it is missing and not required."""
-        if self.data.get(key) is None and not required:
-            return ()
         value = self.data.get(key)
+        if value is None and not required:
+            return ()
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             state = "is missing" if key not in self.data else "is not a list of texts"
             raise self.error(f"{key!r} {state}")
         return tuple(value)
 
-    def number(self, key: str) -> float | None:
+    def identifier(self, key: str, default: int) -> str:
+        """A text or a whole number, as text."""
+        value = self.data.get(key, default)
+        if not isinstance(value, str | int) or isinstance(value, bool) or value == "":
+            raise self.error(f"{key!r} is {value!r}; it must be a text or an integer")
+        return str(value)
+
+    def number(self, key: str | None) -> float | None:
         """A number, 0 or more; None where it is missing."""
         value = self.data.get(key)
         if value is None:
@@ -143,8 +150,9 @@ class LabelEntry:
             raise self.error(f"{key!r} is {value!r}; it must be a number, 0 or more")
         return float(value)
 
-    def choice(self, value: Any, options: tuple[str, ...]) -> int | None:
-        """An answer given as index, letter or option text, as an index."""
+    def choice(self, key: str, options: tuple[str, ...]) -> int | None:
+        """An answer given as index, letter or option text, as an index; None where it is missing."""
+        value = self.data.get(key)
         if value is None:
             return None
         found: int | None = None
@@ -172,10 +180,10 @@ class LabelEntry:
             raise self.error(f"{key!r} is not a list")
         pairs = []
         for item in value:
-            first, last = (item, item) if _is_number(item) else _pair(item)
-            if first is None or last is None or first < 0 or last < first:
+            pair = item if isinstance(item, list) else [item, item]
+            if len(pair) != 2 or not all(map(_is_number, pair)) or not 0 <= pair[0] <= pair[1]:
                 raise self.error(f"{key!r} holds {item!r}; use a position or [first, last], 0 or more")
-            pairs.append((float(first), float(last)))
+            pairs.append((float(pair[0]), float(pair[1])))
         return tuple(pairs)
 
 
@@ -185,101 +193,90 @@ def _is_number(value: Any) -> bool:
     return abs(value) < 1e15  # also keeps whole numbers within what a float holds; false for NaN
 
 
-def _pair(item: Any) -> tuple[Any, Any]:
-    if isinstance(item, list) and len(item) == 2 and all(_is_number(end) for end in item):
-        return item[0], item[1]
-    return None, None
-
-
-def _longvideobench(index: int, entry: LabelEntry) -> Question:
-    options = entry.texts("candidates", required=True)
-    return Question(
-        index=index,
-        id=entry.text("id"),
-        video=entry.text("video_path"),
-        text=entry.text("question"),
-        options=options,
-        answer=entry.choice(entry.data.get("correct_choice"), options),
-        options_prompt=lettered_options(options),
-        duration_s=entry.number("duration"),
-        group=entry.group("duration_group"),
-        evidence_frames=entry.evidence("position"),
-    )
-
-
-def _videomme(index: int, entry: LabelEntry) -> Question:
-    options = entry.texts("options", required=True)
-    return Question(
-        index=index,
-        id=entry.text("question_id"),
-        video=entry.text("videoID") + ".mp4",
-        text=entry.text("question"),
-        options=options,
-        answer=entry.choice(entry.data.get("answer"), options),
-        options_prompt="".join(options),
-        group=entry.group("duration"),
-    )
-
-
-def _custom(index: int, entry: LabelEntry) -> Question:
-    options = entry.texts("options", required=False)
-    identifier = entry.data.get("id", index)
-    if not isinstance(identifier, str | int) or isinstance(identifier, bool) or identifier == "":
-        raise entry.error(f"'id' is {identifier!r}; it must be a text or an integer")
-    return Question(
-        index=index,
-        id=str(identifier),
-        video=entry.text("video"),
-        text=entry.text("question"),
-        options=options,
-        answer=entry.choice(entry.data.get("answer"), options),
-        options_prompt=lettered_options(options),
-        duration_s=entry.number("duration"),
-        group=entry.group("group"),
-        evidence_frames=entry.evidence("evidence_frames"),
-        evidence_times_s=entry.evidence("evidence_times"),
-    )
-
-
-def lettered_options(options: tuple[str, ...]) -> str:
+def lettered_options(options: Iterable[str]) -> str:
     """The options as the paper's SeViLA prompt for LongVideoBench spells them."""
     return "".join(f"{chr(ord('A') + i)}. {text} " for i, text in enumerate(options))
 
 
 @dataclass(frozen=True)
 class LabelFormat:
-    """How a data set's label file is read.
+    """How a data set's label file is read: where it lies, and the names of its entries' fields.
 
     Attributes:
-        label_name: its usual file name; None where ``--label_file`` must name it.
+        label_name: its usual file name; None where ``--label_file`` must name it. Then the file is somebody's
+            own, and its entries may leave out ids and options.
         video_folder: folder of the videos in the data set's folder.
-        parse: makes a question of an entry and its index.
-        extensions: under which a video may lie, whatever extension its name has.
+        id, video, text, options, answer, duration_s, group, evidence_frames, evidence_times_s: the field that
+            holds this of a :class:`Question`; None for none.
+        options_prompt: spells the options for the prompt.
+        extensions: under which a video may lie; its name in the label file has none. Empty where it has.
     """
 
     label_name: str | None
     video_folder: str
-    parse: Callable[[int, LabelEntry], Question]
+    id: str = "id"
+    video: str = "video"
+    text: str = "question"
+    options: str = "options"
+    answer: str = "answer"
+    duration_s: str | None = "duration"
+    group: str = "group"
+    evidence_frames: str = "evidence_frames"
+    evidence_times_s: str = "evidence_times"
+    options_prompt: Callable[[Iterable[str]], str] = lettered_options
     extensions: tuple[str, ...] = ()
 
+    def question(self, index: int, entry: LabelEntry) -> Question:
+        """The question of the entry at an index.
 
-DATASETS: dict[str, LabelFormat] = {
-    "longvideobench": LabelFormat("lvb_val.json", "videos", _longvideobench),
-    "videomme": LabelFormat("videomme.json", "data", _videomme, (".mp4", ".MP4", ".mkv")),
-    "custom": LabelFormat(None, "", _custom),
+        Raises:
+            UserError: a field is missing or wrong.
+        """
+        is_own = self.label_name is None
+        options = entry.texts(self.options, required=not is_own)
+        return Question(
+            index=index,
+            id=entry.identifier(self.id, default=index) if is_own else entry.text(self.id),
+            video=entry.text(self.video) + (self.extensions[0] if self.extensions else ""),
+            text=entry.text(self.text),
+            options=options,
+            answer=entry.choice(self.answer, options),
+            options_prompt=self.options_prompt(options),
+            duration_s=entry.number(self.duration_s),
+            group=entry.group(self.group),
+            evidence_frames=entry.evidence(self.evidence_frames),
+            evidence_times_s=entry.evidence(self.evidence_times_s),
+        )
+
+
+DATASETS = {
+    "longvideobench": LabelFormat(
+        label_name="lvb_val.json",
+        video_folder="videos",
+        video="video_path",
+        options="candidates",
+        answer="correct_choice",
+        group="duration_group",
+        evidence_frames="position",
+    ),
+    "videomme": LabelFormat(
+        label_name="videomme.json",
+        video_folder="data",
+        id="question_id",
+        video="videoID",
+        duration_s=None,
+        group="duration",
+        options_prompt="".join,
+        extensions=(".mp4", ".MP4", ".mkv"),
+    ),
+    "custom": LabelFormat(label_name=None, video_folder=""),
 }
 
 
 def find_video(dataset: str, folder: Path, name: str) -> Path:
-    """The file of a video. VideoMME's labels give no extension, so it may be any that upstream allows.
+    """The file of a video in a data set's folder of videos; where there is none, the path that it would have.
 
-    Args:
-        dataset: name of the data set.
-        folder: the folder of its videos.
-        name: the video's name, as in :class:`Question`.
-
-    Returns:
-        The first file that exists; where none does, the path under the name itself.
+    VideoMME's labels give no extension, so it may be any that upstream allows.
     """
     path = folder / name
     candidates = (path.with_suffix(extension) for extension in DATASETS[dataset].extensions)
@@ -317,8 +314,8 @@ def load_labels(
     questions: list[Question] = []
     first_use: dict[str, int] = {}
     for index, data in enumerate(parse_entries(path, raw)):
-        entry = LabelEntry(path, index, data)
-        question = form.parse(index, entry)
+        entry = LabelEntry(path, index, data, data.get(form.id))
+        question = form.question(index, entry)
         if question.id in first_use:
             raise entry.error(
                 f"id {question.id!r} was used by entry {first_use[question.id]}; make ids unique"
@@ -335,11 +332,9 @@ def load_labels(
 
 
 def read_entries(path: Path) -> list[dict[str, Any]]:
-    """The entries of a label file: of ``.jsonl`` one a line, of any other a JSON list of them.
-
-    NaN and infinity, which pandas writes where a value is missing, are read as null.
+    """The entries of a label file, see :func:`aks.entries.parse_entries`.
 
     Raises:
-        UserError: missing, empty, not UTF-8, not JSON, or not such a list; says which.
+        UserError: the file is missing, or holds something else; says what.
     """
     return parse_entries(path, read_label_bytes(path))

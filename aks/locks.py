@@ -5,8 +5,8 @@ releases the lock when the process ends, however it ends. Locks only save work: 
 video would write the same part.
 
 The ``filelock`` package is not used: where a file system has no locks it falls back to files that a killed
-process leaves behind, and its video would stay locked. Without locks, two processes may do
-the same video twice, nothing worse.
+process leaves behind, and its video would stay locked. Without locks, two processes may do the same video
+twice, nothing worse.
 """
 
 from __future__ import annotations
@@ -30,16 +30,12 @@ MAX_WAIT_S = 120.0
 POLL_INTERVAL_S = 0.5
 
 
-class VideoLocks:
-    """The locks of this process on a run's videos; a context manager that releases them all at its end."""
+class VideoLocks(contextlib.AbstractContextManager):
+    """The locks of this process on a run's videos; the end of the context releases them all."""
 
     def __init__(self, run: RunDir) -> None:
-        """Lock nothing yet."""
         self._run = run
         self._held: dict[str, IO[bytes]] = {}
-
-    def __enter__(self) -> VideoLocks:
-        return self
 
     def __exit__(self, *_: object) -> None:
         for video in list(self._held):

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from aks import errors
+from aks.cli import at_least
 from aks.jsonio import read_json, write_json
 from aks.labels import LabelSet, Question, load_labels
 from aks.score_lists import check_frame_numbers, infer_stride, read_number_lists
@@ -27,31 +28,19 @@ from aks.score_lists import check_frame_numbers, infer_stride, read_number_lists
 TOLERANCES_S = (1.0, 3.0, 5.0)
 
 
-def evidence_recall(
-    selected: Sequence[float] | np.ndarray, evidence: Sequence[tuple[float, float]], tolerance: float
-) -> float:
-    """Share of the evidence that has a selected position within ``tolerance``.
-
-    >>> evidence_recall([0, 48], [(50, 60), (100, 100)], tolerance=24)
-    0.5
-
-    Args:
-        selected: selected positions, (n,), in frames or in seconds.
-        evidence: (first, last) positions in the same unit; a selected one between them is at distance 0.
-        tolerance: greatest distance that counts, in the same unit.
-
-    Raises:
-        ValueError: there is no evidence.
-    """
-    if not len(evidence):
-        raise ValueError("recall needs at least one piece of evidence")
-    return float(_found(selected, evidence, tolerance).mean())
-
-
-def _found(
+def evidence_found(
     selected: Sequence[float] | np.ndarray, evidence: Sequence[tuple[float, float]], tolerance: float
 ) -> np.ndarray:
-    """Which pieces of evidence have a selected position within the tolerance, (n,) bool."""
+    """Which pieces of evidence have a selected position within ``tolerance``, (n,) bool.
+
+    >>> evidence_found([0, 48], [(50, 60), (100, 100)], tolerance=24)
+    array([ True, False])
+
+    Args:
+        selected: selected positions, in frames or in seconds.
+        evidence: n (first, last) positions in the same unit; a selected one between them is at distance 0.
+        tolerance: greatest distance that counts, in the same unit.
+    """
     positions = np.asarray(selected, dtype=np.float64)
     first, last = np.asarray(evidence, dtype=np.float64).T[..., None]
     return np.maximum(first - positions, positions - last).min(axis=1, initial=np.inf) <= tolerance
@@ -165,7 +154,9 @@ def _row(group: str, questions: list[list[_Evidence]], tolerances_s: Sequence[fl
     """Mean recall of a group; without uniform sampling's where a question's duration is unknown."""
 
     def recall(pieces: list[_Evidence], selection: str, tolerance_s: float) -> float:
-        found = [_found(getattr(p, selection), p.evidence, tolerance_s * p.per_second) for p in pieces]
+        found = [
+            evidence_found(getattr(p, selection), p.evidence, tolerance_s * p.per_second) for p in pieces
+        ]
         return np.concatenate(found).mean()
 
     def mean_recall(selection: str) -> dict[float, float]:
@@ -220,10 +211,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--label_file", help="a label file in place of the data set's own")
     parser.add_argument("--frame_path", help="frames.json of step 1: states each video's stride")
     parser.add_argument(
-        "--max_num_frames", type=int, help="uniform's budget (default: the longest selection)"
+        "--max_num_frames", type=at_least(1), help="uniform's budget (default: the longest selection)"
     )
     parser.add_argument(
-        "--tolerances", type=float, nargs="+", default=list(TOLERANCES_S), help="tolerances in seconds"
+        "--tolerances",
+        type=at_least(0, float),
+        nargs="+",
+        default=list(TOLERANCES_S),
+        help="tolerances in seconds",
     )
     parser.add_argument("--output_file", help="also write the table to this JSON file")
     return parser.parse_args()
@@ -232,11 +227,6 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Print one selection's recall table, and what is missing in it."""
     args = parse_arguments()
-    if args.max_num_frames is not None and args.max_num_frames < 1:
-        raise errors.UserError(f"--max_num_frames {args.max_num_frames}: must be 1 or more")
-    for tolerance in args.tolerances:
-        if not 0 <= tolerance < math.inf:
-            raise errors.UserError(f"--tolerances {tolerance:g}: must be a number, 0 or more")
     labels = load_labels(args.dataset_name, args.dataset_path, args.label_file)
     path = Path(args.selected_frames)
     frames = check_frame_numbers(path, _for_labels(path, labels))

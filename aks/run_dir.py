@@ -43,14 +43,11 @@ class VideoScores:
 
     Attributes:
         video: its name in the label file.
-        fps: average frame rate, frames a second.
-        num_frames: frames in the video.
-        video_bytes: size of its file; None where it was not at hand.
-        decoder: name of the backend that decoded it.
+        fps, num_frames, video_bytes, decoder, is_edited: as of
+            :class:`~aks.extraction.decoding.VideoInfo`.
         frames: candidate frame numbers, (n,).
         times_s: their times in seconds, (n,).
         scores: question id to relevance scores, (n,) each.
-        is_edited: whether an edit list hides stored frames, which decord would count.
         lost_frames: candidate frames that could not be decoded and are not in ``frames``.
         lost_reason: why.
     """
@@ -71,6 +68,8 @@ class VideoScores:
 class RunDir:
     """One run's folder, shared by any number of processes on one file system."""
 
+    has_lists = True  # whether its parts are assembled
+
     def __init__(self, folder: Path, parts: str = "parts", suffix: str = ".json") -> None:
         """Name the folder, its folder of parts and their suffix; :meth:`open_or_create` creates them."""
         self.folder = folder
@@ -80,11 +79,8 @@ class RunDir:
     def open_or_create(self, settings: dict[str, Any], jobs: Sequence[VideoJob] = ()) -> None:
         """Create the folder and record the run's settings, or compare them with the recorded ones.
 
-        Parts that an earlier version may have misread are deleted, where their videos are there.
-
-        Args:
-            settings: everything that changes the parts.
-            jobs: the videos of the run.
+        The settings are everything that changes the parts. Parts that an earlier version may have misread are
+        deleted, where their videos are there.
 
         Raises:
             UserError: the folder was made with other settings, or cannot be written.
@@ -119,10 +115,7 @@ class RunDir:
         self._upgrade(jobs)
 
     def describe_part(self, video: str) -> dict[str, Any]:
-        """How a finished video was read.
-
-        Its ``format``, ``decoder``, ``fps``, ``video_bytes``, ``frames`` and ``times_s``.
-        """
+        """How a finished video was read: format, decoder, fps, video_bytes, frames, times_s."""
         return {**asdict(self.read_part(video)), "format": read_json(self.part_path(video)).get("format")}
 
     def misread(self, jobs: Sequence[VideoJob]) -> list[VideoJob]:
@@ -279,14 +272,9 @@ class RunDir:
         return failures
 
     def assemble(self, jobs: Sequence[VideoJob], allow_missing: bool = False) -> int:
-        """Write ``scores.json``, ``frames.json`` and ``times.json`` in label order.
+        """Write ``scores.json``, ``frames.json`` and ``times.json`` of all videos in label order.
 
-        Args:
-            jobs: all videos of the label set that the run was made for.
-            allow_missing: give questions of unfinished videos empty lists.
-
-        Returns:
-            The number of questions with empty lists.
+        With ``allow_missing`` the questions of unfinished videos get empty lists. Returns their number.
 
         Raises:
             UserError: a part is damaged, or is missing and ``allow_missing`` is off.

@@ -17,9 +17,8 @@ MAX_FRAME = 2**53  # the last whole number before floats skip some
 def read_scores(score_path: Path, frame_path: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Read and check ``scores.json`` and ``frames.json``, ours or anybody's in the reference's format.
 
-    Args:
-        score_path: a JSON list of lists of finite numbers, one list a question.
-        frame_path: likewise of ascending frame numbers, whole, written as integers or floats.
+    Both are JSON lists of lists, one a question: of finite numbers, and of ascending whole numbers, which may
+    be written as floats.
 
     Returns:
         Per question: scores (n,) float64, and frame numbers (n,) int64.
@@ -53,11 +52,7 @@ def infer_stride(frames: np.ndarray) -> int:
 
 
 def check_frame_numbers(path: Path, rows: list[np.ndarray]) -> list[np.ndarray]:
-    """Check that frame numbers are whole, not negative and ascending; return them as int64.
-
-    Args:
-        path: their file, for messages.
-        rows: one array a question, finite, (n,) float64.
+    """Check that a file's frame numbers, (n,) a question, are whole and ascend; return them as int64.
 
     Raises:
         UserError: names file, entry and position.

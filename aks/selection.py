@@ -106,10 +106,8 @@ def select_ada(
     return allocate_frames(scores, segments, budget, quota)
 
 
-# To add a strategy, write a function as above (a long one in a file of its own)
-# and enter it here; the command line and the Python functions then offer it under this name. It is called
-# with the normalized scores (n,), a budget of at most n, and t1, t2, max_depth and quota by name; it
-# returns ascending positions, at most as many as the budget.
+# Each is called with the normalized scores (n,), a budget of at most n, and t1, t2, max_depth and quota by
+# name; it returns ascending positions, at most as many as the budget.
 STRATEGIES: dict[str, Callable[..., np.ndarray]] = {
     "uniform": select_uniform,
     "top": select_top,

@@ -1,21 +1,21 @@
-"""Milliseconds that reading one frame a second costs, by reader and codec.
+"""Measure the milliseconds that reading one frame a second costs, by reader and codec.
 
     python benchmarks/decoding.py --clips h264 hevc vp9 av1
 
-The readers, one after the other in this process, on one core:
+The readers run one after the other in this process, on one core:
 
-- decord [i]: ``decord.VideoReader[i]``, as the paper's released extractor reads; the plain procedure;
-- decord batch: its ``get_batch``, 16 frames at a time;
+- decord [i]: ``decord.VideoReader[i]``, the plain procedure, as the paper's released extractor reads;
+- decord batch: decord's ``get_batch``, 16 frames at a time;
 - decord, ours: ``Video(path, "decord")``;
-- PyAV, all: PyAV, decoding every frame;
-- ours: ``Video(path)``, opening and indexing included, as in all of them. "Pictures decoded" is what it
-  cannot do without: the wanted ones and all that they are predicted from;
-- those alone: a bound for any reader on FFmpeg that gives the same pixels and goes by the packets' headers.
-  Nothing but decoding those pictures, their packets at hand: no opening, no indexing, no RGB.
+- PyAV, all: PyAV, which decodes every frame;
+- ours: ``Video(path)``. As for all readers, opening and indexing count. "pictures decoded" is the share of
+  the pictures that it needs: the wanted ones and all that they refer to;
+- those alone: the time of decoding these pictures alone, without opening, indexing and RGB, from packets in
+  memory. No reader on FFmpeg that goes by packet headers can give the same pixels in less.
 
-The clips are made of a part of the film, by encoders of PyAV. The readers' pixels are compared. Times
-are medians of ``--repeats`` runs: seconds of processor time in user mode (other programs disturb it
-little) and seconds on the wall.
+PyAV's encoders make the clips from a part of the film. The readers' pixels are compared. Times are medians
+of ``--repeats`` runs: seconds of processor time in user mode, which other programs hardly disturb, and
+seconds on the wall.
 """
 
 from __future__ import annotations
@@ -37,24 +37,25 @@ import av
 import decord
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from aks import errors  # noqa: E402
-from aks.console import progress  # noqa: E402
-from aks.cores import count_cores  # noqa: E402
-from aks.extraction.decoding import DecodeSpec, FrameBatch  # noqa: E402
-from aks.extraction.workers import WorkerPool  # noqa: E402
-from aks.labels import VideoJob  # noqa: E402
-from aks.scorers.preprocess import SquarePreprocessor  # noqa: E402
-from aks.video.backends import (  # noqa: E402
+from aks import errors
+from aks.console import progress
+from aks.cores import count_cores
+from aks.extraction.decoding import DecodeSpec, FrameBatch
+from aks.extraction.workers import WorkerPool
+from aks.labels import VideoJob
+from aks.scorers.preprocess import SquarePreprocessor
+from aks.video.backends import (
     RGBConverter,
     open_container,
     reset_decoder_globals,
     select_video_stream,
 )
-from aks.video.reader import CHUNK_FRAMES, Video  # noqa: E402
-from aks.video.sparse import SparseReader  # noqa: E402
+from aks.video.reader import CHUNK_FRAMES, Video
+from aks.video.sparse import SparseReader
+
+ROOT = Path(__file__).resolve().parent.parent
 
 FILM = ROOT / "demo/work/sources/resources/bbb.mp4"  # as distributed: ten minutes of 720p H.264
 # Name: file, encoder, its options.
@@ -82,7 +83,7 @@ CLIPS: dict[str, tuple[str, str, dict[str, str]]] = {
 
 
 def make_clip(film: Path, path: Path, name: str, start_s: float, seconds: float) -> None:
-    """Encode a part of the film."""
+    """Encode a part of the film with the codec of a clip."""
     _, codec, options = CLIPS[name]
     rng = np.random.default_rng(0)
     partial = path.with_name(f"partial-{path.name}")
@@ -91,64 +92,64 @@ def make_clip(film: Path, path: Path, name: str, start_s: float, seconds: float)
         stream.thread_type = "AUTO"
         rate = stream.average_rate
         source.seek(int(start_s / stream.time_base), stream=stream)
-        made = target.add_stream(codec, rate=rate)
-        made.width, made.height, made.pix_fmt = stream.width, stream.height, "yuv420p"
-        made.options = options
-        made.codec_context.time_base = clock = Fraction(1, 1000) if "VFR" in name else 1 / rate
+        encoder = target.add_stream(codec, rate=rate)
+        encoder.width, encoder.height, encoder.pix_fmt = stream.width, stream.height, "yuv420p"
+        encoder.options = options
+        encoder.codec_context.time_base = clock = Fraction(1, 1000) if "VFR" in name else 1 / rate
         count = int(seconds * rate)
         frames = progress(iterable=source.decode(stream), total=count, desc=name, unit="frame")
-        for number, frame in enumerate(frames):
-            if number == count:
+        for index, frame in enumerate(frames):
+            if index == count:
                 break
-            if "VFR" in name and rng.random() < 0.3:  # a frame stays longer
+            if "VFR" in name and rng.random() < 0.3:  # the frame before stays longer
                 continue
-            frame.pts, frame.time_base = round(number / rate / clock), clock
-            frame.pict_type = 0  # the encoder's choice, not the film's
-            target.mux(made.encode(frame))
-        target.mux(made.encode())
-    # Where it may, SVT-AV1 leaves the calling thread at a real-time priority: decord's waiting would then
+            frame.pts, frame.time_base = round(index / rate / clock), clock
+            frame.pict_type = 0  # the encoder chooses picture types, not the film
+            target.mux(encoder.encode(frame))
+        target.mux(encoder.encode())
+    # SVT-AV1 may leave the calling thread at a real-time priority. decord, which waits actively, would then
     # keep its own decoding thread off the core.
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     partial.rename(path)
 
 
 def by_index(path: Path) -> Iterator[np.ndarray]:
-    """The plain procedure."""
+    """Read frame by frame with decord, as the paper's released extractor does."""
     reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
-    for number in _candidates(len(reader), reader.get_avg_fps()):
-        yield reader[number].asnumpy()
+    for index in _candidates(len(reader), reader.get_avg_fps()):
+        yield reader[index].asnumpy()
 
 
 def by_batch(path: Path) -> Iterator[np.ndarray]:
-    """decord's own reading of several frames."""
+    """Read several frames at a time with decord."""
     reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
-    numbers = _candidates(len(reader), reader.get_avg_fps())
-    for start in range(0, len(numbers), CHUNK_FRAMES):
-        yield from reader.get_batch(numbers[start : start + CHUNK_FRAMES]).asnumpy()
+    frame_indices = _candidates(len(reader), reader.get_avg_fps())
+    for start in range(0, len(frame_indices), CHUNK_FRAMES):
+        yield from reader.get_batch(frame_indices[start : start + CHUNK_FRAMES]).asnumpy()
 
 
 def by_decord(path: Path) -> Iterator[np.ndarray]:
-    """Ours, told to use decord."""
+    """Read with this project's reader on decord."""
     with Video(path, "decord") as video:
         for frames in video.read(video.candidates()):
             yield from frames.pixels
 
 
 def by_everything(path: Path) -> Iterator[np.ndarray]:
-    """PyAV, decoding every frame."""
+    """Decode every frame with PyAV."""
     with Video(path) as video:
         wanted = set(video.candidates().tolist())
     to_rgb = RGBConverter()
     with open_container(path) as container:
         stream = select_video_stream(container)
         stream.codec_context.thread_count = 1
-        for number, frame in enumerate(container.decode(stream)):
-            if number in wanted:
+        for index, frame in enumerate(container.decode(stream)):
+            if index in wanted:
                 yield to_rgb(frame)
 
 
 def by_ours(path: Path) -> Iterator[np.ndarray]:
-    """Ours, with its own choice."""
+    """Read as extraction does by default."""
     with Video(path) as video:
         for frames in video.read(video.candidates()):
             yield from frames.pixels
@@ -164,7 +165,7 @@ READERS: dict[str, Callable[[Path], Iterator[np.ndarray]]] = {
 
 
 def decode_alone(path: Path, runs: list[np.ndarray]) -> float:
-    """Seconds of processor time in user mode that some packets take to decode, held in memory before."""
+    """Seconds of processor time in user mode that decoding runs of packets takes, from memory."""
     with open_container(path) as container:
         (stream,) = container.streams.video
         packets = [packet for packet in container.demux(stream) if packet.size]
@@ -172,8 +173,8 @@ def decode_alone(path: Path, runs: list[np.ndarray]) -> float:
         decoder.thread_count = 1
         start = _user_s()
         for run in runs:
-            for at in run:
-                decoder.decode(packets[at])
+            for position in run:
+                decoder.decode(packets[position])
             decoder.decode(None)
             decoder.flush_buffers()
         return _user_s() - start
@@ -181,11 +182,11 @@ def decode_alone(path: Path, runs: list[np.ndarray]) -> float:
 
 def _candidates(num_frames: int, fps: float) -> list[int]:
     stride = max(1, int(fps))
-    return [number * stride for number in range(num_frames // stride)]
+    return [index * stride for index in range(num_frames // stride)]
 
 
 def measure(path: Path, repeats: int, readers: list[str]) -> dict[str, object]:
-    """Digests and times of all readers on one file; times are milliseconds a frame."""
+    """Compare and time all readers on one file; times are milliseconds a frame."""
     digests: dict[str, list[str]] = {}
     for name in readers:
         try:
@@ -195,13 +196,10 @@ def measure(path: Path, repeats: int, readers: list[str]) -> dict[str, object]:
     count = len(digests["ours"])
     runs: dict[str, list[tuple[float, float]]] = {name: [] for name in digests}
     with Video(path) as video:
-        by, needed = (
-            video.decoder,
-            SparseReader(path).needed(video.candidates()) if video.is_seekable else None,
-        )
-        pictures = video.num_frames
+        backend, num_frames = video.decoder, video.num_frames
+        needed = SparseReader(path).needed(video.candidates()) if video.is_seekable else None
     alone = []
-    for _ in range(repeats):  # by turns: what disturbs one reader disturbs the others
+    for _ in range(repeats):  # the readers take turns, so that other programs disturb them alike
         for name, times in runs.items():
             user, wall = _user_s(), time.perf_counter()
             for pixels in READERS[name](path):
@@ -209,9 +207,9 @@ def measure(path: Path, repeats: int, readers: list[str]) -> dict[str, object]:
             times.append((_user_s() - user, time.perf_counter() - wall))
         if needed:
             alone.append(decode_alone(path, needed) * 1000 / count)
-    result: dict[str, object] = {"file": path.name, "frames": count, "ours reads by": by}
+    result: dict[str, object] = {"file": path.name, "frames": count, "ours reads by": backend}
     if needed:
-        result["pictures decoded"] = sum(map(len, needed)) / pictures
+        result["pictures decoded"] = sum(map(len, needed)) / num_frames
         result["those alone, user_ms"] = statistics.median(alone)
     for name, times in runs.items():
         same = sum(a == b for a, b in zip(digests[name], digests["ours"], strict=True))
@@ -225,7 +223,7 @@ def _user_s() -> float:
 
 
 def print_table(results: dict[str, dict], readers: list[str]) -> None:
-    """Milliseconds a frame, and how many times as long as ours the others take."""
+    """Print milliseconds a frame, and how many times as long as ours the others take."""
     print("user ms a frame (wall ms); frames that differ from ours are counted behind a !")
     heads = [
         "",
@@ -258,7 +256,7 @@ def print_table(results: dict[str, dict], readers: list[str]) -> None:
 
 
 def share(film: Path, repeats: int) -> dict[str, object]:
-    """Seconds from start to end for one film, prepared for BLIP, by one process and by one for each core."""
+    """Time the decoding of one film, preprocessed for BLIP, by one process and by one for each core."""
     spec = DecodeSpec(SquarePreprocessor(384), "auto", CHUNK_FRAMES, "skip")
     workers = sorted({1, count_cores()})
     times: dict[int, list[float]] = {count: [] for count in workers}
@@ -283,20 +281,22 @@ def share(film: Path, repeats: int) -> dict[str, object]:
 
 
 def main() -> None:
-    """Make the clips, measure, print a table, write JSON."""
+    """Make the clips, measure the readers, print a table and write JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--video", type=Path, default=FILM, help="(default: the film that the demo fetches)")
-    parser.add_argument("--film", action="store_true", help="read the whole film, too")
-    parser.add_argument("--share", action="store_true", help="and read it by several processes")
+    parser.add_argument("--film", action="store_true", help="also read the whole film")
+    parser.add_argument("--share", action="store_true", help="also read the film by several processes")
     parser.add_argument("--clips", nargs="*", default=list(CLIPS), choices=list(CLIPS), help="(default: all)")
     parser.add_argument("--readers", nargs="+", default=list(READERS), choices=list(READERS))
     parser.add_argument("--start", type=float, default=60, help="second of the film where the clips begin")
     parser.add_argument("--seconds", type=float, default=60, help="length of the clips")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="keep the clips there, and use those that are there")
-    parser.add_argument("--out", type=Path, help="also write the figures there, as JSON")
+    parser.add_argument(
+        "--folder", type=Path, help="keep the clips in this folder, and use those already in it"
+    )
+    parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
     args = parser.parse_args()
     if not args.video.is_file():
         raise errors.UserError(f"--video {args.video}: no such file (bash demo.sh makes the demo's film)")
@@ -314,7 +314,7 @@ def main() -> None:
         for name, path in files.items():
             if not path.exists():
                 make_clip(args.video, path, name, args.start, args.seconds)
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # one core for everyone's threads
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # one core for the threads of every reader
         for name, path in files.items():
             results[name] = measure(path, args.repeats, args.readers)
             print(f"{name}: done", file=sys.stderr)

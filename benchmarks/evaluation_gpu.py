@@ -1,11 +1,11 @@
-"""Seconds a question and peak memory of a 7B-shaped Qwen2-VL on 32 keyframes, through the evaluation plug-in.
+"""Measure seconds a question and peak memory of a Qwen2-VL of 7B shape on 32 keyframes, in lmms-eval.
 
     python benchmarks/evaluation_gpu.py --video demo/work/film.mp4 --out evaluation_gpu.json
 
-The weights are random, in Qwen2-VL-7B's published shape and bfloat16: the answers mean nothing, the work is
-the same. Everything is real: lmms-eval's evaluator and model class, qwen-vl-utils, the plug-in's reader.
-Uniform frames and keyframes are measured in one run. Needs a GPU with 24 GB and 17 GB of disk; --layers 1
---device cpu with a short --video tries it out anywhere.
+The weights are random, in Qwen2-VL-7B's published shape and bfloat16: the answers mean nothing, but the work
+is the same. All else is real: lmms-eval's evaluator and model class, qwen-vl-utils, the plug-in's reader. One
+run measures uniform frames and keyframes. It needs a GPU with 24 GB, and 17 GB of disk; --layers 1 --device
+cpu with a short --video tries it out anywhere.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ VISION = {"depth": 32, "embed_dim": 1280, "hidden_size": 3584, "num_heads": 16, 
 
 
 def main() -> None:
-    """Make the checkpoint, evaluate on uniform frames and on keyframes, print and write the figures."""
+    """Evaluate a random checkpoint on uniform frames and on keyframes; print and write the figures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--video", default="demo/work/film.mp4")
     parser.add_argument("--questions", type=int, default=8)
-    parser.add_argument("--layers", type=int, help="fewer layers than published, to try it out")
+    parser.add_argument("--layers", type=int, help="fewer layers than published, to try the script out")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--out", help="write the figures as JSON")
+    parser.add_argument("--out", help="also write the figures to this JSON file")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(args, Path(folder))
@@ -71,20 +71,20 @@ def main() -> None:
 
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Both runs on one set of weights; the first question of each warms up and is not counted."""
+    """Evaluate twice with one set of weights. The first question of each run warms up and does not count."""
     write_checkpoint(folder / "checkpoint", args.layers, args.device)
     with Video(args.video) as video:
-        numbers = video.candidates()
-        chosen = numbers[:: max(1, len(numbers) // FRAMES)][:FRAMES].tolist()
+        candidates = video.candidates()
+        keyframes = candidates[:: max(1, len(candidates) // FRAMES)][:FRAMES].tolist()
     entries = [
         {
             "video": str(Path(args.video).resolve()),
-            "question": f"What is shown in part {at}?",
+            "question": f"What is shown in part {index}?",
             "options": ["a rabbit", "a rocket"],
             "answer": 0,
-            "frame_idx": chosen,
+            "frame_idx": keyframes,
         }
-        for at in range(args.questions)
+        for index in range(args.questions)
     ]
     os.environ["AKS_CUSTOM_LABELS"] = str(write_labels(folder / "labels.json", entries))
     runs = {}
@@ -94,7 +94,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             f"use_topk={use_topk}",
             {"batch_size": "1", "device": args.device},
         )
-        times, generating, tokens = note_answers(model)
+        times, generating, tokens = record_answers(model)
         if args.device != "cpu":
             torch.cuda.reset_peak_memory_stats()
         evaluate(model, "qwen2_vl", "custom_aks")
@@ -106,19 +106,19 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "peak_gib": peak,
         }
         del model
-        gc.collect()  # it is part of a cycle, and would count among the next one's memory
+        gc.collect()  # the model is part of a cycle, and would count as memory of the next one
     machine = torch.cuda.get_device_name() if args.device != "cpu" else "CPU"
     return {"machine": machine, "layers": args.layers or TEXT["num_hidden_layers"], "runs": runs}
 
 
-def note_answers(model: Any) -> tuple[list[float], list[float], list[int]]:
-    """Lists that fill with every answer's time, seconds of generating, and visual tokens of its prompt."""
+def record_answers(model: Any) -> tuple[list[float], list[float], list[int]]:
+    """Return lists that receive every answer's time, its seconds of generating and its visual tokens."""
     times: list[float] = []
     generating: list[float] = []
     tokens: list[int] = []
     generate = model.model.generate
 
-    def noted(**inputs: Any) -> torch.Tensor:
+    def record(**inputs: Any) -> torch.Tensor:
         start = time.perf_counter()
         answer = generate(**inputs)
         if answer.is_cuda:
@@ -128,12 +128,12 @@ def note_answers(model: Any) -> tuple[list[float], list[float], list[int]]:
         tokens.append(int((inputs["input_ids"] == VISION_TOKENS["video_token_id"]).sum()))
         return answer
 
-    model.model.generate = noted
+    model.model.generate = record
     return times, generating, tokens
 
 
 def write_checkpoint(folder: Path, layers: int | None, device: str) -> None:
-    """Random weights in the published shape, with a tokenizer of single bytes."""
+    """Write random weights in the published shape, and a tokenizer of single bytes."""
     folder.mkdir()
     write_tokenizer(folder)
     text = {**TEXT, **({"num_hidden_layers": layers} if layers else {})}

@@ -1,16 +1,16 @@
-"""Step 1 from end to end on a real film, beside a plain reading of the released procedure.
+"""Time step 1 from end to end on a real film, beside a plain reading of the released procedure.
 
     python benchmarks/extraction.py --minutes 2
     python benchmarks/extraction.py --growth
 
-- plain: question by question and frame by frame, as the paper's released extractor works: open the
-  video, ``decord.VideoReader[i]``, prepare, encode a batch of one, score one question, in float32;
-- ours: ``feature_extract.py`` with all its defaults, as a user runs it, the start of Python included.
+- plain: question by question and frame by frame, as the paper's released extractor works. It opens the video,
+  reads ``decord.VideoReader[i]``, preprocesses, encodes a batch of one and scores one question, in float32;
+- ours: ``feature_extract.py`` with all its defaults, as a user runs it. The start of Python counts.
 
-Both use the conse scorer on the CPU with the same weights, and must select the same frames. Each runs
-in a process of its own, so that peak memory is its own, decoding processes included. ``--growth``
-extracts videos of 10 minutes, 1 hour and 3 hours, the film repeated: seconds must grow with the
-length, memory must not.
+Both use the conse scorer on the CPU with the same weights, and must select the same frames. Each runs in a
+process of its own, so that its peak memory can be told; that of decoding processes counts. ``--growth``
+extracts videos of 10 minutes, 1 hour and 3 hours, which repeat the film: the time must grow with the length,
+and memory must not.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from pathlib import Path
 import av
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from aks import errors, select_keyframes  # noqa: E402
-from aks.cores import count_cores  # noqa: E402
+from aks import errors, select_keyframes
+from aks.cores import count_cores
+
+ROOT = Path(__file__).resolve().parent.parent
 
 QUESTIONS = [
     "What does the big grey rabbit do after it has left its burrow in front of the tree?",
@@ -44,7 +45,7 @@ GROWTH_MINUTES = (10, 60, 180)
 
 
 def write_film(source: Path, target: Path, minutes: float) -> float:
-    """Copy a film, without encoding, over and over until the length is reached; its seconds."""
+    """Copy a film without encoding, again and again, until it is long enough; return its seconds."""
     end_s = 60 * minutes
     with av.open(str(target), "w") as output:
         stream, offset = None, 0
@@ -57,7 +58,7 @@ def write_film(source: Path, target: Path, minutes: float) -> float:
                     if packet.dts is None:
                         continue
                     length = packet.duration or 0
-                    # Whole groups of pictures only: what follows a key frame needs all of it.
+                    # The copy ends between groups of pictures, so that every frame can be decoded.
                     if packet.is_keyframe and (packet.pts + offset) * pictures.time_base >= end_s:
                         return float((packet.pts + offset) * pictures.time_base)
                     last = max(last, packet.pts + length)
@@ -68,7 +69,7 @@ def write_film(source: Path, target: Path, minutes: float) -> float:
 
 
 def plain(folder: Path, video: Path) -> None:
-    """The released procedure, in this process; writes plain.json."""
+    """Run the released procedure in this process; write plain.json."""
     import decord
     import torch
 
@@ -80,21 +81,22 @@ def plain(folder: Path, video: Path) -> None:
     for question in load_labels("custom", label_file=folder / "labels.json").questions:
         reader = decord.VideoReader(str(video), ctx=decord.cpu(0), num_threads=1)
         text = scorer.encode_question(question)
-        numbers = [at * int(reader.get_avg_fps()) for at in range(len(reader) // int(reader.get_avg_fps()))]
+        stride = int(reader.get_avg_fps())
+        frame_indices = [index * stride for index in range(len(reader) // stride)]
         row = []
-        for number in numbers:
-            inputs = scorer.preprocess(reader[number].asnumpy())[None]
+        for index in frame_indices:
+            inputs = scorer.preprocess(reader[index].asnumpy())[None]
             row.append(float(scorer.score(scorer.encode_frames(inputs), [text])[0, 0]))
         scores.append(row)
-        frames.append(numbers)
+        frames.append(frame_indices)
     (folder / "plain.json").write_text(json.dumps([scores, frames]))
     print(f"{torch.get_num_threads()} threads", file=sys.stderr)
 
 
 def timed(command: list[object]) -> tuple[float, float]:
-    """Run a command; wall seconds, and peak memory in MB of it and all its processes together.
+    """Run a command; return its wall seconds, and the peak memory in MB of all its processes together.
 
-    Memory is looked at once a second; what processes share counts once (the kernel's "Pss").
+    Memory is read once a second. Memory that processes share counts once (the kernel's "Pss").
     """
     start, peak = time.perf_counter(), 0.0
     process = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL)
@@ -129,7 +131,7 @@ def memory_mb(pid: int) -> float:
 
 
 def ours(folder: Path, out: Path, more: list[str]) -> tuple[float, float, list, list]:
-    """``feature_extract.py``; seconds, MB, scores, frames."""
+    """Run ``feature_extract.py``; return seconds, MB, scores and frames."""
     command = [sys.executable, ROOT / "feature_extract.py", "--dataset_name", "custom"]
     command += ["--label_file", folder / "labels.json", "--extract_feature_model", "conse"]
     command += ["--device", "cpu", "--output_file", out, *more]
@@ -141,16 +143,16 @@ def ours(folder: Path, out: Path, more: list[str]) -> tuple[float, float, list, 
 
 
 def write_questions(folder: Path, video: Path, count: int) -> None:
-    """A label file with the first questions."""
+    """Write a label file with the first questions."""
     entries = [{"video": str(video), "question": text} for text in QUESTIONS[:count]]
     (folder / "labels.json").write_text(json.dumps(entries))
 
 
 def compare(folder: Path, film: Path, minutes: float, more: list[str]) -> list[dict[str, float]]:
-    """Both procedures with one question and with three.
+    """Measure both procedures with one question and with three.
 
     Raises:
-        UserError: they select different frames.
+        UserError: the procedures select different frames.
     """
     video = folder / "film.mp4"
     write_film(film, video, minutes)
@@ -158,23 +160,25 @@ def compare(folder: Path, film: Path, minutes: float, more: list[str]) -> list[d
     for count in (1, 3):
         write_questions(folder, video, count)
         seconds, peak, scores, frames = ours(folder, folder / f"out {count}", more)
-        theirs_s, theirs_mb = timed([sys.executable, __file__, "--plain", folder, video])
-        theirs, their_frames = json.loads((folder / "plain.json").read_text())
-        if frames != their_frames:
+        plain_s, plain_mb = timed([sys.executable, __file__, "--plain", folder, video])
+        plain_scores, plain_frames = json.loads((folder / "plain.json").read_text())
+        if frames != plain_frames:
             raise errors.UserError("the two procedures have different candidate frames")
-        difference = max(np.abs(np.subtract(a, b)).max() for a, b in zip(scores, theirs, strict=True))
-        for a, b, row in zip(scores, theirs, frames, strict=True):
+        difference = max(np.abs(np.subtract(a, b)).max() for a, b in zip(scores, plain_scores, strict=True))
+        for a, b, row in zip(scores, plain_scores, frames, strict=True):
             if select_keyframes(a, row, budget=BUDGET) != select_keyframes(b, row, budget=BUDGET):
-                raise errors.UserError(f"they select different frames; scores differ by {difference:g}")
+                raise errors.UserError(
+                    f"the procedures select different frames; scores differ by {difference:g}"
+                )
         rows.append(
             {
                 "questions": count,
                 "frames": len(frames[0]),
-                "plain s": theirs_s,
+                "plain s": plain_s,
                 "ours s": seconds,
-                "plain / ours": theirs_s / seconds,
+                "plain / ours": plain_s / seconds,
                 "ours frames/s": len(frames[0]) / seconds,
-                "plain MB": theirs_mb,
+                "plain MB": plain_mb,
                 "ours MB": peak,
                 "largest difference": float(difference),
             }
@@ -183,7 +187,7 @@ def compare(folder: Path, film: Path, minutes: float, more: list[str]) -> list[d
 
 
 def grow(folder: Path, film: Path, more: list[str]) -> list[dict[str, float]]:
-    """Ours on videos of growing length."""
+    """Measure ours on videos of growing length."""
     rows = []
     for minutes in GROWTH_MINUTES:
         video = folder / f"{minutes}.mp4"
@@ -199,20 +203,20 @@ def grow(folder: Path, film: Path, more: list[str]) -> list[dict[str, float]]:
 
 
 def main() -> None:
-    """Measure, print a table, write JSON."""
+    """Measure, print a table and write JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument(
         "--video",
         type=Path,
-        default=ROOT / "demo/work/sources/resources/bbb.mp4",
+        default=FILM,
         help="(default: the film that the demo fetches)",
     )
     parser.add_argument("--minutes", type=float, default=2, help="length to use (default: 2)")
     parser.add_argument("--growth", action="store_true", help="10 minutes, 1 hour and 3 hours instead")
     parser.add_argument("--workers", help="passed on to feature_extract.py")
-    parser.add_argument("--out", type=Path, help="also write the figures there as JSON")
+    parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
     parser.add_argument("--plain", nargs=2, type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.plain:

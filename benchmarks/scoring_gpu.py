@@ -1,20 +1,22 @@
-"""BLIP-large and SeViLA on a GPU: frames a second, share of the matrix units' ceiling, memory, precision.
+"""Measure BLIP-large and SeViLA on a GPU: frames a second, share of the ceiling, memory, precision.
 
     python benchmarks/scoring_gpu.py --models blip sevila --out scoring_gpu.json
 
-The weights are random, in the shapes of the published checkpoints; they load as a user's do. The parts:
+The weights are random, in the shapes of the published checkpoints, and load as a user's do. The parts are:
 
-- encoder: the image encoder alone, in the passes that extraction would use: frames a second, floating-point
-  operations a second and their share of the best rate of large square matrix products, peak memory;
+- encoder: the image encoder alone, in the passes that extraction would use. It reports frames a second,
+  floating-point operations a second, their share of the best rate of large square matrix products (the
+  ceiling), and peak memory;
 - end_to_end: several videos, from the files to scores.json, with decoding processes on this machine's cores,
-  in bfloat16 (SeViLA: its own mix), with one question a video and with three; beside it the plain procedure
-  (``decord.VideoReader[i]``, one frame at a time, question by question, float32) on the first frames of one.
-  To tell what limits: the decoding processes without a model, and the model without decoding;
+  in bfloat16 (SeViLA: its own mix), with one question a video and with three. The plain procedure runs beside
+  it on the first frames of one video: ``decord.VideoReader[i]``, one frame at a time, question by question,
+  in float32. The decoding processes without a model, and the model without decoding, show which of the two
+  limits the rate;
 - precision (BLIP): keyframes that bfloat16 and float32 have in common, and the largest difference between
   the float32 scores of the GPU and of the CPU.
 
 The videos are copies of one film, repeated without encoding to ``--minutes``; ``precision`` reads the film
-as it is. ``--device cpu --tiny --videos 1 --minutes 0.1`` tries it out anywhere, in small shapes.
+itself. ``--device cpu --tiny --videos 1 --minutes 0.1`` tries the script out anywhere, in small shapes.
 """
 
 from __future__ import annotations
@@ -31,26 +33,27 @@ from pathlib import Path
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests/support")]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/support"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from extraction import FILM, write_film  # noqa: E402
-from model_setup import save_blip, tiny_blip  # noqa: E402
-from scoring import OPTIONS, QUESTIONS, blip_large, plain, sevila_xl  # noqa: E402
-from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+from extraction import FILM, write_film
+from model_setup import save_blip, tiny_blip
+from scoring import OPTIONS, QUESTIONS, blip_large, plain, sevila_xl
+from torch.utils.flop_counter import FlopCounterMode
 
-from aks import errors, select_keyframes  # noqa: E402
-from aks.cores import count_cores  # noqa: E402
-from aks.extraction.api import extract  # noqa: E402
-from aks.extraction.batching import max_batch_size  # noqa: E402
-from aks.extraction.config import BATCH_FRAMES, DecodeConfig  # noqa: E402
-from aks.extraction.decoding import DecodeSpec, FrameBatch  # noqa: E402
-from aks.extraction.workers import WorkerPool  # noqa: E402
-from aks.extraction.writers import ScoreTable  # noqa: E402
-from aks.labels import Question, VideoJob, load_labels  # noqa: E402
-from aks.run_dir import RunDir  # noqa: E402
-from aks.scorers.base import Scorer, load_scorer  # noqa: E402
-from aks.video.reader import Video  # noqa: E402
+from aks import errors, select_keyframes
+from aks.cores import count_cores
+from aks.extraction.api import extract
+from aks.extraction.batching import max_batch_size
+from aks.extraction.config import BATCH_FRAMES, DecodeConfig
+from aks.extraction.decoding import DecodeSpec, FrameBatch
+from aks.extraction.workers import WorkerPool
+from aks.extraction.writers import ScoreTable
+from aks.labels import Question, VideoJob, load_labels
+from aks.run_dir import RunDir
+from aks.scorers.base import Scorer, load_scorer
+from aks.video.reader import Video
 
 Figures = dict[str, object]
 PASSES = 8  # through the model without decoding
@@ -58,12 +61,12 @@ MORE_QUESTIONS = [f"{text[:-1]} in scene {part}?" for part in range(1, 6) for te
 
 
 def blip_tiny(folder: Path, device: str) -> dict[str, str]:
-    """BLIP in a few thousand weights."""
+    """Write a BLIP of two small layers."""
     return {"checkpoint": str(save_blip(tiny_blip(), folder))}
 
 
 def sevila_tiny(folder: Path, device: str) -> dict[str, str]:
-    """SeViLA with small vision tower and T5."""
+    """Write a SeViLA with a small vision tower and a small T5."""
     vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     t5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
     return sevila_xl(folder, device, vision, t5)
@@ -74,7 +77,7 @@ TINY = {"blip": blip_tiny, "sevila": sevila_tiny}
 
 
 def seconds(work: Callable[[], object], device: str, repeats: int) -> float:
-    """The median time of some runs, after two to warm up."""
+    """Median time of some runs, after two that warm up."""
     times = []
     for _ in range(repeats + 2):
         start = time.perf_counter()
@@ -86,13 +89,13 @@ def seconds(work: Callable[[], object], device: str, repeats: int) -> float:
 
 
 def ceiling(device: str, dtype: torch.dtype, side: int) -> float:
-    """Operations a second of a product of two random square matrices."""
+    """Operations a second of the product of two random square matrices."""
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     return 2 * side**3 / seconds(lambda: a @ b, device, 10)
 
 
 def measure_encoder(scorer: Scorer, ceilings: dict[str, float]) -> Figures:
-    """The image encoder in the passes that fit, and with one frame at a time."""
+    """Measure the image encoder in the largest passes that fit, and with one frame at a time."""
     device = scorer.device.type
     count = max_batch_size(scorer) if device != "cpu" else 4
     blank = scorer.preprocess(np.zeros((32, 32, 3), dtype=np.uint8))
@@ -120,7 +123,7 @@ def measure_encoder(scorer: Scorer, ceilings: dict[str, float]) -> Figures:
 
 
 def run_extraction(scorer: Scorer, videos: list[Path], questions: int, workers: int) -> tuple[float, int]:
-    """Seconds of scoring so many questions a video, and the frames."""
+    """Score so many questions a video; return the seconds and the number of frames."""
     with tempfile.TemporaryDirectory(dir=videos[0].parent) as name:
         folder = Path(name)
         write_labels(folder, videos, QUESTIONS[:questions])
@@ -131,7 +134,7 @@ def run_extraction(scorer: Scorer, videos: list[Path], questions: int, workers: 
 
 
 def write_labels(folder: Path, videos: list[Path], questions: list[str]) -> None:
-    """A label file that asks every video all questions."""
+    """Write a label file that asks all questions about every video."""
     entries = [
         {"video": str(video), "question": question, "options": OPTIONS.split(". ")[:2], "answer": 0}
         for video in videos
@@ -141,7 +144,7 @@ def write_labels(folder: Path, videos: list[Path], questions: list[str]) -> None
 
 
 def scores_of(scorer: Scorer, folder: Path, workers: int) -> tuple[list, list]:
-    """Scores and frame numbers of every question of ``labels.json``."""
+    """Extract; return scores and frame indices of every question of ``labels.json``."""
     run = RunDir(folder / "out")
     labels = load_labels("custom", label_file=folder / "labels.json")
     summary = extract(labels, scorer, run, workers=workers)
@@ -152,7 +155,7 @@ def scores_of(scorer: Scorer, folder: Path, workers: int) -> tuple[list, list]:
 
 
 def read_alone(scorer: Scorer, videos: list[Path], workers: int) -> float:
-    """Frames a second of the decoding processes, when nobody uses the frames."""
+    """Frames a second of the decoding processes without a model."""
     jobs = [VideoJob(str(video), video) for video in videos]
     start, count = time.perf_counter(), 0
     with WorkerPool(DecodeSpec(scorer.preprocessor, "auto", BATCH_FRAMES, "skip"), workers) as pool:
@@ -171,10 +174,10 @@ def model_alone(scorer: Scorer, questions: int, frames_together: int | None = No
     batch_size, together = config.num_encoded, frames_together or config.frames_together
     blank = scorer.preprocessor(np.zeros((32, 32, 3), dtype=np.uint8))
     inputs = np.random.default_rng(0).standard_normal((BATCH_FRAMES, *blank.shape), dtype=np.float32)
-    numbers = np.arange(BATCH_FRAMES)
+    indices = np.arange(BATCH_FRAMES)
     batches = PASSES * batch_size // BATCH_FRAMES
     job = VideoJob("", Path())
-    frames = ((job, FrameBatch(i * BATCH_FRAMES, numbers, numbers / 1, inputs)) for i in range(batches))
+    frames = ((job, FrameBatch(i * BATCH_FRAMES, indices, indices / 1, inputs)) for i in range(batches))
     texts = [Question(0, "0", "", text) for text in QUESTIONS[:questions]]
     table = ScoreTable(scorer, texts, batches * BATCH_FRAMES, together)
 
@@ -186,40 +189,40 @@ def model_alone(scorer: Scorer, questions: int, frames_together: int | None = No
 
 
 def measure_end_to_end(scorer: Scorer, original: Scorer, args: argparse.Namespace, folder: Path) -> Figures:
-    """Ours beside the plain procedure; ``original`` has the types of the scorer's original."""
+    """Measure ours beside the plain procedure; ``original`` has the types of the scorer's original."""
     first = folder / "0.mp4"
     write_film(args.video, first, args.minutes)
     videos = [first, *(folder / f"{index}.mp4" for index in range(1, args.videos))]
     for video in videos[1:]:
         shutil.copyfile(first, video)
     found: Figures = {"workers": args.workers, "videos": args.videos}
-    run_extraction(scorer, videos[:1], 1, args.workers)  # files in memory, kernels chosen
+    run_extraction(scorer, videos[:1], 1, args.workers)  # the files get into memory, and kernels are chosen
     found["decoding alone, frames/s"] = read_alone(scorer, videos, args.workers)
     found["by one process, frames/s"] = read_alone(scorer, [args.video], 1)
     with Video(first) as video:
-        numbers = video.candidates()[: args.plain_frames].tolist()
+        frame_indices = video.candidates()[: args.plain_frames].tolist()
     questions = [Question(i, str(i), "", text, options_prompt=OPTIONS) for i, text in enumerate(QUESTIONS)]
-    plain(original, first, numbers[:1], questions[:1])  # the first call allocates
+    plain(original, first, frame_indices[:1], questions[:1])  # the first call allocates
     for count in (1, 3):
         took, frames = run_extraction(scorer, videos, count, args.workers)
         start = time.perf_counter()
-        plain(original, first, numbers, questions[:count])
+        plain(original, first, frame_indices, questions[:count])
         plain_took = time.perf_counter() - start
-        ours, theirs = frames / took, len(numbers) / plain_took
+        ours_rate, plain_rate = frames / took, len(frame_indices) / plain_took
         found[f"questions: {count}"] = {
             "frames": frames,
             "ours s": took,
-            "ours frames/s": ours,
+            "ours frames/s": ours_rate,
             "model alone, frames/s": model_alone(scorer, count),
             "the same, scored 16 at a time": model_alone(scorer, count, BATCH_FRAMES),
-            "plain frames/s": theirs,
-            "ours / plain": ours / theirs,
+            "plain frames/s": plain_rate,
+            "ours / plain": ours_rate / plain_rate,
         }
     return found
 
 
 def measure_precision(options: dict[str, str], args: argparse.Namespace, folder: Path) -> Figures:
-    """BLIP in bfloat16 and on the CPU against float32 on the GPU, on the film as it is."""
+    """Compare BLIP in bfloat16, and on the CPU, with float32 on the GPU, on the film itself."""
     write_labels(folder, [args.video.absolute()], MORE_QUESTIONS)
     tables, frames = {}, []
     for dtype in ("float32", "bfloat16"):
@@ -247,8 +250,8 @@ def measure_precision(options: dict[str, str], args: argparse.Namespace, folder:
             "in common by chance": min(1.0, budget / exact.shape[1]),
         }
     with Video(args.video) as video:
-        numbers = video.candidates()[:: max(1, exact.shape[1] // args.cpu_frames)][: args.cpu_frames]
-        pixels = np.concatenate([batch.pixels for batch in video.read(numbers)])
+        frame_indices = video.candidates()[:: max(1, exact.shape[1] // args.cpu_frames)][: args.cpu_frames]
+        pixels = np.concatenate([batch.pixels for batch in video.read(frame_indices)])
     there, here = (scores_at_once(device, pixels, options) for device in (args.device, "cpu"))
     found["frames on the CPU"] = len(pixels)
     found["largest difference, GPU and CPU in float32"] = float(np.abs(there - here).max())
@@ -256,7 +259,7 @@ def measure_precision(options: dict[str, str], args: argparse.Namespace, folder:
 
 
 def scores_at_once(device: str, pixels: np.ndarray, options: dict[str, str]) -> np.ndarray:
-    """Scores of some frames in float32, (questions, frames)."""
+    """Score some frames in float32; return scores (questions, frames)."""
     scorer = load_scorer("blip", device=device, dtype="float32", **options)
     texts = [scorer.encode_question(Question(0, "0", "", text)) for text in MORE_QUESTIONS]
     inputs = torch.stack([scorer.preprocess(frame) for frame in pixels])
@@ -264,7 +267,7 @@ def scores_at_once(device: str, pixels: np.ndarray, options: dict[str, str]) -> 
 
 
 def measure(name: str, args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Figures]]:
-    """The parts for one model, as they are done."""
+    """Measure the parts for one model; yield each as it is finished."""
     options = (TINY if args.tiny else MODELS)[name](folder / name, args.device)
     half = "bfloat16" if name == "blip" else None  # SeViLA's parts have types of their own
     scorer = load_scorer(name, device=args.device, dtype=half, **options)
@@ -283,7 +286,7 @@ def measure(name: str, args: argparse.Namespace, folder: Path) -> Iterator[tuple
 
 
 def main() -> None:
-    """Measure, print, write JSON."""
+    """Measure, print and write JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -297,8 +300,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=max(1, count_cores() - 1))
     parser.add_argument("--plain_frames", type=int, default=50, help="frames of the plain procedure")
     parser.add_argument("--cpu_frames", type=int, default=16, help="frames to compare with the CPU")
-    parser.add_argument("--tiny", action="store_true", help="small shapes, to try it out")
-    parser.add_argument("--out", type=Path, help="also write the figures there, as JSON, after every part")
+    parser.add_argument("--tiny", action="store_true", help="use small shapes, to try the script out")
+    parser.add_argument("--out", type=Path, help="also write the figures to this JSON file after every part")
     args = parser.parse_args()
     if not args.video.is_file():
         raise errors.UserError(

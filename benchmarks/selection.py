@@ -1,11 +1,11 @@
-"""Seconds that step 2 takes on a score file of LongVideoBench's size.
+"""Measure the seconds that step 2 takes on a score file of LongVideoBench's size.
 
     python benchmarks/selection.py --repeats 5
 
-Two programs select keyframes from the same generated files, by turns. Each is timed as a process of its
-own, from its start to its end: reading scores.json and frames.json, selecting, writing the frames.
+Two programs select keyframes from the same generated files, in turns. Each is timed as a process of its own,
+from its start to its end: it reads scores.json and frames.json, selects, and writes the frames.
 
-- plain: the paper's section 3.3 word by word, one segment after the other, files by json;
+- plain: follows the paper's section 3.3 word by word, one segment after the other, and reads files with json;
 - ours: frame_select.py.
 
 Both must write the same frames.
@@ -24,10 +24,11 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from aks import errors  # noqa: E402
+from aks import errors
+
+ROOT = Path(__file__).resolve().parent.parent
 
 # LongVideoBench's validation set: questions by length of their video, one candidate frame a second.
 GROUPS = {(8, 15): 189, (15, 60): 172, (180, 600): 412, (900, 3600): 564}
@@ -36,10 +37,9 @@ T1, MAX_DEPTH = 0.8, 5  # the defaults of both
 
 
 def generate(folder: Path, seed: int) -> int:
-    """scores.json and frames.json: by turns mostly low with spikes, as BLIP's, and drifting, as CLIP's.
+    """Write scores.json and frames.json; return the number of scores.
 
-    Returns:
-        The number of scores.
+    Scores are in turn mostly low with spikes, like BLIP's, and drifting, like CLIP's.
     """
     rng = np.random.default_rng(seed)
     seconds = [
@@ -48,10 +48,10 @@ def generate(folder: Path, seed: int) -> int:
     ]
     seconds[-1] += (CANDIDATES - sum(map(np.sum, seconds))) / len(seconds[-1])
     scores, frames = [], []
-    for at, count in enumerate(rng.permutation(np.concatenate(seconds)).round().astype(int)):
+    for index, count in enumerate(rng.permutation(np.concatenate(seconds)).round().astype(int)):
         spikes, drift = rng.random(count) ** 8, 0.25 + 0.003 * np.cumsum(rng.normal(size=count))
-        # Models give single precision, which takes up to 17 digits as JSON.
-        scores.append((drift if at % 2 else spikes).astype(np.float32).tolist())
+        # Models give single precision. As a float in JSON such a score takes up to 17 digits.
+        scores.append((drift if index % 2 else spikes).astype(np.float32).tolist())
         frames.append((np.arange(count) * int(rng.choice([24, 25, 29, 30]))).tolist())
     (folder / "scores.json").write_text(json.dumps(scores))
     (folder / "frames.json").write_text(json.dumps(frames))
@@ -59,7 +59,7 @@ def generate(folder: Path, seed: int) -> int:
 
 
 def plain(folder: Path, budget: int) -> None:
-    """The procedure as the paper writes it: scores.json and frames.json to plain.json."""
+    """Select as the paper writes it, from scores.json and frames.json; write plain.json."""
     selection = []
     all_scores = json.loads((folder / "scores.json").read_text())
     all_frames = json.loads((folder / "frames.json").read_text())
@@ -73,9 +73,9 @@ def plain(folder: Path, budget: int) -> None:
         while segments:
             scores, frames, depth = segments.pop()
             best = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
-            difference = np.mean([scores[at] for at in best[:budget]]) - np.mean(scores)
+            difference = np.mean([scores[index] for index in best[:budget]]) - np.mean(scores)
             if difference > T1 or depth == MAX_DEPTH:
-                chosen += [frames[at] for at in best[: budget // 2**depth]]
+                chosen += [frames[index] for index in best[: budget // 2**depth]]
             else:
                 half = len(scores) // 2
                 segments.append((scores[:half], frames[:half], depth + 1))
@@ -85,36 +85,36 @@ def plain(folder: Path, budget: int) -> None:
 
 
 def seconds(*command: object) -> float:
-    """Wall time of a Python process."""
+    """Run a Python process; return its wall time."""
     start = time.perf_counter()
     subprocess.run([sys.executable, *map(str, command)], check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - start
 
 
 def measure(folder: Path, budget: int, repeats: int) -> dict[str, list[float]]:
-    """Wall times in seconds of both programs, by turns."""
+    """Time both programs in turns; return wall times in seconds."""
     ours = [ROOT / "frame_select.py", "--score_path", folder / "scores.json", "--output_file", folder]
     ours += ["--max_num_frames", budget, "--t1", T1, "--all_depth", MAX_DEPTH]
     times: dict[str, list[float]] = {"plain": [], "ours": []}
     for _ in range(repeats):
         times["plain"].append(seconds(__file__, "--plain", folder, "--budget", budget))
         times["ours"].append(seconds(*ours))
-    theirs = json.loads((folder / "plain.json").read_text())
-    if theirs != json.loads((folder / "longvideobench/blip/selected_frames.json").read_text()):
+    expected = json.loads((folder / "plain.json").read_text())
+    if expected != json.loads((folder / "longvideobench/blip/selected_frames.json").read_text()):
         raise errors.UserError("the two programs selected different frames")
     return times
 
 
 def main() -> None:
-    """Measure, print a table, write JSON."""
+    """Measure, print a table and write JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--repeats", type=int, default=5, help="runs of each program")
     parser.add_argument("--budget", type=int, default=64, help="a multiple of 32, so that no quota is cut")
     parser.add_argument("--seed", type=int, default=0, help="of the generated scores")
-    parser.add_argument("--out", type=Path, help="also write the figures there")
-    parser.add_argument("--plain", type=Path, help=argparse.SUPPRESS)  # this script is the plain program, too
+    parser.add_argument("--out", type=Path, help="also write the figures to this file")
+    parser.add_argument("--plain", type=Path, help=argparse.SUPPRESS)  # runs the plain program
     args = parser.parse_args()
     if args.plain:
         plain(args.plain, args.budget)

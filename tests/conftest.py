@@ -16,6 +16,8 @@ import pytest
 import torch
 from media import write_video
 
+from aks.run_dir import RunDir
+
 # Processes with a pool of threads each wait for one another on few cores. One thread each is faster, and
 # every process then adds numbers in the same order.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -74,6 +76,14 @@ def pytest_xdist_make_scheduler(config, log):
     return FileScheduling(config, log)
 
 
+def check_mistake(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    """A command ended at a user's mistake: with status 2 and one line, which holds the words."""
+    assert done.returncode == 2 and done.stdout == "", done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
 @pytest.fixture(scope="session")
 def reference() -> Path:
     """The folder with the real label files and the published selections, which the project does not hold."""
@@ -119,6 +129,12 @@ def clips(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture
+def run(tmp_path) -> RunDir:
+    """The folder of a run, not yet there."""
+    return RunDir(tmp_path / "out")
+
+
 @pytest.fixture(scope="session")
 def names() -> list[str]:
     """The file names of the fifty videos."""
@@ -142,7 +158,6 @@ def whole(many, names, tmp_path_factory) -> dict[str, bytes]:
     from extraction_setup import ToyScorer, results, write_labels
 
     from aks.extraction.api import extract
-    from aks.run_dir import RunDir
 
     run = RunDir(tmp_path_factory.mktemp("whole") / "out")
     extract(write_labels(many, names), ToyScorer(), run)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import check_mistake
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -33,8 +34,19 @@ def selected_frames(folder: Path) -> list[list[int]]:
     return json.loads((folder / "longvideobench/blip/selected_frames.json").read_text())
 
 
-def test_precomputed_scores_give_the_documented_files(tmp_path, run_script):
-    done = run_script("frame_select.py", *write(tmp_path), "--output_file", tmp_path / "sel", fresh=True)
+@pytest.fixture
+def select(tmp_path, run_script):
+    """Run the command on scores and frames, to the folder ``sel``; returns the finished process."""
+
+    def run(*flags, scores=SCORES, frames=FRAMES, **options):
+        files = write(tmp_path, scores, frames)
+        return run_script("frame_select.py", *files, *flags, "--output_file", tmp_path / "sel", **options)
+
+    return run
+
+
+def test_precomputed_scores_give_the_documented_files(tmp_path, select):
+    done = select(fresh=True)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "sel/longvideobench/blip"
     selected = selected_frames(tmp_path / "sel")
@@ -60,26 +72,23 @@ def test_the_default_paths_are_the_documented_ones(tmp_path, run_script):
     assert (tmp_path / "selected_frames/videomme/clip/selected_frames.json").exists()
 
 
-def test_questions_with_fewer_candidates_than_the_ratio_are_counted(tmp_path, run_script):
-    done = run_script("frame_select.py", *write(tmp_path), "--ratio", 60, "--output_file", tmp_path / "sel")
+def test_questions_with_fewer_candidates_than_the_ratio_are_counted(select):
+    done = select("--ratio", 60)
     assert done.returncode == 0, done.stderr
     assert "2 questions have fewer candidates than --ratio 60" in done.stdout
 
 
-def test_frame_indices_written_as_floats_become_whole_numbers(tmp_path, run_script):
-    floats = [[float(index) for index in row] for row in FRAMES]
-    done = run_script("frame_select.py", *write(tmp_path, frames=floats), "--output_file", tmp_path / "sel")
+def test_frame_indices_written_as_floats_become_whole_numbers(tmp_path, select):
+    done = select(frames=[[float(index) for index in row] for row in FRAMES])
     assert done.returncode == 0, done.stderr
     last = selected_frames(tmp_path / "sel")[3]
     assert last == [0, 29, 58] and all(type(index) is int for index in last)
 
 
-def test_the_flags_set_the_options_of_the_selection(tmp_path, run_script):
+def test_the_flags_set_the_options_of_the_selection(tmp_path, select):
     options = {"strategy": "ada", "ratio": 2, "t1": 0.2, "t2": 0.01, "max_depth": 3, "quota": "paper"}
     flags = ["--ratio", 2, "--t1", 0.2, "--t2", 0.01, "--all_depth", 3, "--quota", "paper"]
-    done = run_script(
-        "frame_select.py", *write(tmp_path), *flags, "--max_num_frames", 20, "--output_file", tmp_path / "sel"
-    )
+    done = select(*flags, "--max_num_frames", 20)
     assert done.returncode == 0, done.stderr
     selected = selected_frames(tmp_path / "sel")
     expected = [select_keyframes(s, f, 20, **options) for s, f in zip(SCORES, FRAMES, strict=True)]
@@ -87,10 +96,7 @@ def test_the_flags_set_the_options_of_the_selection(tmp_path, run_script):
     assert "--quota paper loses fractions" in done.stdout
 
 
-def test_times_are_written_where_step_1_left_them_and_stale_ones_are_removed(tmp_path, run_script):
-    def select():
-        return run_script("frame_select.py", *write(tmp_path), "--output_file", tmp_path / "sel")
-
+def test_times_are_written_where_step_1_left_them_and_stale_ones_are_removed(tmp_path, select):
     times = [[index / 29.97 for index in row] for row in FRAMES]
     (tmp_path / "times.json").write_text(json.dumps(times))
     output = tmp_path / "sel/longvideobench/blip"
@@ -140,14 +146,9 @@ def test_times_are_written_where_step_1_left_them_and_stale_ones_are_removed(tmp
     ],
 )
 def test_a_mistake_is_reported_in_one_line_and_nothing_is_written(
-    tmp_path, run_script, scores, frames, flags, words
+    tmp_path, select, scores, frames, flags, words
 ):
-    done = run_script(
-        "frame_select.py", *write(tmp_path, scores, frames), *flags, "--output_file", tmp_path / "sel"
-    )
-    assert done.returncode == 2
-    assert words in done.stderr
-    assert done.stderr.count("\n") == 1
+    check_mistake(select(*flags, scores=scores, frames=frames), words)
     assert not (tmp_path / "sel").exists()
 
 

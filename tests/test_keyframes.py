@@ -10,6 +10,7 @@ from pathlib import Path
 import forkserver
 import numpy as np
 import pytest
+from conftest import check_mistake
 from PIL import Image
 
 import aks
@@ -65,9 +66,7 @@ def test_images_of_an_earlier_run_are_replaced_and_other_files_are_kept(clips, t
     assert len(written) == 2 and {path.name for path in folder.iterdir()} == {"mine.jpg", *written}
 
     Image.new("RGB", (8, 8)).save(folder / "frame_0000007.jpg")
-    done = run_script(*command)
-    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
-    assert "frame_0000007.jpg there is no picture of this command's" in done.stderr
+    check_mistake(run_script(*command), "frame_0000007.jpg there is no picture of this command's")
     assert len(list(folder.iterdir())) == 4
 
 
@@ -84,9 +83,7 @@ def test_images_of_an_earlier_run_are_replaced_and_other_files_are_kept(clips, t
 def test_a_mistake_is_reported_in_one_line(clips, tmp_path, run_script, video, arguments, words):
     (tmp_path / "text.mp4").write_text("no video")
     folder = clips if video == "one.mp4" else tmp_path
-    done = run_script("keyframes.py", folder / video, *arguments)
-    assert done.returncode == 2 and done.stdout == ""
-    assert words in done.stderr and done.stderr.count("\n") == 1
+    check_mistake(run_script("keyframes.py", folder / video, *arguments), words)
 
 
 @pytest.mark.slow

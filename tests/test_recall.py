@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import check_mistake
 
 from aks.labels import Question, load_labels
 from aks.recall import (
-    evidence_recall,
+    evidence_found,
     format_table,
     infer_stride,
     recall_table,
@@ -21,11 +22,10 @@ from aks.score_lists import read_number_lists
 
 
 def test_recall_by_hand():
-    assert evidence_recall([0, 100], [(10, 10), (50, 50), (99, 99), (130, 140)], tolerance=10) == 0.5
-    assert evidence_recall([0, 100], [(90, 110)], tolerance=0) == 1  # inside an interval
-    assert evidence_recall([], [(5, 5)], tolerance=1000) == 0
-    with pytest.raises(ValueError, match="at least one"):
-        evidence_recall([1], [], tolerance=1)
+    found = evidence_found([0, 100], [(10, 10), (50, 50), (99, 99), (130, 140)], tolerance=10)
+    assert found.tolist() == [True, False, True, False]
+    assert evidence_found([0, 100], [(90, 110)], tolerance=0)  # inside an interval
+    assert not evidence_found([], [(5, 5)], tolerance=1000)
 
 
 def test_uniform_sampling_by_hand():
@@ -89,13 +89,6 @@ def recall(tmp_path, run_script):
     return run
 
 
-def fails(process, *words):
-    """A user's mistake: status 2 and one line."""
-    assert process.returncode == 2 and process.stderr.count("\n") == 1
-    for word in words:
-        assert word in process.stderr
-
-
 def test_the_command_prints_groups_in_order_beside_uniform(recall, tmp_path):
     done = recall("--output_file", tmp_path / "table.json", fresh=True)
     assert done.returncode == 0, done.stderr
@@ -115,7 +108,7 @@ def test_evidence_in_seconds_uses_the_selected_times(tmp_path, recall):
     entry = {"video": "a.mp4", "question": "What?", "evidence_times": [[10, 12], 40]}
     (tmp_path / "labels.json").write_text(json.dumps([entry]))
     (tmp_path / "selected_frames.json").write_text("[[300, 600]]")
-    fails(recall(), "selected_times.json")
+    check_mistake(recall(), "selected_times.json")
     (tmp_path / "selected_times.json").write_text("[[12.9, 41.5]]")
     done = recall("--tolerances", 1)
     assert done.returncode == 0, done.stderr
@@ -169,7 +162,7 @@ def test_a_missing_candidate_does_not_change_the_stride():
 def test_strides_that_are_no_whole_numbers_are_one_line(recall, tmp_path):
     for strides in ([24.5, 24, 24], [True, 24, 24], [-24, 24, 24], ["x", 24, 24], 24):
         (tmp_path / "selection.json").write_text(json.dumps({"strides": strides}))
-        fails(recall(), "selection.json: its strides are not 3 whole numbers")
+        check_mistake(recall(), "selection.json: its strides are not 3 whole numbers")
 
 
 def test_evidence_in_frames_and_in_times_both_count():
@@ -185,7 +178,7 @@ def test_evidence_in_frames_and_in_times_both_count():
 
 def test_a_group_cannot_be_named_as_the_row_of_all(recall, tmp_path):
     (tmp_path / "labels.json").write_text(json.dumps([{**ENTRIES[0], "group": "all"}, *ENTRIES[1:]]))
-    fails(recall(), "labels.json: a group is named 'all'")
+    check_mistake(recall(), "labels.json: a group is named 'all'")
     (tmp_path / "labels.json").write_text(json.dumps([{**entry, "group": "all"} for entry in ENTRIES]))
     done = recall()
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 4
@@ -193,7 +186,8 @@ def test_a_group_cannot_be_named_as_the_row_of_all(recall, tmp_path):
 
 @pytest.mark.parametrize("tolerance", ["nan", "inf", "-1"])
 def test_a_tolerance_is_a_number_of_seconds(recall, tolerance):
-    fails(recall(f"--tolerances={tolerance}"), f"--tolerances {tolerance}: must be a number, 0 or more")
+    done = recall(f"--tolerances={tolerance}")
+    check_mistake(done, f"--tolerances: {tolerance}: must be a number, 0 or more")
 
 
 def test_groups_that_float_would_take_for_numbers_are_names(recall, tmp_path):
@@ -210,7 +204,7 @@ def test_times_of_another_selection_are_not_used(tmp_path, recall):
     (tmp_path / "selected_times.json").write_text("[[100, 200, 300]]")
     for name, words in (("selected_frames.json", "does not fit"), ("mine.json", "select with times.json")):
         (tmp_path / name).write_text("[[0, 24]]")
-        fails(recall("--selected_frames", tmp_path / name), "selected_times.json", words)
+        check_mistake(recall("--selected_frames", tmp_path / name), "selected_times.json", words)
 
 
 def load_questions():
@@ -239,10 +233,10 @@ def test_mistakes(recall, tmp_path):
         ("[[2, 1], [], []]", "frame 1 follows 2"),
     ]:
         (tmp_path / "selected_frames.json").write_text(content)
-        fails(recall(), words)
+        check_mistake(recall(), words)
     (tmp_path / "labels.json").write_text(json.dumps([{"video": "a", "question": "b"}]))
     (tmp_path / "selected_frames.json").write_text("[[1]]")
-    fails(recall(), "no question has evidence")
+    check_mistake(recall(), "no question has evidence")
 
 
 def test_the_table_aligns():

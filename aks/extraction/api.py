@@ -26,13 +26,12 @@ from aks.extraction.decoding import DecodeSpec, VideoInfo, probe
 from aks.extraction.feature_store import (
     PER_QUESTION,
     FeatureStore,
-    StoredFeatureSource,
     bytes_per_frame,
     check_free_space,
 )
 from aks.extraction.pipeline import Pipeline, Source, WriterFactory
 from aks.extraction.sharding import choose_jobs
-from aks.extraction.workers import Restarted, make_decoder
+from aks.extraction.workers import Restarted, SerialSource, make_decoder
 from aks.extraction.writers import FeatureWriter, ScoreTable, ScoreWriter
 from aks.labels import LabelSet, Question, VideoJob
 from aks.locks import VideoLocks
@@ -87,7 +86,7 @@ def extract(
         run: folder for parts and results.
         allow_missing: assemble although videos failed, with empty lists for their questions.
         features: score these instead of the videos, which then need not be there.
-        videos: score only these, and leave the assembled files to the caller.
+        videos: score only these, and leave the end of the run to the caller, see :func:`finish`.
         decode: how the videos are read, see :class:`~aks.extraction.config.DecodeConfig`. With ``workers``
             the scorer's preprocessor must be importable from a module (not from a script's ``__main__``).
 
@@ -107,10 +106,11 @@ def extract(
     def open_writer(job: VideoJob, info: VideoInfo) -> ScoreWriter:
         return ScoreWriter(run, scorer, job, info, config.frames_together)
 
-    summary = _process(labels, run, scorer, config, scorer.name, open_writer, features, videos)
-    if videos is None:
-        assemble(summary, labels, run, allow_missing)
-    return summary
+    return _process(
+        *(labels, run, scorer, config, scorer.name, open_writer, videos),
+        features=features,
+        allow_missing=allow_missing,
+    )
 
 
 def store_features(
@@ -127,7 +127,7 @@ def store_features(
         labels: the questions; only their videos matter, unless the features are bound to questions.
         scorer: the model.
         store: where the features go.
-        videos: store only these.
+        videos: store only these, and leave the end of the run to the caller, see :func:`finish`.
         decode: how the videos are read, see :class:`~aks.extraction.config.DecodeConfig`.
 
     Raises:
@@ -135,7 +135,7 @@ def store_features(
     """
     config = DecodeConfig.for_scorer(scorer, **decode)
     is_per_question = store.kind == PER_QUESTION
-    store.open_or_create(scorer, labels, config.record())
+    store.open_for(scorer, labels, config.record())
 
     def open_writer(job: VideoJob, info: VideoInfo) -> FeatureWriter:
         if not is_per_question:
@@ -148,7 +148,9 @@ def store_features(
             check_free_space(store.folder, num_frames * bytes_per_frame(scorer, store.dtype))
 
     description = f"{scorer.name} features"
-    return _process(labels, store.run, scorer, config, description, open_writer, None, videos, check_space)
+    return _process(
+        *(labels, store, scorer, config, description, open_writer, videos), check_space=check_space
+    )
 
 
 def _process(
@@ -158,8 +160,10 @@ def _process(
     config: DecodeConfig,
     description: str,
     open_writer: WriterFactory,
-    features: FeatureStore | None,
     videos: Sequence[str] | None,
+    *,
+    features: FeatureStore | None = None,
+    allow_missing: bool = False,
     check_space: Callable[[int], None] = lambda num_frames: None,
 ) -> Summary:
     """Process the videos that have no part yet: all, a share of them, or those named."""
@@ -167,7 +171,11 @@ def _process(
         source: Source = config.make_decoder(scorer)
         encoder = config.make_encoder(scorer)
     else:
-        source, encoder = StoredFeatureSource(features, config.num_encoded), PerVideoEncoder(scorer)
+        source = SerialSource(
+            lambda job: features.read(job.name, config.num_encoded),
+            lambda job: features.count_frames(job.name),
+        )
+        encoder = PerVideoEncoder(scorer)
 
     def count_frames(jobs: list[VideoJob]) -> dict[str, int]:
         root = labels.video_root
@@ -192,33 +200,40 @@ def _process(
         ):
             pipeline = Pipeline(run, source, encoder, open_writer, locks, bar)
             pipeline.process(pending, wait=videos is None)
-    return summarize(labels, run, [job.name for job in jobs], pipeline.num_done)
+    if videos is not None:
+        return Summary(len(jobs), scored=pipeline.num_done)
+    return finish(labels, run, jobs, pipeline.num_done, allow_missing)
 
 
-def summarize(labels: LabelSet, run: RunDir, videos: list[str], scored: int) -> Summary:
-    """The state of some videos of a run, of which ``scored`` were scored now."""
-    own = set(videos)
+def finish(
+    labels: LabelSet, run: RunDir, jobs: Sequence[VideoJob], scored: int, allow_missing: bool = False
+) -> Summary:
+    """Tell what has come of a run's ``jobs``, of which ``scored`` were finished now, and assemble its lists.
+
+    The lists need all videos of the label file; with ``allow_missing`` those that failed may be missing.
+    """
+    own = {job.name for job in jobs}
     records = run.collect_failures(labels.jobs)
     failed = {record["video"] for record in records if not record.get("lost_frames")}
-    return Summary(
-        videos=len(videos),
-        reused=sum(run.has_part(name) for name in videos) - scored,
+    summary = Summary(
+        videos=len(jobs),
+        reused=sum(run.has_part(name) for name in own) - scored,
         scored=scored,
         failures=[r for r in records if r["video"] in own and not r.get("lost_frames")],
         partial=[r for r in records if r["video"] in own and r.get("lost_frames")],
         unfinished=sum(not run.has_part(job.name) and job.name not in failed for job in labels.jobs),
         any_failed=bool(failed),
     )
-
-
-def assemble(summary: Summary, labels: LabelSet, run: RunDir, allow_missing: bool) -> None:
-    """Write the files of all videos, if all are finished, or the others have failed and may be missing."""
-    if not allow_missing and summary.any_failed:
+    if not run.has_lists:
+        return summary
+    if failed and not allow_missing:
         for name in ("scores", "frames", "times"):  # of an earlier run with --allow_missing
             (run.folder / f"{name}.json").unlink(missing_ok=True)
+    # Asked again: another process may have finished the last video meanwhile.
     if all(run.has_part(job.name) for job in labels.jobs) or (allow_missing and not summary.unfinished):
         summary.empty_questions = run.assemble(labels.jobs, allow_missing)
         summary.complete = True
+    return summary
 
 
 @dataclass(frozen=True)
@@ -249,13 +264,10 @@ def keyframes(
     Args:
         video: a video file.
         question: what to look for.
-        budget: number of keyframes, 1 or more.
         scorer: ``conse`` (needs no download), ``blip`` (the paper's), ``clip`` or ``sevila``; or a loaded
             scorer, so that several calls share it.
-        strategy: ``ada``, ``top``, ``bin`` or ``uniform``.
         device: ``cpu``, ``cuda`` or ``cuda:N`` for a scorer given by name; None for a GPU if there is one.
-        workers: decoding processes; 0 decodes in this one.
-        video_timeout: seconds that decoding may take, with workers; None for 60 and four times the length.
+        budget, strategy, workers, video_timeout: see :func:`find_keyframes`.
 
     Raises:
         VideoError: the video cannot be read, or is too short.
@@ -269,10 +281,7 @@ def keyframes(
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
             scorer = load_scorer(scorer, device=device)
         return find_keyframes(
-            opened,
-            Question(0, "question", str(video), question),
-            scorer,
-            budget,
+            *(opened, Question(0, "question", str(video), question), scorer, budget),
             strategy=strategy,
             workers=workers,
             video_timeout=video_timeout,

@@ -49,12 +49,11 @@ class FeatureBatch:
     features: torch.Tensor
 
 
+@dataclass
 class PerVideoEncoder:
     """Encodes every batch by itself; batches that are encoded already pass through."""
 
-    def __init__(self, scorer: Scorer) -> None:
-        """Encode by this scorer."""
-        self._scorer = scorer
+    scorer: Scorer
 
     def encode(self, events: Iterable[tuple[VideoJob, Any]]) -> Stream:
         """Encode what a decoder yields."""
@@ -62,7 +61,7 @@ class PerVideoEncoder:
             if isinstance(event, FrameBatch):
                 # A copy, so that sums do not depend on the alignment of the decoder's memory.
                 inputs = torch.from_numpy(event.inputs).clone()
-                features = self._scorer.encode_frames(inputs)
+                features = self.scorer.encode_frames(inputs)
                 event = FeatureBatch(event.offset, event.frame_indices, event.times_s, features)
             yield job, event
 
@@ -71,15 +70,9 @@ class PerVideoEncoder:
 
 
 class CrossVideoBatcher:
-    """Gathers frames of several videos and encodes them together.
-
-    Args:
-        scorer: the model.
-        batch_size: frames in a pass.
-    """
+    """Gathers frames of several videos and encodes them together, ``batch_size`` in a pass."""
 
     def __init__(self, scorer: Scorer, batch_size: int) -> None:
-        """Allocate the memory of two passes."""
         self._scorer, self._batch_size = scorer, batch_size
         black = scorer.preprocess(np.zeros((32, 32, 3), dtype=np.uint8))
         pinned = scorer.device.type == "cuda"  # the GPU copies one buffer while the other one is filled

@@ -7,7 +7,7 @@ from typing import Any
 
 from aks.extraction.batching import CrossVideoBatcher, PerVideoEncoder, max_batch_size
 from aks.extraction.decoding import DecodeSpec
-from aks.extraction.workers import SerialDecoder, WorkerPool, make_decoder
+from aks.extraction.workers import SerialSource, WorkerPool, make_decoder
 from aks.scorers.base import Scorer
 
 BATCH_FRAMES = 16
@@ -63,7 +63,7 @@ class DecodeConfig:
         """Frames in a decoder's batch."""
         return min(self.num_encoded, BATCH_FRAMES) if self.batch_across_videos else self.num_encoded
 
-    def make_decoder(self, scorer: Scorer) -> WorkerPool | SerialDecoder:
+    def make_decoder(self, scorer: Scorer) -> WorkerPool | SerialSource:
         """The decoder of these settings, with the scorer's preprocessing."""
         spec = DecodeSpec(scorer.preprocessor, self.decoder, self.num_decoded, self.on_corrupt)
         return make_decoder(spec, self.workers, self.video_timeout)

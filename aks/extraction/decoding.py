@@ -29,7 +29,7 @@ class VideoInfo:
     Attributes:
         fps: average frame rate in frames a second.
         num_frames: frames in the video.
-        video_bytes: size of its file.
+        video_bytes: size of its file; None where it is not at hand.
         decoder: name of the backend that decodes it.
         num_candidates: number of candidate frames.
         is_seekable: whether several processes may decode a range of it each.
@@ -98,15 +98,7 @@ class FrameRange:
 
 @dataclass(frozen=True)
 class DecodeSpec:
-    """How all videos of a run are decoded.
-
-    Attributes:
-        preprocessor: turns a frame into a model input.
-        decoder: ``auto``, ``decord`` or ``pyav``.
-        batch_frames: frames in a batch.
-        on_corrupt: ``skip``: one frame that cannot be decoded fails the video; ``partial``: the other frames
-            are used.
-    """
+    """How all videos of a run are decoded; ``decoder`` and ``on_corrupt`` as of ``DecodeConfig``."""
 
     preprocessor: Preprocessor
     decoder: str
@@ -154,7 +146,7 @@ def decode(
         path: the video.
         spec: how it is decoded.
         next_buffer: gives the array that the inputs of the next batch are written to.
-        frame_range: decode these candidates of a seekable video only; None for all.
+        frame_range: the candidates of a seekable video to decode; None for all.
 
     Raises:
         VideoError: the video cannot be decoded.

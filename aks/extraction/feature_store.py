@@ -26,7 +26,7 @@ from aks.errors import UserError, VideoError
 from aks.extraction.batching import FeatureBatch
 from aks.extraction.decoding import EndOfVideo, VideoInfo
 from aks.jsonio import read_json
-from aks.labels import LabelSet, VideoJob
+from aks.labels import LabelSet
 from aks.run_dir import RunDir
 from aks.scorers.base import Scorer
 
@@ -36,12 +36,59 @@ FRAME_FEATURES = "frame"
 PER_QUESTION = "question-bound itm-e"
 
 
-class FeatureDir(RunDir):
-    """The folder of a store; a video that has a file is finished."""
+class FeatureStore(RunDir):
+    """A folder of stored features; a video that has a file is finished.
 
-    def __init__(self, folder: Path) -> None:
-        """Name the folder."""
+    Attributes:
+        dtype_name: the type of the features on disk; None for the scorer's, until :meth:`open_for`.
+        kind: ``frame``, or ``question-bound itm-e`` for vectors that fit their own question alone.
+    """
+
+    has_lists = False
+
+    def __init__(self, folder: Path, dtype: str | None, kind: str = FRAME_FEATURES) -> None:
         super().__init__(folder, parts="videos", suffix=".safetensors")
+        self.dtype_name, self.kind = dtype, kind
+
+    @classmethod
+    def open(cls, folder: Path) -> FeatureStore:
+        """An existing store.
+
+        Raises:
+            UserError: the folder is none.
+        """
+        record = read_json(folder / "run.json")
+        if not isinstance(record, dict) or record.get("stored_dtype") not in STORED_TYPES:
+            raise UserError(f"{folder}: no stored features; make them with feature_extract_store.py")
+        return cls(folder, record["stored_dtype"], record.get("kind", FRAME_FEATURES))
+
+    def open_for(self, scorer: Scorer, labels: LabelSet, decode_record: dict[str, str]) -> None:
+        """Create the folder, or check that it holds the same model's features in the same type.
+
+        Raises:
+            UserError: it holds others, or cannot be written; or the type is unknown.
+        """
+        self.dtype_name = self.dtype_name or str(scorer.dtype).removeprefix("torch.")
+        if self.dtype_name not in STORED_TYPES:
+            raise UserError(
+                f"{self.folder}: features of type {self.dtype_name}; use one of {', '.join(STORED_TYPES)}"
+            )
+        settings = {
+            "dataset": labels.dataset,
+            "kind": self.kind,
+            "stored_dtype": self.dtype_name,
+            **scorer.fingerprint(),
+            **decode_record,
+        }
+        if self.kind == PER_QUESTION:
+            settings["label_sha256"] = labels.sha256
+        self.open_or_create(settings, labels.jobs)
+        self.check_videos(labels.jobs)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the features on disk."""
+        return getattr(torch, self.dtype_name)
 
     def open_part(self, video: str) -> Any:
         """Open a stored video's file and check it.
@@ -71,60 +118,6 @@ class FeatureDir(RunDir):
         facts = {"format": int(metadata["format"]), "video_bytes": json.loads(metadata["video_bytes"])}
         return {**metadata, **columns, **facts}
 
-
-class FeatureStore:
-    """A folder of stored features.
-
-    Attributes:
-        folder: where it lies.
-        dtype: type of the features on disk.
-        dtype_name: its name.
-        kind: ``frame``, or ``question-bound itm-e`` for vectors that fit their own question alone.
-        run: its files.
-    """
-
-    def __init__(self, folder: Path, dtype: str, kind: str = FRAME_FEATURES) -> None:
-        """Name a store; :meth:`open_or_create` creates it.
-
-        Raises:
-            UserError: unknown type.
-        """
-        if dtype not in STORED_TYPES:
-            raise UserError(f"{folder}: features of type {dtype}; use one of {', '.join(STORED_TYPES)}")
-        self.folder, self.kind, self.dtype_name = folder, kind, dtype
-        self.dtype = getattr(torch, dtype)
-        self.run = FeatureDir(folder)
-
-    @classmethod
-    def open(cls, folder: Path) -> FeatureStore:
-        """An existing store.
-
-        Raises:
-            UserError: the folder is none.
-        """
-        record = read_json(folder / "run.json")
-        if not isinstance(record, dict) or "stored_dtype" not in record:
-            raise UserError(f"{folder}: no stored features; make them with feature_extract_store.py")
-        return cls(folder, record["stored_dtype"], record.get("kind", FRAME_FEATURES))
-
-    def open_or_create(self, scorer: Scorer, labels: LabelSet, decode_record: dict[str, str]) -> None:
-        """Create the folder, or check that it holds the same model's features in the same type.
-
-        Raises:
-            UserError: it holds others, or cannot be written.
-        """
-        settings = {
-            "dataset": labels.dataset,
-            "kind": self.kind,
-            "stored_dtype": self.dtype_name,
-            **scorer.fingerprint(),
-            **decode_record,
-        }
-        if self.kind == PER_QUESTION:
-            settings["label_sha256"] = labels.sha256
-        self.run.open_or_create(settings, labels.jobs)
-        self.run.check_videos(labels.jobs)
-
     def check(self, scorer: Scorer, labels: LabelSet) -> None:
         """Refuse features that this scorer cannot score, and damaged ones.
 
@@ -146,8 +139,8 @@ class FeatureStore:
             raise UserError(f"{self.folder}: features of another model ({'; '.join(differences)})")
         if record.get("dataset") != labels.dataset:
             raise UserError(f"{self.folder}: features of {record.get('dataset')}, not of {labels.dataset}")
-        self.run.check_videos(labels.jobs)
-        if misread := self.run.misread(labels.jobs):
+        self.check_videos(labels.jobs)
+        if misread := self.misread(labels.jobs):
             raise UserError(
                 f"{self.folder}: of {len(misread)} videos ({misread[0].name}) an earlier version may have "
                 "stored other frames than a player shows; feature_extract_store.py reads these again"
@@ -159,6 +152,13 @@ class FeatureStore:
         is_lossless = self.dtype_name in ("float32", record.get("dtype"))
         return {} if is_lossless else {"features": self.dtype_name}
 
+    def count_frames(self, name: str) -> int:
+        """The number of stored frames of a video; 0 where it is not stored."""
+        if not self.has_part(name):
+            return 0
+        with self.open_part(name) as file:
+            return int(file.get_slice("frames").get_shape()[0])
+
     def read(self, name: str, batch_frames: int) -> Iterator[VideoInfo | FeatureBatch | EndOfVideo]:
         """Read a stored video: its description, its batches, its end.
 
@@ -166,9 +166,9 @@ class FeatureStore:
             VideoError: the video is not stored.
             UserError: its file is damaged.
         """
-        if not self.run.has_part(name):
+        if not self.has_part(name):
             raise VideoError(f"no stored features in {self.folder}")
-        with self.run.open_part(name) as file:
+        with self.open_part(name) as file:
             metadata = file.metadata()
             indices, times = file.get_tensor("frames").numpy(), file.get_tensor("times_s").numpy()
             yield VideoInfo(
@@ -186,50 +186,10 @@ class FeatureStore:
             if "lost_frames" in file.keys():  # noqa: SIM118 - no dictionary
                 missing, reason = file.get_tensor("lost_frames").tolist(), metadata.get("lost_reason", "")
             else:  # the first files did not name missing frames; the record of failures beside them does
-                path = self.run.failure_path(name)
+                path = self.failure_path(name)
                 failure = read_json(path) if path.exists() else {}
                 missing, reason = failure.get("lost_frames", []), failure.get("reason", "")
         yield EndOfVideo(missing, reason)
-
-
-class StoredFeatureSource:
-    """Yields the same events as a decoder, from a store: its batches are encoded already."""
-
-    def __init__(self, store: FeatureStore, batch_frames: int) -> None:
-        """Read from this store, so many frames at a time."""
-        self._store, self._batch_frames = store, batch_frames
-        self._cancelled: set[str] = set()
-
-    def __enter__(self) -> StoredFeatureSource:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def count_frames(self, jobs: list[VideoJob]) -> dict[str, int]:
-        """The number of stored frames of each video; 0 where it is not stored."""
-        return {job.name: self._count(job.name) for job in jobs}
-
-    def _count(self, name: str) -> int:
-        if not self._store.run.has_part(name):
-            return 0
-        with self._store.run.open_part(name) as file:
-            return int(file.get_slice("frames").get_shape()[0])
-
-    def run(self, jobs: Iterator[VideoJob]) -> Iterator[tuple[VideoJob, Any]]:
-        """Read the videos."""
-        for job in jobs:
-            try:
-                for event in self._store.read(job.name, self._batch_frames):
-                    yield job, event
-                    if job.name in self._cancelled:
-                        break
-            except VideoError as error:
-                yield job, error
-
-    def cancel(self, job: VideoJob) -> None:
-        """Stop reading a video."""
-        self._cancelled.add(job.name)
 
 
 def bytes_per_frame(scorer: Scorer, dtype: torch.dtype) -> int:
@@ -239,11 +199,7 @@ def bytes_per_frame(scorer: Scorer, dtype: torch.dtype) -> int:
 
 
 def check_free_space(folder: Path, num_bytes: int) -> None:
-    """Refuse to begin what does not fit on the disk.
-
-    Args:
-        folder: where the features go; it need not exist.
-        num_bytes: an estimate of their size.
+    """Refuse to begin what does not fit on the disk of a folder, which need not exist.
 
     Raises:
         UserError: the disk has less free space.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from tqdm import tqdm
@@ -12,8 +13,7 @@ from tqdm import tqdm
 from aks.errors import VideoError
 from aks.extraction.batching import CrossVideoBatcher, FeatureBatch, PerVideoEncoder
 from aks.extraction.decoding import EndOfVideo, VideoInfo
-from aks.extraction.feature_store import StoredFeatureSource
-from aks.extraction.workers import Restarted, SerialDecoder, WorkerPool
+from aks.extraction.workers import Restarted, SerialSource, WorkerPool
 from aks.extraction.writers import FeatureWriter, ScoreWriter
 from aks.labels import VideoJob
 from aks.locks import VideoLocks
@@ -21,12 +21,13 @@ from aks.run_dir import RunDir
 
 logger = logging.getLogger(__name__)
 
-Source = WorkerPool | SerialDecoder | StoredFeatureSource
+Source = WorkerPool | SerialSource
 Encoder = CrossVideoBatcher | PerVideoEncoder
 Writer = ScoreWriter | FeatureWriter
 WriterFactory = Callable[[VideoJob, VideoInfo], Writer]
 
 
+@dataclass
 class Pipeline:
     """Takes every video from its file to a part file; one that fails is recorded, and the others go on.
 
@@ -34,48 +35,38 @@ class Pipeline:
     by the first that locks it.
 
     Attributes:
+        run: the run's folder.
+        source: yields videos as batches.
+        encoder: encodes them.
+        open_writer: makes the writer of a video.
+        locks: this process's locks.
+        bar: counts frames.
         num_done: videos finished here.
     """
 
-    def __init__(
-        self,
-        run: RunDir,
-        source: Source,
-        encoder: Encoder,
-        open_writer: WriterFactory,
-        locks: VideoLocks,
-        bar: tqdm,
-    ) -> None:
-        """Connect the parts.
-
-        Args:
-            run: the run's folder.
-            source: yields videos as batches.
-            encoder: encodes them.
-            open_writer: makes the writer of a video.
-            locks: this process's locks.
-            bar: counts frames.
-        """
-        self._run, self._source, self._encoder = run, source, encoder
-        self._open_writer, self._locks = open_writer, locks
-        self._progress = _FrameProgress(bar)
-        self._writers: dict[str, Writer] = {}
-        self.num_done = 0
+    run: RunDir
+    source: Source
+    encoder: Encoder
+    open_writer: WriterFactory
+    locks: VideoLocks
+    bar: tqdm
+    num_done: int = 0
 
     def process(self, jobs: list[VideoJob], wait: bool = True) -> None:
         """Process the videos, then (with ``wait``) those that other processes had locked and died at."""
-        self._progress.expect(jobs)
-        self._failures_before = {job.name: self._run.failure_mtime(job.name) for job in jobs}
+        self._progress = _FrameProgress(self.bar, jobs)
+        self._writers: dict[str, Writer] = {}
+        self._failures_before = {job.name: self.run.failure_mtime(job.name) for job in jobs}
         self._process_unlocked(jobs)
         if not wait:
             return
         unresolved = [job for job in jobs if not self._is_resolved(job)]
-        self._locks.wait([job.name for job in unresolved])
+        self.locks.wait([job.name for job in unresolved])
         self._process_unlocked(unresolved)
 
     def _process_unlocked(self, jobs: list[VideoJob]) -> None:
         try:
-            for job, event in self._encoder.encode(self._source.run(self._claim(jobs))):
+            for job, event in self.encoder.encode(self.source.run(self._claim(jobs))):
                 try:
                     self._handle(job, event)
                 except VideoError as error:
@@ -87,10 +78,10 @@ class Pipeline:
     def _claim(self, jobs: Iterable[VideoJob]) -> Iterator[VideoJob]:
         """The videos that are neither resolved nor locked by another process, each locked for this one."""
         for job in jobs:
-            if self._is_resolved(job) or not self._locks.acquire(job.name):
+            if self._is_resolved(job) or not self.locks.acquire(job.name):
                 continue
             if self._is_resolved(job):  # between the two
-                self._locks.release(job.name)
+                self.locks.release(job.name)
             else:
                 yield job
 
@@ -99,13 +90,12 @@ class Pipeline:
 
         The progress bar then expects no more of it.
         """
-        is_unresolved = (
-            not self._run.has_part(job.name)
-            and self._run.failure_mtime(job.name) == self._failures_before[job.name]
+        is_resolved = (
+            self.run.has_part(job.name) or self.run.failure_mtime(job.name) != self._failures_before[job.name]
         )
-        if not is_unresolved:
+        if is_resolved:
             self._progress.finish(job)
-        return not is_unresolved
+        return is_resolved
 
     def _handle(self, job: VideoJob, event: Any) -> None:
         """Act on one event of a video.
@@ -118,7 +108,7 @@ class Pipeline:
                 work = "decoding what they need" if event.is_seekable else "decoding the whole video"
                 logger.debug("%s: %d candidate frames, %s", job.path, event.num_candidates, work)
                 self._progress.start(job, event.num_candidates)
-                self._writers[job.name] = self._open_writer(job, event)
+                self._writers[job.name] = self.open_writer(job, event)
             case FeatureBatch():
                 self._writers[job.name].add(event)
                 self._progress.advance(job, len(event.frame_indices))
@@ -126,7 +116,7 @@ class Pipeline:
                 self._writers[job.name].close(event)
                 del self._writers[job.name]
                 self._progress.finish(job)
-                self._locks.release(job.name)
+                self.locks.release(job.name)
                 self.num_done += 1
                 logger.info("%s: done", job.path)
             case Restarted():
@@ -136,16 +126,16 @@ class Pipeline:
 
     def _fail(self, job: VideoJob, error: VideoError) -> None:
         """Record that a video cannot be processed, and stop working on it."""
-        self._source.cancel(job)
+        self.source.cancel(job)
         self._discard(job)
         self._progress.finish(job)
-        self._run.record_failure(job.name, str(error), [question.id for question in job.questions])
-        self._locks.release(job.name)
+        self.run.record_failure(job.name, str(error), [question.id for question in job.questions])
+        self.locks.release(job.name)
         logger.warning("failed: %s: %s", job.path, error)
 
     def _discard(self, job: VideoJob) -> None:
         """Discard what has been computed of a video."""
-        self._encoder.discard(job)
+        self.encoder.discard(job)
         with contextlib.suppress(KeyError):
             self._writers.pop(job.name).abort()
         self._progress.restart(job)
@@ -154,13 +144,8 @@ class Pipeline:
 class _FrameProgress:
     """A bar of frames whose total is corrected as videos are opened, finish or fail."""
 
-    def __init__(self, bar: tqdm) -> None:
+    def __init__(self, bar: tqdm, jobs: list[VideoJob]) -> None:
         self._bar = bar
-        self._num_expected: dict[str, int] = {}
-        self._num_seen: dict[str, int] = {}
-
-    def expect(self, jobs: list[VideoJob]) -> None:
-        """Begin with the estimates."""
         self._num_expected = {job.name: job.expected_frames for job in jobs}
         self._num_seen = dict.fromkeys(self._num_expected, 0)
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from aks.console import progress
 from aks.cores import count_cores
 from aks.errors import UserError, error_message, is_out_of_memory
-from aks.extraction.api import Summary, summarize
+from aks.extraction.api import Summary
 from aks.jsonio import read_json
 from aks.labels import LabelSet, VideoJob
 from aks.locks import VideoLocks
@@ -73,11 +73,7 @@ def connect(address: str | None) -> None:
 
 
 def plan_actors(device: str, actors: int | None) -> ActorPlan:
-    """Plan an actor for each GPU; on CPUs, one for every :data:`CPU_ACTOR_CORES` cores.
-
-    Args:
-        device: ``cuda`` or ``cpu``.
-        actors: how many; None for as many as fit.
+    """Plan so many actors; None: one for each GPU, on CPUs one for every :data:`CPU_ACTOR_CORES` cores.
 
     Raises:
         UserError: the cluster has too few GPUs or cores.
@@ -104,15 +100,10 @@ def plan_actors(device: str, actors: int | None) -> ActorPlan:
     return ActorPlan(actors, cpus, int(not on_cpu))
 
 
-def run(labels: LabelSet, run_dir: RunDir, make_scorer: MakeScorer, work: Work, plan: ActorPlan) -> Summary:
-    """Process the videos that have no part yet, on all actors.
+def run(labels: LabelSet, run_dir: RunDir, make_scorer: MakeScorer, work: Work, plan: ActorPlan) -> int:
+    """Process the videos that have no part yet, on all actors; return how many were scored.
 
-    Args:
-        labels: the questions.
-        run_dir: where the parts go; every node sees it under this path.
-        make_scorer: loads the scorer, on the actor.
-        work: processes some videos with it, on the actor.
-        plan: see :func:`plan_actors`.
+    Every node must see the run's folder under the same path.
 
     Raises:
         UserError: an actor found a mistake of the user's, or actors die without finishing anything.
@@ -133,7 +124,7 @@ def run(labels: LabelSet, run_dir: RunDir, make_scorer: MakeScorer, work: Work, 
     finally:
         for actor in dispatcher.actors:
             ray.kill(actor)
-    return summarize(labels, run_dir, [job.name for job in jobs], dispatcher.num_scored)
+    return dispatcher.num_scored
 
 
 class _Actor:
@@ -254,12 +245,7 @@ class _Dispatcher:
         return retries
 
     def _after_crash(self, names: list[str], unfinished: list[str], error: Exception) -> list[str]:
-        """Count the crash of an actor; return the videos that are given up.
-
-        Args:
-            names: the videos of its call.
-            unfinished: those of them that are neither finished nor have failed.
-            error: Ray's.
+        """Count the crash of an actor in a call; return those of its unfinished videos that are given up.
 
         Raises:
             UserError: a mistake of the user's was the cause, or actors do nothing but die.

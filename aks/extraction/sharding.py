@@ -21,14 +21,7 @@ def choose_jobs(
 
     Shares are made by giving the longest video first, and each to the share with the fewest frames so far.
     The first process writes the division down, so that all processes have the same, whatever they see of the
-    videos.
-
-    Args:
-        labels: the label file.
-        run: the run's folder, which holds the division into shares.
-        shard: (i, n): share i of n, from 1.
-        names: of videos.
-        count_frames: estimates the frames of videos by name.
+    videos. ``shard`` is (i, n), share i of n, from 1.
 
     Raises:
         UserError: the division that is written down is damaged.

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 
-from aks.errors import VideoError
+from aks.errors import UserError, VideoError
 from aks.extraction.decoding import DecodeSpec, FrameBatch, FrameRange, decode
 from aks.video.reader import estimate_candidates
 
@@ -87,7 +87,7 @@ def _serve(connection: Connection, memory: int) -> None:
                     num_sent += 1
                     event = (event.offset, event.frame_indices, event.times_s, event.is_seekable)
                 connection.send((event, time.monotonic() - started))
-        except VideoError as error:
+        except (UserError, VideoError) as error:
             connection.send((error, time.monotonic() - started))
         except (EOFError, BrokenPipeError, ConnectionResetError):
             raise

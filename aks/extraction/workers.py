@@ -1,4 +1,4 @@
-"""Decoders: one in this process, and a pool of decoding processes that work on several videos at once.
+"""Sources of videos: one in this process, and a pool of decoding processes that work on several at once.
 
 Both yield ``(job, event)`` pairs, see :mod:`aks.extraction.decoding`, and take ``cancel(job)`` at any time;
 of a cancelled video no further event comes.
@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
+from typing import Any
 
 import numpy as np
 
@@ -59,35 +60,40 @@ Event = VideoInfo | FrameBatch | EndOfVideo | Restarted | VideoError
 
 def make_decoder(
     spec: DecodeSpec, num_workers: int, video_timeout_s: float | None
-) -> WorkerPool | SerialDecoder:
+) -> WorkerPool | SerialSource:
     """A pool of decoding processes; without any, a decoder in this process."""
-    return WorkerPool(spec, num_workers, video_timeout_s) if num_workers else SerialDecoder(spec)
+    if num_workers:
+        return WorkerPool(spec, num_workers, video_timeout_s)
+    inputs = spec.empty_batch()
+    return SerialSource(
+        lambda job: decode(job.path, spec, lambda: inputs), lambda job: estimate_candidates(job.path)
+    )
 
 
-class SerialDecoder:
-    """Decodes one video after another in this process, where nothing can end a decoder that hangs."""
+class SerialSource(contextlib.AbstractContextManager):
+    """Reads one video after another in this process, where nothing can end a decoder that hangs.
 
-    def __init__(self, spec: DecodeSpec) -> None:
-        """Decode as the spec says."""
-        self._spec = spec
+    Args:
+        read: yields the events of a video, or raises a VideoError.
+        count: the number of a video's candidates, or an estimate; 0 where unknown.
+    """
+
+    def __init__(self, read: Callable[[VideoJob], Iterator[Any]], count: Callable[[VideoJob], int]) -> None:
+        self._read, self._count = read, count
         self._cancelled: set[str] = set()
-
-    def __enter__(self) -> SerialDecoder:
-        return self
 
     def __exit__(self, *_: object) -> None:
         pass
 
     def count_frames(self, jobs: list[VideoJob]) -> dict[str, int]:
-        """Estimate each video's candidates by its header; 0 where the header does not tell."""
-        return {job.name: estimate_candidates(job.path) for job in jobs}
+        """The number of each video's candidates, or an estimate; 0 where unknown."""
+        return {job.name: self._count(job) for job in jobs}
 
-    def run(self, jobs: Iterator[VideoJob]) -> Iterator[tuple[VideoJob, Event]]:
-        """Decode the videos."""
-        inputs = self._spec.empty_batch()
+    def run(self, jobs: Iterator[VideoJob]) -> Iterator[tuple[VideoJob, Any]]:
+        """Read the videos."""
         for job in jobs:
             try:
-                for event in decode(job.path, self._spec, lambda: inputs):
+                for event in self._read(job):
                     yield job, event
                     if job.name in self._cancelled:
                         break
@@ -99,11 +105,11 @@ class SerialDecoder:
                 yield job, VideoError(f"{type(error).__name__}: {error}")
 
     def cancel(self, job: VideoJob) -> None:
-        """Stop decoding a video."""
+        """Stop reading a video."""
         self._cancelled.add(job.name)
 
 
-class WorkerPool:
+class WorkerPool(contextlib.AbstractContextManager):
     """Decodes several videos at once, in processes of their own.
 
     Args:
@@ -118,9 +124,6 @@ class WorkerPool:
         self._empty_batch = spec.empty_batch()
         self._workers: list[_Worker | None] = [None] * num_workers
         self._can_start_helpers = True
-
-    def __enter__(self) -> WorkerPool:
-        return self
 
     def __exit__(self, *_: object) -> None:
         for worker in filter(None, self._workers):
@@ -184,6 +187,8 @@ class WorkerPool:
                 # A process that has finished its range does not end a video on which others still work.
                 if event is None or (isinstance(event, EndOfVideo) and self._workers_on(job)):
                     continue
+                if isinstance(event, UserError):  # a mistake that concerns every video
+                    raise event
                 if isinstance(event, VideoError):
                     self.cancel(job)
                 yield job, event
@@ -340,7 +345,7 @@ class _Worker:
         other._stop = start
         other._send(start)
 
-    def receive(self) -> Event | int | None:
+    def receive(self) -> Event | UserError | int | None:
         """The next event of its video, or an estimate; None for a message that concerns nobody else.
 
         Raises:

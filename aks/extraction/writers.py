@@ -1,6 +1,7 @@
 """Writers: each takes the batches of one video, in any order, and leaves one complete file, or none.
 
-``add(batch)`` takes a batch, ``close(end)`` completes the file, ``abort()`` discards it.
+``add(batch)`` takes a batch, ``close(end)`` completes the file, ``abort()`` discards it. They raise a
+VideoError where a score or a feature is not finite, and a UserError where the file cannot be written.
 """
 
 from __future__ import annotations
@@ -45,7 +46,6 @@ class ScoreTable:
     def __init__(
         self, scorer: Scorer, questions: Sequence[Question], num_candidates: int, frames_together: int = 1
     ) -> None:
-        """Encode the questions; no frame is scored yet."""
         self._scorer, self._questions = scorer, questions
         self._frames_together = frames_together
         self._waiting: dict[int, list[FeatureBatch]] = {}
@@ -56,11 +56,7 @@ class ScoreTable:
         self._num_filled = 0
 
     def add(self, batch: FeatureBatch) -> None:
-        """Take a batch, and score it as soon as it need not wait for others.
-
-        Raises:
-            VideoError: a score is not finite.
-        """
+        """Take a batch, and score it as soon as it need not wait for others."""
         part = slice(batch.offset, batch.offset + len(batch.frame_indices))
         self._frame_indices[part], self._times_s[part] = batch.frame_indices, batch.times_s
         self._num_filled += len(batch.frame_indices)
@@ -86,43 +82,26 @@ class ScoreTable:
         self._scores[:, positions] = scores
 
     def result(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Frame numbers (n,) int64, times in seconds (n,), and scores (questions, n).
-
-        Raises:
-            VideoError: a score is not finite.
-        """
+        """Frame numbers (n,) int64, times in seconds (n,), and scores (questions, n)."""
         while self._waiting:
             self._score(self._waiting.popitem()[1])
         n = self._num_filled
         return self._frame_indices[:n], self._times_s[:n], self._scores[:, :n]
 
 
-class ScoreWriter:
+class ScoreWriter(ScoreTable):
     """Scores one video and writes its part file."""
 
     def __init__(
-        self, run: RunDir, scorer: Scorer, job: VideoJob, info: VideoInfo, frames_together: int = 1
+        self, run: RunDir, scorer: Scorer, job: VideoJob, info: VideoInfo, frames_together: int
     ) -> None:
         """Encode the video's questions; the arguments are those of :class:`ScoreTable`."""
+        super().__init__(scorer, job.questions, info.num_candidates, frames_together)
         self._run, self._job, self._info = run, job, info
-        self._table = ScoreTable(scorer, job.questions, info.num_candidates, frames_together)
-
-    def add(self, batch: FeatureBatch) -> None:
-        """Score a batch, now or with the next ones.
-
-        Raises:
-            VideoError: a score is not finite.
-        """
-        self._table.add(batch)
 
     def close(self, end: EndOfVideo) -> None:
-        """Score what waits, and write the part file.
-
-        Raises:
-            VideoError: a score is not finite.
-            UserError: the file cannot be written.
-        """
-        frame_indices, times_s, scores = self._table.result()
+        """Score what waits, and write the part file."""
+        frame_indices, times_s, scores = self.result()
         self._run.write_part(
             VideoScores(
                 video=self._job.name,
@@ -159,12 +138,7 @@ class FeatureWriter:
     ) -> None:
         """Open a temporary file.
 
-        Args:
-            store: where the features go.
-            job: the video.
-            info: what opening it told.
-            transform: turns a batch's features into those that are stored, bound to the video's questions;
-                None stores them as they are.
+        ``transform`` turns a batch's features into those that are stored, bound to the video's questions.
         """
         self._store, self._job = store, job
         self._transform = transform or (lambda features: features)
@@ -181,18 +155,13 @@ class FeatureWriter:
         self._frame_indices = np.empty(info.num_candidates, dtype="<i8")
         self._times_s = np.empty(info.num_candidates, dtype="<f8")
         self._num_filled, self._data_start = 0, 0
-        self._path = store.run.part_path(job.name)
+        self._path = store.part_path(job.name)
         self._temporary = temporary_path(self._path)
         with writing_to(self._path):
             self._file = open(self._temporary, "wb")  # noqa: SIM115 - open until close() or abort()
 
     def add(self, batch: FeatureBatch) -> None:
-        """Write a batch at its position.
-
-        Raises:
-            VideoError: a feature does not fit the stored type.
-            UserError: the file cannot be written.
-        """
+        """Write a batch at its position."""
         features = self._transform(batch.features).detach().to("cpu", self._store.dtype).contiguous()
         if not torch.isfinite(features).all():
             raise VideoError(f"a feature does not fit {self._store.dtype_name}; store bfloat16 or float32")
@@ -207,16 +176,12 @@ class FeatureWriter:
         self._num_filled += len(features)
 
     def close(self, end: EndOfVideo) -> None:
-        """Write the other columns and the header, and give the file its name.
-
-        Raises:
-            UserError: the file cannot be written.
-        """
+        """Write the other columns and the header, and give the file its name."""
         n, missing = self._num_filled, end.missing_frames
         if missing:
             self._metadata["lost_reason"] = end.reason[:MAX_REASON]
         ids = [question.id for question in self._job.questions]
-        recording = self._store.run.recording_missing_frames(self._job.name, end.reason, ids, missing, n)
+        recording = self._store.recording_missing_frames(self._job.name, end.reason, ids, missing, n)
         with recording, writing_to(self._path):
             self._file.seek(self._data_start + n * self._row_bytes)
             self._file.write(self._frame_indices[:n].tobytes() + self._times_s[:n].tobytes())

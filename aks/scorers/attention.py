@@ -17,7 +17,6 @@ class FusedAttention(torch.nn.Module):
     """Replaces a ``BlipAttention`` or ``Blip2Attention`` and keeps its weights."""
 
     def __init__(self, attention: Any) -> None:
-        """Share the layers of the attention that this one replaces."""
         super().__init__()
         self.qkv, self.projection = attention.qkv, attention.projection
         self.num_heads = attention.num_heads

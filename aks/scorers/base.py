@@ -33,13 +33,14 @@ class Scorer(ABC):
     """Base of all scorers.
 
     A scorer's constructor takes ``checkpoint`` (None for its default), ``device``, ``dtype`` (None for its
-    original's), and the scorer's own options by name.
+    original's), and the scorer's own options by name. It raises a UserError for a wrong option, and for
+    weights that cannot be used.
 
     Attributes:
         name: the scorer's name on the command line.
         checkpoint: hub name, folder or file the weights came from.
         device: where ``encode_frames`` and ``score`` run.
-        dtype: floating type of the model's parameters.
+        dtype: floating type of the model's parameters and features.
         preprocessor: what ``preprocess`` does, as a function of NumPy arrays that can be pickled.
     """
 

@@ -26,7 +26,6 @@ from aks.scorers.clip import cosine
 from aks.scorers.preprocess import SquarePreprocessor
 from aks.scorers.weights import load_component, load_pretrained, resolve_checkpoint
 
-DEFAULT_CHECKPOINT = "Salesforce/blip-itm-large-coco"
 HEADS = ("itm", "itc")
 MAX_WORDS = 50  # LAVIS's caption processor
 MAX_TOKENS = 35  # LAVIS's max_txt_len, for both model sizes
@@ -57,15 +56,11 @@ class BlipScorer(Scorer):
 
     Args:
         checkpoint: hub name or folder in the transformers layout, large or base.
-        device: where the model runs.
-        dtype: type of its parameters and features; None for the original's, float32.
         blip_head: ``itm`` (cross-attention, the paper's) or ``itc`` (cosine of projections).
-
-    Raises:
-        UserError: unknown head, or weights that cannot be used.
     """
 
     name = "blip"
+    default_checkpoint = "Salesforce/blip-itm-large-coco"
 
     def __init__(
         self,
@@ -75,13 +70,15 @@ class BlipScorer(Scorer):
         *,
         blip_head: str = "itm",
     ) -> None:
-        """Load the checkpoint."""
-        from transformers import AutoTokenizer, BlipConfig, BlipForImageTextRetrieval
-
         if blip_head not in HEADS:
             raise UserError(f"--blip_head {blip_head}: use one of {', '.join(HEADS)}")
-        self.checkpoint = checkpoint or DEFAULT_CHECKPOINT
+        self.checkpoint = checkpoint or self.default_checkpoint
         self.device, self.dtype, self.head = torch.device(device), dtype or torch.float32, blip_head
+        self.model = self._load().to(device=self.device, dtype=self.dtype)
+
+    def _load(self) -> Any:
+        """Load tokenizer, preprocessor and model; return the model."""
+        from transformers import AutoTokenizer, BlipConfig, BlipForImageTextRetrieval
 
         folder = resolve_checkpoint(
             self.checkpoint, model_type="blip", needs=[("vocab.txt", "tokenizer.json")]
@@ -97,9 +94,9 @@ class BlipScorer(Scorer):
         self.preprocessor = SquarePreprocessor(config.vision_config.image_size)
         self.tokenizer = load_component(AutoTokenizer.from_pretrained, folder, "tokenizer")
         model = load_pretrained(BlipForImageTextRetrieval, folder, config)
-        self.model = model.to(device=self.device, dtype=self.dtype)
         if self.device.type == "cuda":
-            fuse_attention(self.model.vision_model)
+            fuse_attention(model.vision_model)
+        return model
 
     def fingerprint(self) -> dict[str, Any]:
         """The settings of every scorer, and the head."""
@@ -136,9 +133,13 @@ class BlipScorer(Scorer):
             frames = slice(start, start + self.frames_per_pass)
             tokens = features[frames].to(device=self.device, dtype=self.dtype)
             for group in _token_batches([len(ids) for ids in questions]):
-                logits = self.model.itm_head(self._cross_encode(tokens, questions[group]))
-                scores[group, frames] = logits.float().softmax(dim=-1)[..., 1].T.double()
+                scores[group, frames] = self._match(tokens, questions[group]).T.double()
         return scores.cpu().numpy()
+
+    def _match(self, tokens: torch.Tensor, questions: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Probabilities of a match, (frames, questions)."""
+        logits = self.model.itm_head(self._cross_encode(tokens, questions))
+        return logits.float().softmax(dim=-1)[..., 1]
 
     @torch.no_grad()
     def cross_encode(self, tokens: torch.Tensor, questions: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -45,13 +45,7 @@ def _projected(output: Any) -> torch.Tensor:
 class ClipScorer(Scorer):
     """Cosines of CLIP's projected frame and question vectors; the default checkpoint's have 512 values.
 
-    Args:
-        checkpoint: hub name or folder in the transformers layout.
-        device: where the model runs.
-        dtype: type of its parameters and features; None for the original's, float32.
-
-    Raises:
-        UserError: weights that cannot be used.
+    The checkpoint is a hub name or a folder in the transformers layout.
     """
 
     name = "clip"
@@ -62,7 +56,6 @@ class ClipScorer(Scorer):
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Load the checkpoint."""
         from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
         self.checkpoint = checkpoint or DEFAULT_CHECKPOINT

@@ -79,13 +79,6 @@ def prompt_ids(tokenizer: Any, question: Question, truncation: str) -> list[int]
     return ids
 
 
-def check_truncation(truncation: str) -> str:
-    """Return the option, or raise a UserError if it is neither ``paper`` nor ``keep_prompt``."""
-    if truncation not in TRUNCATIONS:
-        raise UserError(f"--truncation {truncation}: use one of {', '.join(TRUNCATIONS)}")
-    return truncation
-
-
 def part_dtypes(dtype: torch.dtype | None, device: torch.device) -> dict[str, torch.dtype]:
     """The type of each part of the model: ``vision``, ``qformer`` and ``t5``.
 
@@ -111,7 +104,6 @@ class SevilaScorer(Scorer):
     Args:
         checkpoint: ``sevila_pretrained.pth``, the file or a folder that holds it; None for the published
             one. A whole model saved from LAVIS serves, too; its own vision tower and T5 are then used.
-        device: where the model runs.
         dtype: float32 or bfloat16 for all parts; None for the original's mix, see :func:`part_dtypes`.
             T5's parameters pass through bfloat16 even on their way to float32, as in LAVIS.
         base: hub name or folder of BLIP-2 with Flan-T5-XL in the transformers layout, for the vision
@@ -122,9 +114,6 @@ class SevilaScorer(Scorer):
     Attributes:
         base: hub name or folder that was used.
         precision: type of each part.
-
-    Raises:
-        UserError: unknown truncation, float16, or weights that cannot be used.
     """
 
     name = "sevila"
@@ -138,14 +127,9 @@ class SevilaScorer(Scorer):
         base: str | None = None,
         truncation: str = "paper",
     ) -> None:
-        """Load the checkpoint and the base."""
         from transformers import Blip2Config, T5TokenizerFast
 
-        self.truncation = check_truncation(truncation)
-        self.device = torch.device(device)
-        self.precision = part_dtypes(dtype, self.device)
-        self.dtype = self.precision["t5"]
-        self.checkpoint = str(checkpoint or DEFAULT_CHECKPOINT)
+        self._configure(checkpoint, device, dtype, truncation)
         if base is None and (Path(self.checkpoint) / "config.json").is_file():
             base = self.checkpoint
         self.base = base or DEFAULT_BASE
@@ -170,15 +154,25 @@ class SevilaScorer(Scorer):
         if self.device.type == "cuda":
             fuse_attention(self._model.vision_model)
 
+    def _configure(
+        self, checkpoint: str | None, device: torch.device | str, dtype: torch.dtype | None, truncation: str
+    ) -> None:
+        """Check and keep the settings that both implementations have."""
+        if truncation not in TRUNCATIONS:
+            raise UserError(f"--truncation {truncation}: use one of {', '.join(TRUNCATIONS)}")
+        self.truncation = truncation
+        self.device = torch.device(device)
+        self.precision = part_dtypes(dtype, self.device)
+        self.dtype = self.precision["t5"]
+        self.checkpoint = str(checkpoint or DEFAULT_CHECKPOINT)
+
     def fingerprint(self) -> dict[str, Any]:
         """The settings of every scorer, the base, each part's type, and the truncation."""
+        return {**super().fingerprint(), "base": self.base, **self._own_settings()}
+
+    def _own_settings(self) -> dict[str, Any]:
         precision = {part: str(dtype).removeprefix("torch.") for part, dtype in self.precision.items()}
-        return {
-            **super().fingerprint(),
-            "base": self.base,
-            "precision": precision,
-            "truncation": self.truncation,
-        }
+        return {"precision": precision, "truncation": self.truncation}
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """All weights under LAVIS's names; a file of them loads here and in LAVIS."""

@@ -75,16 +75,11 @@ def find_localizer(checkpoint: str | None) -> Path:
 def check_localizer(
     state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], where: str | Path
 ) -> None:
-    """Raise if a file is not SeViLA's.
+    """Raise if a file's tensors are not SeViLA's; ``own`` are the model's, under LAVIS's names.
 
     The file must hold the whole localizer. It may hold the answerer, which goes unused. It may also hold the
     vision tower and T5, each whole or not at all; copies of T5's embedding alone, which SeViLA's training
     leaves behind, do not count as a T5.
-
-    Args:
-        state: the file's tensors.
-        own: the model's, under LAVIS's names.
-        where: the file, for the error message.
 
     Raises:
         UserError: a key is missing, surplus or misshapen.

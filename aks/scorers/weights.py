@@ -100,14 +100,10 @@ def _download(name: str, local: Path, needs: Sequence[Sequence[str]]) -> Path:
 
 
 def find_file(checkpoint: str, *, source: str) -> Path:
-    """Find a checkpoint that is one file.
-
-    Args:
-        checkpoint: path, or file name in ``./checkpoints``.
-        source: where to download the file from, for the error message.
+    """Find a checkpoint that is one file: a path, or a file name in ``./checkpoints``.
 
     Raises:
-        UserError: no such file.
+        UserError: no such file; says where to download it, ``source``.
     """
     local = LOCAL_ROOT / Path(checkpoint).name
     for path in (Path(checkpoint), local):
@@ -160,13 +156,7 @@ def check_keys(
     unexpected: Iterable[str] = (),
     mismatched: Iterable[str] = (),
 ) -> None:
-    """Raise if weights do not fill a model exactly.
-
-    Args:
-        where: the file or folder, for the error message.
-        missing: parameters of the model that the weights lack.
-        unexpected: tensors that the model has no parameter for.
-        mismatched: tensors whose shape is not their parameter's.
+    """Raise if weights do not fill a model exactly: lack parameters, or have others or other shapes.
 
     Raises:
         UserError: a key other than ``HARMLESS_KEYS`` is among them; names three of each kind.
@@ -200,11 +190,6 @@ def load_strict(model: torch.nn.Module, state: Mapping[str, torch.Tensor], where
 
 def load_pretrained(model_class: type, folder: Path, config: Any) -> Any:
     """Load a model of transformers in float32 and evaluation mode, and check that the weights fill it.
-
-    Args:
-        model_class: a model class of transformers.
-        folder: what :func:`resolve_checkpoint` returns.
-        config: the model's configuration.
 
     Raises:
         UserError: the weights are damaged, or another model's.

@@ -1,8 +1,8 @@
 """Decoding backends: the two that read a whole video, and what all of them share.
 
 :class:`SequentialReader` decodes every frame with PyAV, as a player does. :class:`DecordReader` reads with
-decord, as the paper does. :class:`aks.video.sparse.SparseReader` is the third backend. All three offer
-``num_frames``, ``num_packets``, ``fps``, ``is_edited``, ``times()`` and ``chunks()``.
+decord, as the paper does. :class:`aks.video.sparse.SparseReader` is the third backend. All three offer what
+:class:`PyAVReader` states.
 """
 
 from __future__ import annotations
@@ -86,17 +86,6 @@ def seconds_from_first(pts: np.ndarray, start: int, time_base: Fraction) -> np.n
     return seconds - seconds[0]
 
 
-def stack_in_chunks(frames: Iterator[np.ndarray], count: int, size: int) -> Iterator[np.ndarray]:
-    """Copy ``count`` frames of equal shape into arrays of at most ``size`` frames."""
-    for index, pixels in enumerate(frames):
-        offset = index % size
-        if offset == 0:
-            chunk = np.empty((min(size, count - index), *pixels.shape), dtype=np.uint8)
-        chunk[offset] = pixels
-        if offset + 1 == len(chunk):
-            yield chunk
-
-
 class RGBConverter:
     """Converts frames to RGB as a player shows them: by their own colour matrix and range, and upright."""
 
@@ -159,7 +148,38 @@ def silence_codecs() -> None:
     av.logging.set_libav_level(av.logging.PANIC)
 
 
-class SequentialReader:
+class PyAVReader:
+    """What the two backends on PyAV share.
+
+    Opening a file indexes it, and raises a VideoError where that fails.
+
+    Attributes:
+        num_frames, fps, is_edited: as of :class:`aks.video.reader.Video`.
+        num_packets: packets with a frame that is to be shown; in :class:`SparseReader` hidden ones, too.
+    """
+
+    name = "pyav"
+    _seconds: np.ndarray  # of each frame, from the first one
+
+    def times(self, frame_indices: np.ndarray) -> np.ndarray:
+        """Presentation times in seconds from the first frame, (n,) float64."""
+        return self._seconds[frame_indices]
+
+    def chunks(self, frame_indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
+        """Pixels of ascending frame indices, at most ``size`` frames at a time."""
+        for offset, (_, pixels) in enumerate(self._frames(frame_indices)):
+            if offset % size == 0:
+                chunk = np.empty((min(size, len(frame_indices) - offset), *pixels.shape), dtype=np.uint8)
+            chunk[offset % size] = pixels
+            if offset % size + 1 == len(chunk):
+                yield chunk
+
+    def _frames(self, frame_indices: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Index and pixels of ascending frame indices."""
+        raise NotImplementedError
+
+
+class SequentialReader(PyAVReader):
     """Decodes a video from its start and numbers frames in the order in which a player shows them.
 
     Opening decodes the whole video once, because packets alone do not tell which frames come out: recordings
@@ -167,20 +187,9 @@ class SequentialReader:
     the pts of all packets number the frames, so that frames behind the damage keep their indices.
 
     Decoding uses one thread: with several, FFmpeg conceals damage differently from run to run.
-
-    Attributes:
-        num_frames, fps, is_edited: as of :class:`aks.video.reader.Video`.
-        num_packets: packets with a frame that is to be shown.
     """
 
-    name = "pyav"
-
     def __init__(self, path: Path) -> None:
-        """Index a video.
-
-        Raises:
-            VideoError: the file cannot be read, or no frame of it can be decoded.
-        """
         self._path = path
         self.is_edited = False
         packet_pts: list[int | None] = []
@@ -223,15 +232,6 @@ class SequentialReader:
         displacement = np.abs(np.argsort(pts, kind="stable") - np.arange(len(pts))).max()
         pts = np.sort(pts)
         return pts if displacement <= MAX_REORDER and (np.diff(pts) > 0).all() else None
-
-    def times(self, frame_indices: np.ndarray) -> np.ndarray:
-        """Presentation times in seconds from the first frame, (n,) float64."""
-        return self._seconds[frame_indices]
-
-    def chunks(self, frame_indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
-        """Pixels of ascending frame indices, at most ``size`` frames at a time."""
-        frames = (pixels for _, pixels in self._frames(frame_indices))
-        return stack_in_chunks(frames, len(frame_indices), size)
 
     def read_partial(self, frame_indices: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Index and pixels of those of the given frames that can be decoded, in one pass over the file."""
@@ -304,18 +304,17 @@ def _holds_picture(codec: str, packet: av.Packet) -> bool:
 
 
 class DecordReader:
-    """Reads with decord in one thread: more threads gain little at one frame a second and break VP9."""
+    """Reads with decord in one thread: more threads gain little at one frame a second and break VP9.
+
+    Raises:
+        VideoError: decord cannot read the file.
+        UserError: decord is not installed.
+    """
 
     name = "decord"
     is_edited = False
 
     def __init__(self, path: Path) -> None:
-        """Index a video.
-
-        Raises:
-            VideoError: decord cannot read the file.
-            UserError: decord is not installed.
-        """
         try:
             import decord
         except ImportError:

@@ -56,10 +56,7 @@ Inspector = Callable[[memoryview], PacketInfo]
 def packet_inspector(codec: str, extradata: bytes | None, intra_only: bool = False) -> Inspector:
     """Return a function that inspects the packets of a stream. It must see them all, in the file's order.
 
-    Args:
-        codec: FFmpeg's name of the codec.
-        extradata: the stream's global header.
-        intra_only: whether FFmpeg says that the codec's frames never refer to others.
+    Codec, global header (``extradata``) and ``intra_only`` are FFmpeg's.
 
     Raises:
         UnsupportedBitstream: the codec is not in the table above, or is not packed as in MP4 and Matroska.

@@ -12,7 +12,7 @@ it is asked for, and it decodes ahead of a slow consumer without bound.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +51,7 @@ class DecodedFrames:
     pixels: np.ndarray
 
 
-class Video:
+class Video(AbstractContextManager):
     """An open video.
 
     >>> with Video("talk.mp4") as video:                      # doctest: +SKIP
@@ -151,11 +151,7 @@ class Video:
     def read(
         self, frame_indices: Sequence[int] | np.ndarray, chunk_frames: int = CHUNK_FRAMES
     ) -> Iterator[DecodedFrames]:
-        """Decode the given frames, in chunks of at most ``chunk_frames``.
-
-        Args:
-            frame_indices: ascending frame indices, (n,).
-            chunk_frames: how many decoded frames to hold at a time.
+        """Decode the frames of ascending indices, (n,), in chunks of at most ``chunk_frames``.
 
         Raises:
             VideoError: a frame cannot be decoded.
@@ -186,9 +182,6 @@ class Video:
     def read_partial(self, frame_indices: Sequence[int] | np.ndarray) -> Iterator[DecodedFrames]:
         """Decode, one by one, those of the given frames that can be decoded, where :meth:`read` fails.
 
-        Args:
-            frame_indices: ascending frame indices, (n,).
-
         Raises:
             VideoError: the file can no longer be opened.
             ValueError: the frame indices are out of range or do not ascend.
@@ -216,12 +209,7 @@ class Video:
         """Release the decoder."""
         self._reader = None
 
-    def __enter__(self) -> Video:
-        """Return the open video."""
-        return self
-
     def __exit__(self, *_: object) -> None:
-        """Release the decoder."""
         self.close()
 
 

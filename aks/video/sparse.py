@@ -32,13 +32,13 @@ import numpy as np
 
 from aks.errors import VideoError, error_message
 from aks.video.backends import (
+    PyAVReader,
     RGBConverter,
     average_rate,
     open_container,
     seconds_from_first,
     select_video_stream,
     silence_codecs,
-    stack_in_chunks,
 )
 from aks.video.packets import UnsupportedBitstream, packet_inspector
 
@@ -52,23 +52,15 @@ class UnsupportedStream(VideoError):
     """The sparse reader cannot read this video exactly, or not from here on; another reader may."""
 
 
-class SparseReader:
+class SparseReader(PyAVReader):
     """Decodes what the wanted frames need; numbers frames by presentation time, as decord does.
 
-    Attributes:
-        num_frames, fps, is_edited: as of :class:`aks.video.reader.Video`.
-        num_packets: stored frames, hidden ones included.
+    Raises:
+        UnsupportedStream: the video is not of a kind that this reader is known to read exactly.
+        VideoError: the file cannot be read.
     """
 
-    name = "pyav"
-
     def __init__(self, path: Path) -> None:
-        """Index a video.
-
-        Raises:
-            UnsupportedStream: the video is not of a kind that this reader is known to read exactly.
-            VideoError: the file cannot be read.
-        """
         self._path = path
         self._index = PacketIndex(path)
         self.num_packets, self.num_frames = len(self._index.pts), len(self._index.positions)
@@ -77,20 +69,12 @@ class SparseReader:
         self.fps = average_rate(self._index.header_rate, (pts - pts[0]) * float(self._index.time_base))
         self._seconds = seconds_from_first(pts, self._index.start, self._index.time_base)
 
-    def times(self, frame_indices: np.ndarray) -> np.ndarray:
-        """Presentation times in seconds from the first frame, (n,) float64."""
-        return self._seconds[frame_indices]
-
     def needed(self, frame_indices: np.ndarray) -> list[np.ndarray]:
         """Positions in the file of the packets that some frames need, one array per run of decoding."""
         runs = self._index.plan(self._index.positions[frame_indices])
         return [run.first + np.flatnonzero(np.frombuffer(run.needed, np.uint8)) for run in runs]
 
-    def chunks(self, frame_indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
-        """Pixels of ascending frame indices, at most ``size`` frames at a time."""
-        return stack_in_chunks(self._frames(frame_indices), len(frame_indices), size)
-
-    def _frames(self, frame_indices: np.ndarray) -> Iterator[np.ndarray]:
+    def _frames(self, frame_indices: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         positions = self._index.positions[frame_indices]
         to_rgb = RGBConverter()
         decoded = self._decode(positions)
@@ -98,7 +82,7 @@ class SparseReader:
             frame = next((frame for frame in decoded if frame.pts >= pts), None)
             if frame is None or frame.pts > pts:
                 raise UnsupportedStream(f"frame {index} cannot be decoded (the stream has no such picture)")
-            yield to_rgb(frame)
+            yield index, to_rgb(frame)
 
     def _decode(self, positions: np.ndarray) -> Iterator[av.VideoFrame]:
         """Frames in presentation order, among them those at the given positions; a frame may come twice."""
@@ -234,12 +218,6 @@ class PacketIndex:
     """
 
     def __init__(self, path: Path) -> None:
-        """Index a file.
-
-        Raises:
-            UnsupportedStream: the video is not of a kind that :class:`SparseReader` reads exactly.
-            VideoError: the file cannot be read.
-        """
         pts, entries, is_hidden = array("q"), array("q"), bytearray()
         # By position, one byte each: PacketInfo's fields.
         self._ref_slots, self._refresh_slots, self._has_gap = bytearray(), bytearray(), bytearray()

@@ -1,21 +1,13 @@
-"""One's own multiple-choice questions; text, scoring and aggregation are lmms-eval's LongVideoBench ones."""
+"""One's own multiple-choice questions."""
 
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-ROOT = str(Path(__file__).resolve().parents[2])
-if ROOT not in sys.path:
-    sys.path.insert(0, ROOT)
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from lmms_eval.tasks.longvideobench.utils import (  # noqa: E402, F401 - the yaml names them
-    longvideobench_aggregate_results,
-    longvideobench_doc_to_text,
-    longvideobench_process_results,
-)
-
-from evaluation import task  # noqa: E402
+from evaluation import task
 
 dataset_kwargs = task.dataset_kwargs("custom", "test")
 metadata = task.metadata("custom")

@@ -1,4 +1,4 @@
-"""LongVideoBench on a local label file; text, subtitles, scoring and aggregation are lmms-eval's own."""
+"""LongVideoBench on a local label file; text and subtitles are lmms-eval's own."""
 
 import json
 import sys
@@ -10,24 +10,20 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-ROOT = str(Path(__file__).resolve().parents[2])
-if ROOT not in sys.path:
-    sys.path.insert(0, ROOT)
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from lmms_eval.tasks.longvideobench.utils import (  # noqa: E402, F401 - the yaml names them
+from lmms_eval.tasks.longvideobench.utils import (
     compute_frame_timestamps,
     insert_subtitles_into_frames,
     load_video,
-    longvideobench_aggregate_results,
     longvideobench_doc_to_text,
-    longvideobench_process_results,
 )
 
-from aks.errors import VideoError  # noqa: E402
-from aks.video.backends import reset_decoder_globals  # noqa: E402
-from aks.video.reader import Video  # noqa: E402
-from evaluation import task  # noqa: E402
-from evaluation.frame_policy import EvaluationError, parse_frame_idx, read_frames  # noqa: E402
+from aks.errors import VideoError
+from aks.video.backends import reset_decoder_globals
+from aks.video.reader import Video
+from evaluation import task
+from evaluation.frame_policy import EvaluationError, parse_frame_idx, read_frames
 
 UNIFORM_PICTURES = 16  # upstream's longvideobench_val_i
 

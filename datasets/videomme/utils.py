@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-ROOT = str(Path(__file__).resolve().parents[2])
-if ROOT not in sys.path:
-    sys.path.insert(0, ROOT)
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from lmms_eval.tasks.videomme.utils import (  # noqa: E402, F401 - the yaml names them
+from lmms_eval.tasks.videomme.utils import (  # noqa: F401 - the yaml names them
     CATEGORIES,
     SUB_CATEGORIES,
     TASK_CATEGORIES,
@@ -19,13 +17,13 @@ from lmms_eval.tasks.videomme.utils import (  # noqa: E402, F401 - the yaml name
     videomme_aggregate_results,
     videomme_doc_to_text,
 )
-from lmms_eval.tasks.videomme.utils import videomme_process_results as process_results  # noqa: E402, F401
+from lmms_eval.tasks.videomme.utils import videomme_process_results as process_results  # noqa: F401
 
-from aks.errors import VideoError  # noqa: E402
-from aks.video.reader import Video  # noqa: E402
-from evaluation import task  # noqa: E402
-from evaluation.frame_policy import EvaluationError, parse_frame_idx  # noqa: E402
-from evaluation.uniform import UNIFORM_RULES  # noqa: E402
+from aks.errors import VideoError
+from aks.video.reader import Video
+from evaluation import task
+from evaluation.frame_policy import EvaluationError, parse_frame_idx
+from evaluation.uniform import UNIFORM_RULES
 
 CATEGORIES_BY_FIELD = {
     "duration": VIDEO_TYPE,

@@ -86,7 +86,7 @@ def test_a_real_model_s_scores_depend_neither_on_workers_nor_on_shared_batches(c
 def test_on_a_cpu_videos_share_batches_only_on_request():
     scorer = ToyScorer()
     assert isinstance(DecodeConfig.for_scorer(scorer).make_encoder(scorer), PerVideoEncoder)
-    config = DecodeConfig.for_scorer(scorer, batch_across_videos=True, batch_frames=72)
+    config = DecodeConfig.for_scorer(scorer, batch_across_videos=True, batch_frames=72, workers=1)
     assert isinstance(config.make_encoder(scorer), CrossVideoBatcher)
     assert config.make_decoder(scorer)._spec.batch_frames == 16
     assert config.frames_together == 64  # whole batches of the decoder's

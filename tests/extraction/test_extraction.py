@@ -6,8 +6,6 @@ import errno
 import json
 import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -15,15 +13,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
-from extraction_setup import ToyScorer, finished_parts, load_custom, results, wait_until, write_labels
+from conftest import check_mistake
+from extraction_setup import (
+    ToyScorer,
+    flags_for,
+    load_custom,
+    results,
+    write_labels,
+)
 from media import write_video
 
-from aks import UserError, VideoError, run_dir
+from aks import UserError, run_dir
 from aks.extraction.api import extract, find_keyframes
 from aks.jsonio import write_json
 from aks.locks import VideoLocks
-from aks.run_dir import RunDir, VideoScores
+from aks.run_dir import RunDir
 from aks.score_lists import read_scores
 from aks.scorers.base import load_scorer
 from aks.video.reader import Video
@@ -50,8 +54,7 @@ def data(clips, tmp_path) -> Path:
     return folder
 
 
-def test_the_score_files_have_the_order_of_the_labels_and_the_paper_s_format(data, tmp_path, conse):
-    run = RunDir(tmp_path / "out")
+def test_the_score_files_have_the_order_of_the_labels_and_the_paper_s_format(data, run, conse):
     summary = extract(load_custom(data), conse, run)
     assert (summary.videos, summary.scored, summary.failures, summary.complete) == (3, 3, [], True)
     scores, frames = (json.loads((run.folder / f"{name}.json").read_text()) for name in ("scores", "frames"))
@@ -65,8 +68,7 @@ def test_the_score_files_have_the_order_of_the_labels_and_the_paper_s_format(dat
     read_scores(run.folder / "scores.json", run.folder / "frames.json")
 
 
-def test_batches_of_frames_and_questions_score_like_single_ones(data, tmp_path, conse):
-    run = RunDir(tmp_path / "out")
+def test_batches_of_frames_and_questions_score_like_single_ones(data, run, conse):
     labels = load_custom(data)
     extract(labels, conse, run, batch_frames=4)
     scores, frames = read_scores(run.folder / "scores.json", run.folder / "frames.json")
@@ -106,40 +108,12 @@ def test_a_finished_run_needs_no_videos(data, tmp_path):
     assert results(run) == expected
 
 
-@pytest.mark.slow
-def test_a_killed_command_resumes_and_gives_the_same_files(data, tmp_path, run_script):
-    def command(out):
-        return [
-            *("feature_extract.py", "--dataset_name", "custom", "--label_file", data / "labels.json"),
-            *("--extract_feature_model", "conse", "--device", "cpu", "--output_file", out),
-        ]
-
-    killed, whole = (RunDir(tmp_path / name / "custom/conse") for name in ("killed", "whole"))
-    script, *flags = map(str, command(tmp_path / "killed"))
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen([sys.executable, ROOT / script, *flags], **silent) as process:
-        wait_until(lambda: finished_parts(killed) or process.poll() is not None, 120)
-        process.kill()
-    kept = {path: path.read_bytes() for path in finished_parts(killed)}
-    assert kept
-    resumed = run_script(*command(tmp_path / "killed"))
-    assert resumed.returncode == 0, resumed.stderr
-    assert f"{3 - len(kept)} scored now, {len(kept)} finished before, 0 failed" in resumed.stdout
-    assert all(path.read_bytes() == content for path, content in kept.items())
-    assert run_script(*command(tmp_path / "whole"), fresh=True).returncode == 0
-    assert results(killed) == results(whole)
-    assert (killed.folder / "run.json").read_bytes() == (whole.folder / "run.json").read_bytes()
-
-
 def test_bad_videos_are_listed_and_the_others_are_scored(data, tmp_path, run_script):
     entries = [*ENTRIES, {"id": "e", "video": "absent.mp4", "question": "Who?"}]
     (data / "labels.json").write_text(json.dumps(entries))
     original = (data / "two.mp4").read_bytes()
     (data / "two.mp4").write_bytes(b"no video")
-    command = [
-        *("feature_extract.py", "--dataset_name", "custom", "--label_file", data / "labels.json"),
-        *("--extract_feature_model", "conse", "--device", "cpu", "--output_file", tmp_path),
-    ]
+    command = ["feature_extract.py", *flags_for(data, tmp_path)]
     done = run_script(*command)
     assert done.returncode == 1
     assert "4 videos: 2 scored now, 0 finished before, 2 failed" in done.stdout
@@ -163,18 +137,6 @@ def test_bad_videos_are_listed_and_the_others_are_scored(data, tmp_path, run_scr
     )
     assert done.returncode == 0, done.stderr
     assert "1 questions have no candidates" in done.stdout
-
-
-def test_a_video_shorter_than_its_stride_is_a_failure_with_that_reason(tmp_path):
-    write_video(tmp_path / "blink.mp4", frames=10, fps=24)
-    summary = extract(write_labels(tmp_path, ["blink.mp4"]), ToyScorer(), RunDir(tmp_path / "out"))
-    assert "too short: 10 frames at 24 a second" in summary.failures[0]["reason"]
-
-
-def test_a_score_that_is_not_a_number_is_a_failure(data, conse, monkeypatch):
-    monkeypatch.setattr(conse, "_centre", conse._centre * float("nan"))
-    with Video(data / "two.mp4") as video, pytest.raises(VideoError, match="gives nan for frame 0"):
-        find_keyframes(video, load_custom(data).questions[0], conse, 1)
 
 
 def test_runs_with_other_settings_do_not_mix(data, tmp_path):
@@ -222,8 +184,7 @@ def change_part(edit):
         (change_part(lambda part: part["scores"].pop("c")), ": has no scores for question c"),
     ],
 )
-def test_a_damaged_part_is_named(data, tmp_path, change, words):
-    run = RunDir(tmp_path / "out")
+def test_a_damaged_part_is_named(data, run, change, words):
     extract(load_custom(data), ToyScorer(), run)
     path = run.part_path("one.mp4")
     path.write_text(change(path.read_text()))
@@ -231,8 +192,7 @@ def test_a_damaged_part_is_named(data, tmp_path, change, words):
         extract(load_custom(data), ToyScorer(), run)
 
 
-def test_parts_of_another_video_of_the_same_name_are_refused(data, tmp_path):
-    run = RunDir(tmp_path / "out")
+def test_parts_of_another_video_of_the_same_name_are_refused(data, run):
     extract(load_custom(data), ToyScorer(), run)
     shutil.copy(data / "one.mp4", data / "two.mp4")
     with pytest.raises(UserError, match=r"two\.mp4\.json: made from another two\.mp4"):
@@ -241,30 +201,11 @@ def test_parts_of_another_video_of_the_same_name_are_refused(data, tmp_path):
     assert extract(load_custom(data), ToyScorer(), run).complete
 
 
-def test_a_damaged_run_record_is_reported_with_its_remedy(data, tmp_path):
-    run = RunDir(tmp_path / "out")
+def test_a_damaged_run_record_is_reported_with_its_remedy(data, run):
     extract(load_custom(data), ToyScorer(), run)
     (run.folder / "run.json").write_text("{")
     with pytest.raises(UserError, match=r"run\.json: damaged; remove"):
         extract(load_custom(data), ToyScorer(), run)
-
-
-def test_every_video_name_gets_a_part_file_of_its_own(tmp_path):
-    run = RunDir(tmp_path / "out")
-    run.open_or_create({})
-    names = [
-        "a/b.mp4",
-        "a_b.mp4",
-        "a%2Fb.mp4",
-        "x" * 400 + ".mp4",
-        "x" * 401 + ".mp4",
-        "日本語.mp4",
-        "../up.mp4",
-    ]
-    for name in names:
-        run.write_part(VideoScores(name, 25.0, 25, None, "decord", [0], [0.0], {"q": [0.5]}))
-    assert len(list(run.parts.iterdir())) == len(names)
-    assert [run.read_part(name).video for name in names] == names
 
 
 def test_a_full_disk_keeps_the_earlier_file(tmp_path, monkeypatch):
@@ -279,9 +220,6 @@ def test_a_full_disk_keeps_the_earlier_file(tmp_path, monkeypatch):
         write_json(path, [2])
     assert path.read_text() == "[1]"
     assert list(tmp_path.iterdir()) == [path]
-
-
-CUSTOM = ["--dataset_name", "custom", "--label_file", "labels.json", "--device", "cpu"]
 
 
 @pytest.mark.parametrize(
@@ -311,29 +249,27 @@ CUSTOM = ["--dataset_name", "custom", "--label_file", "labels.json", "--device",
         ("--blip_head itc", "--blip_head does not go with the conse scorer"),
         ("--backend lavis", "--backend lavis has no conse"),
         ("--backend jax", "--backend: invalid choice: 'jax'"),
+        ("--feature_dtype int8", "--feature_dtype: invalid choice: 'int8'"),
+        ("--blip_features tokens", "--blip_features: invalid choice: 'tokens'"),
+        ("--blip_features itc", "--blip_features goes with --extract_feature_model blip"),
+        (
+            "--extract_feature_model blip --backend lavis --blip_features itm-e",
+            "--blip_features itm-e goes with --backend transformers",
+        ),
     ],
 )
 def test_a_wrong_flag_ends_in_one_line_and_status_2(data, tmp_path, run_script, arguments, words):
-    flags = [
-        *CUSTOM,
-        "--extract_feature_model",
-        "conse",
-        *arguments.split(),
-        "--output_file",
-        tmp_path / "out",
-    ]
-    done = run_script("feature_extract.py", *flags, cwd=data)
-    assert done.returncode == 2 and done.stdout == ""
-    assert words in done.stderr
-    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
+    is_for_features = "feature_dtype" in arguments or "blip_features" in arguments
+    script = "feature_extract_store.py" if is_for_features else "feature_extract.py"
+    flags = [*flags_for(data, tmp_path / "out"), *arguments.split()]
+    check_mistake(run_script(script, *flags, cwd=data), words)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_without_cuda_the_error_offers_the_cpu(data, run_script):
-    flags = [*CUSTOM[:-2], "--extract_feature_model", "conse"]
-    done = run_script("feature_extract.py", *flags, cwd=data, fresh=True)
-    assert done.returncode == 2
-    assert "no usable CUDA device; use --device cpu" in done.stderr and done.stderr.count("\n") == 1
+    flags = [*flags_for(data, data / "out"), "--device", "cuda"]
+    done = run_script("feature_extract.py", *flags, fresh=True)
+    check_mistake(done, "no usable CUDA device; use --device cpu")
 
 
 def test_an_output_folder_that_cannot_be_created_is_reported(data, tmp_path):
@@ -356,9 +292,8 @@ def test_find_keyframes_gives_what_extraction_and_selection_give(data, tmp_path,
             find_keyframes(video, labels.questions[0], conse, 0)
 
 
-def test_a_video_that_fails_is_tried_once_in_a_run_and_again_in_the_next(data, tmp_path, caplog):
+def test_a_video_that_fails_is_tried_once_in_a_run_and_again_in_the_next(data, run, caplog):
     (data / "two.mp4").write_bytes(b"no video")
-    run = RunDir(tmp_path / "out")
     for scored in (2, 0):
         summary = extract(load_custom(data), ToyScorer(), run)
         assert (summary.scored, len(summary.failures)) == (scored, 1)
@@ -367,8 +302,7 @@ def test_a_video_that_fails_is_tried_once_in_a_run_and_again_in_the_next(data, t
 
 
 @pytest.mark.parametrize("written_before", range(3))
-def test_the_score_list_is_written_after_its_frames_and_times(data, tmp_path, monkeypatch, written_before):
-    run = RunDir(tmp_path / "out")
+def test_the_score_list_is_written_after_its_frames_and_times(data, run, monkeypatch, written_before):
 
     def write_until_full(path, *arguments, **options):
         if path.parent == run.folder and len(list(run.folder.glob("*.json"))) == 1 + written_before:
@@ -382,20 +316,10 @@ def test_the_score_list_is_written_after_its_frames_and_times(data, tmp_path, mo
     assert not (run.folder / "scores.json").exists()
 
 
-def test_a_run_without_allow_missing_removes_scores_with_empty_lists(data, tmp_path):
-    (data / "two.mp4").unlink()
-    run = RunDir(tmp_path / "out")
-    summary = extract(load_custom(data), ToyScorer(), run, allow_missing=True)
-    assert (summary.complete, summary.empty_questions) == (True, 1)
-    assert not extract(load_custom(data), ToyScorer(), run).complete
-    assert not (run.folder / "scores.json").exists()
-
-
-def test_candidates_behind_the_end_of_a_cut_video_are_listed_as_lost(tmp_path):
+def test_candidates_behind_the_end_of_a_cut_video_are_listed_as_lost(tmp_path, run):
     options = {"options": {"bf": "0"}, "container_options": {"movflags": "faststart"}}
     film = write_video(tmp_path / "film.mp4", frames=137, fps=Fraction(24000, 1001), **options)
     film.write_bytes(film.read_bytes()[: film.stat().st_size * 7 // 10])
-    run = RunDir(tmp_path / "out")
     extract(write_labels(tmp_path, ["film.mp4"]), ToyScorer(), run, on_corrupt="partial")
     part = run.read_part("film.mp4")
     assert part.frames and part.lost_frames

@@ -56,8 +56,7 @@ def labels(folder):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_decoder_that_hangs_costs_only_its_video(labels, tmp_path, workers):
-    run = RunDir(tmp_path / "out")
+def test_a_decoder_that_hangs_costs_only_its_video(labels, run, workers):
     summary = extract(
         labels, ToyScorer(preprocessor=FaultyPreprocessor("hang")), run, workers=workers, video_timeout=1
     )
@@ -111,7 +110,7 @@ def test_where_no_process_can_start_the_system_s_reason_is_named(labels, tmp_pat
 
 
 @pytest.mark.slow
-def test_only_a_process_that_does_not_start_ends_the_run_not_a_busy_model(labels, tmp_path, monkeypatch):
+def test_only_a_process_that_does_not_start_ends_the_run_not_a_busy_model(labels, tmp_path, monkeypatch, run):
     class SlowAtFirst(ToyScorer):
         def encode_frames(self, inputs):
             time.sleep(self.batch_s)
@@ -120,7 +119,6 @@ def test_only_a_process_that_does_not_start_ends_the_run_not_a_busy_model(labels
 
     monkeypatch.setattr(workers, "START_TIMEOUT_S", 6.0)
     # The model's first batch takes longer than the limit. The second process starts meanwhile, unobserved.
-    run = RunDir(tmp_path / "out")
     assert extract(labels, SlowAtFirst(batch_s=7), run, workers=2, batch_frames=3).scored == 4
     monkeypatch.setattr(workers, "_START", "import time; time.sleep(60) # {path!r} {parent} {ends}")
     with pytest.raises(UserError, match=r"has not started within 6 s; --workers 0"):
@@ -140,7 +138,7 @@ def check_loss_from_features(labels, part, tmp_path):
     """Scores from the stored features of a damaged video come with the same report of lost frames."""
     store = FeatureStore(tmp_path / "store", "float32")
     store_features(labels, ToyScorer(), store, on_corrupt="partial")
-    store.run.failure_path(part.video).unlink()
+    store.failure_path(part.video).unlink()
     run = RunDir(tmp_path / "from features")
     (loss,) = extract(labels, ToyScorer(), run, features=FeatureStore.open(store.folder)).partial
     from_features = run.read_part(part.video)
@@ -264,8 +262,7 @@ def test_a_full_disk_ends_the_run_and_finished_parts_are_kept(labels, tmp_path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("interrupts", [1, 2])
-def test_one_interrupt_ends_a_run_in_order_and_two_at_once(labels, folder, tmp_path, interrupts):
-    run = RunDir(tmp_path / "out")
+def test_one_interrupt_ends_a_run_in_order_and_two_at_once(labels, folder, run, interrupts):
     batch_s = 1 if interrupts == 1 else 20
     process = start_extraction(folder, run.folder, batch_s, workers=2, batch_frames=1)
     wait_until(lambda: finished_parts(run) if interrupts == 1 else list(run.parts.glob("*.lock")))
@@ -313,9 +310,15 @@ def test_a_second_interrupt_ends_code_that_ignores_the_first():
             process.kill()
 
 
-def test_a_decoder_that_is_not_installed_ends_the_run_and_fails_no_video(labels, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "decord", None)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_decoder_that_is_not_installed_ends_the_run_and_fails_no_video(
+    labels, tmp_path, monkeypatch, workers
+):
+    (tmp_path / "decord.py").write_text("raise ImportError")
+    monkeypatch.syspath_prepend(tmp_path)  # decoding processes get this path, too
+    monkeypatch.delitem(sys.modules, "decord", raising=False)
     run = RunDir(tmp_path / "out")
     with pytest.raises(UserError, match="decord is not installed"):
-        extract(labels, ToyScorer(), run, decoder="decord")
+        extract(labels, ToyScorer(), run, decoder="decord", workers=workers)
     assert not list(run.parts.glob("*.failure"))
+    assert not child_pids(os.getpid())

@@ -6,7 +6,7 @@ import logging
 import shutil
 
 import pytest
-from extraction_setup import ToyScorer, write_labels
+from extraction_setup import ToyScorer, flags_for, write_labels
 from media import write_video
 
 from aks.extraction.api import extract
@@ -37,9 +37,6 @@ def test_verbose_and_quiet_choose_what_a_command_shows(clips, tmp_path, run_scri
     shutil.copy(clips / "one.mp4", tmp_path)
     (tmp_path / "bad.mp4").write_text("no video")
     write_labels(tmp_path, ["one.mp4", "bad.mp4"])
-    finished = run_script(
-        *("feature_extract.py", "--dataset_name", "custom", "--label_file", tmp_path / "labels.json"),
-        *("--extract_feature_model", "conse", "--device", "cpu", "--output_file", tmp_path / "out", *flags),
-    )
+    finished = run_script("feature_extract.py", *flags_for(tmp_path, tmp_path / "out"), *flags)
     assert finished.returncode == 1 and "1 scored now" in finished.stdout
     assert {text for text in ("frame/s", "failed: ", ": done") if text in finished.stderr} == shown

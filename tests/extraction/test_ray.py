@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from conftest import ROOT
 from extraction_setup import (
     ToyScorer,
     finished_parts,
+    flags_for,
     load_custom,
     lock_holders,
     of_version_1,
@@ -27,7 +29,7 @@ from extraction_setup import (
 from media import write_video
 
 from aks import UserError, cli
-from aks.extraction.api import assemble, extract
+from aks.extraction.api import extract, finish
 from aks.run_dir import RunDir
 from aks.scorers.base import load_scorer
 
@@ -50,9 +52,7 @@ ONE, TWO = (ray_runner.ActorPlan(actors, cpus=1, gpus=0) for actors in (1, 2))  
 def extract_on_ray(labels, run, plan, make_scorer=ToyScorer, **decode):
     """Do what the command does with ``--engine ray``."""
     work = partial(extract, labels, run=run, **{"workers": 1, **decode})
-    summary = ray_runner.run(labels, run, make_scorer, work, plan)
-    assemble(summary, labels, run, allow_missing=False)
-    return summary
+    return finish(labels, run, labels.jobs, ray_runner.run(labels, run, make_scorer, work, plan))
 
 
 @pytest.fixture
@@ -79,10 +79,9 @@ def test_actors_of_which_one_is_killed_give_the_files_of_one_process(cluster, ma
     assert not list(run.parts.glob("*.lock"))
 
 
-def test_finished_videos_are_kept_and_failures_are_listed(cluster, labels, tmp_path, caplog):
+def test_finished_videos_are_kept_and_failures_are_listed(cluster, labels, tmp_path, caplog, run):
     (tmp_path / "bad.mp4").write_text("no video")
     labels = write_labels(tmp_path, ["one.mp4", "two.mp4", "three.mp4", "bad.mp4"])
-    run = RunDir(tmp_path / "out")
     extract(labels, ToyScorer(), run, shard=(1, 2))
     mtimes = {path: path.stat().st_mtime_ns for path in finished_parts(run)}
     assert mtimes
@@ -128,8 +127,7 @@ class OtherScorer(ToyScorer):
     checkpoint = "other"
 
 
-def test_the_finished_run_of_another_scorer_is_refused(cluster, labels, tmp_path):
-    run = RunDir(tmp_path / "out")
+def test_the_finished_run_of_another_scorer_is_refused(cluster, labels, run):
     assert extract_on_ray(labels, run, ONE).complete
     of_version_1(run.folder / "run.json")
     of_version_1(run.part_path("two.mp4"), decoder="decord")  # Such a part is scored again.
@@ -175,11 +173,8 @@ def test_more_actors_than_the_cluster_s_cores_or_gpus_are_refused(cluster):
 
 def test_the_commands_join_a_cluster_or_start_one(cluster, labels, tmp_path):
     def run_command(script, out, *more):
-        arguments = ["--dataset_name", "custom", "--label_file", "labels.json", "--output_file", out]
-        arguments += ["--extract_feature_model", "conse", "--device", "cpu", "--engine", "ray", *more]
-        done = subprocess.run(
-            [sys.executable, ROOT / script, *arguments], cwd=tmp_path, capture_output=True, text=True
-        )
+        command = [sys.executable, ROOT / script, *flags_for(Path(), out), "--engine", "ray", *more]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -18,7 +18,7 @@ from aks import VideoError
 from aks.extraction.api import extract, find_keyframes, store_features
 from aks.extraction.decoding import DecodeSpec, EndOfVideo, FrameBatch, VideoInfo
 from aks.extraction.feature_store import FeatureStore
-from aks.extraction.workers import Restarted, SerialDecoder, WorkerPool
+from aks.extraction.workers import Restarted, WorkerPool, make_decoder
 from aks.labels import Question, VideoJob
 from aks.run_dir import RunDir
 from aks.video.reader import Video
@@ -71,12 +71,12 @@ def check_complete(events, expected):
 
 @pytest.fixture(scope="module")
 def expected(film):
-    with SerialDecoder(spec()) as decoder:
+    with make_decoder(spec(), 0, None) as decoder:
         return collect(decoder, film)
 
 
 def test_a_serial_decoder_stops_a_cancelled_video(film):
-    with SerialDecoder(spec()) as decoder:
+    with make_decoder(spec(), 0, None) as decoder:
         jobs = [VideoJob("0", film), VideoJob("1", film)]
         events = decoder.run(iter(jobs))
         next(events)
@@ -104,7 +104,7 @@ def test_workers_share_a_video_only_when_no_other_is_left(film, expected):
 @pytest.mark.parametrize("batch_frames", [1, 7, 50])
 def test_workers_give_the_batches_of_one_process_for_every_batch_size(film, batch_frames):
     config = spec(batch_frames=batch_frames)
-    with SerialDecoder(config) as alone, WorkerPool(config, 3) as pool:
+    with make_decoder(config, 0, None) as alone, WorkerPool(config, 3) as pool:
         check_complete(collect(pool, film), collect(alone, film))
 
 
@@ -176,7 +176,7 @@ def test_workers_give_the_scores_and_features_of_one_process(film, tmp_path, acr
         assert extract(labels, scorer, run, **settings).complete
         store = FeatureStore(tmp_path / f"features {workers}", "float16")
         store_features(labels, scorer, store, **settings)
-        (part,) = store.run.parts.glob("*.safetensors")
+        (part,) = store.parts.glob("*.safetensors")
         contents.append([(run.folder / "scores.json").read_bytes(), part.read_bytes()])
     assert contents[0] == contents[1]
 

@@ -8,6 +8,7 @@ import importlib
 import os
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from model_setup import (
     QUESTIONS,
+    ask,
     bert_vocabulary,
+    encode,
+    fails,
     film_frames,
     package_file,
     question,
@@ -30,9 +34,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import BertConfig, BlipConfig
 
-from aks.errors import UserError
 from aks.scorers.blip import BlipScorer, clean_caption
-from aks.scorers.lavis.blip import DEFAULT_CHECKPOINT, LavisBlipScorer, import_lavis
+from aks.scorers.lavis.blip import LavisBlipScorer, import_lavis
 from aks.video.reader import Video
 
 import_lavis()
@@ -133,8 +136,7 @@ def expected(lavis_model):
 
 
 def our_scores(scorer, frames, texts):
-    features = scorer.encode_frames(torch.stack([scorer.preprocess(frame) for frame in frames]))
-    return scorer.score(features, [scorer.encode_question(question(text)) for text in texts])
+    return scorer.score(encode(scorer, frames), ask(scorer, texts))
 
 
 @pytest.mark.parametrize("head", ["itm", "itc"])
@@ -194,7 +196,7 @@ def test_real_shape_and_lavis_backend_give_lavis_s_scores(workdir, lavis_model, 
     model = BlipITM(VisionTransformerEncoder.from_config(cfg), XBertEncoder.from_config(cfg)).eval()
     randomise(model, gain=1.0)
     (workdir / "checkpoints").mkdir()
-    torch.save({"model": model.state_dict()}, workdir / "checkpoints" / DEFAULT_CHECKPOINT)
+    torch.save({"model": model.state_dict()}, workdir / "checkpoints" / LavisBlipScorer.default_checkpoint)
     config = BlipConfig(  # the text vocabulary and heads as in the hub's; the other defaults are base
         vision_config={"image_size": 384},
         text_config={"vocab_size": 30524, "num_attention_heads": 12},
@@ -211,8 +213,13 @@ def test_real_shape_and_lavis_backend_give_lavis_s_scores(workdir, lavis_model, 
     np.testing.assert_allclose(our_scores(ours, frames, texts), scores, atol=1e-5)
     backend = LavisBlipScorer()
     np.testing.assert_allclose(our_scores(backend, frames, texts), scores, atol=1e-6)
-    fingerprint = {"scorer": "blip", "checkpoint": DEFAULT_CHECKPOINT, "dtype": "float32", "blip_head": "itm"}
-    assert backend.fingerprint() == {**fingerprint, "backend": "lavis"}
+    assert backend.fingerprint() == {
+        "scorer": "blip",
+        "checkpoint": "model_large_retrieval_coco.pth",
+        "dtype": "float32",
+        "blip_head": "itm",
+        "backend": "lavis",
+    }
 
     backend.model = lavis_model  # the small one, for more frames and questions and both heads
     for backend.head in ("itm", "itc"):
@@ -221,39 +228,27 @@ def test_real_shape_and_lavis_backend_give_lavis_s_scores(workdir, lavis_model, 
 
 
 def test_lavis_backend_refuses_weights_of_another_model(workdir, lavis_model):
-    def fails(path, *parts):
-        with pytest.raises(UserError) as caught:
-            LavisBlipScorer(str(path))
-        assert "\n" not in str(caught.value)
-        for part in parts:
-            assert part in str(caught.value)
-
     torch.save(lavis_model.state_dict(), workdir / "tiny.pth")
-    fails("tiny.pth", "tiny.pth", "is not LAVIS's BLIP")
+    fails(partial(LavisBlipScorer, "tiny.pth"), "tiny.pth", "is not LAVIS's BLIP")
     torch.save({"visual_encoder.cls_token": torch.zeros(1, 1, 768)}, workdir / "part.pth")
-    fails("part.pth", "another model", "missing: ")
-    fails("absent.pth", "absent.pth", "download https://")
+    fails(partial(LavisBlipScorer, "part.pth"), "another model", "missing: ")
+    fails(partial(LavisBlipScorer, "absent.pth"), "absent.pth", "download https://")
     (workdir / "damaged.pth").write_bytes((workdir / "tiny.pth").read_bytes()[:100_000])
-    fails("damaged.pth", "damaged.pth", "download it again")
+    fails(partial(LavisBlipScorer, "damaged.pth"), "damaged.pth", "download it again")
 
 
 def test_without_a_tokenizer_the_backend_says_where_to_put_it(tmp_path, monkeypatch, no_initialisation):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("transformers.utils.hub._is_offline_mode", True)
     torch.save({"visual_encoder.cls_token": torch.zeros(1, 1, 768)}, "base.pth")
-    with pytest.raises(
-        UserError, match=r"vocab.txt of bert-base-uncased into ./bert-base-uncased/"
-    ) as caught:
-        LavisBlipScorer("base.pth")
-    assert "\n" not in str(caught.value)
+    words = "vocab.txt of bert-base-uncased into ./bert-base-uncased/"
+    fails(partial(LavisBlipScorer, "base.pth"), words)
 
 
 def test_without_lavis_the_backend_says_what_to_install(monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "lavis"]:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UserError, match=r"--backend lavis: .*requirements-lavis.txt") as caught:
-        LavisBlipScorer()
-    assert "\n" not in str(caught.value)
+    fails(LavisBlipScorer, "--backend lavis: ", "requirements-lavis.txt")
 
 
 def test_importing_lavis_leaves_decord_s_own_arrays():

@@ -1,16 +1,14 @@
 """The CLIP scorer: transformers' own numbers, on version 4 and 5."""
 
-import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from model_setup import QUESTIONS, film_frames, question, save_tiny_clip
+from model_setup import QUESTIONS, ask, edit_json, encode, fails, film_frames, save_tiny_clip
 from transformers import CLIPModel, CLIPTokenizer
 
-from aks.errors import UserError
 from aks.scorers.base import load_scorer
 from aks.scorers.clip import ClipScorer
 
@@ -25,10 +23,6 @@ def scorer(folder):
     return load_scorer("clip", checkpoint=str(folder))
 
 
-def encode(scorer, frames):
-    return scorer.encode_frames(torch.stack([scorer.preprocess(frame) for frame in frames]))
-
-
 def test_scores_are_those_of_transformers_forward(scorer, folder):
     processor_class = getattr(transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor)
     processor, tokenizer = processor_class.from_pretrained(folder), CLIPTokenizer.from_pretrained(folder)
@@ -39,9 +33,7 @@ def test_scores_are_those_of_transformers_forward(scorer, folder):
         output = model(**images, **texts)
         expected = (output.logits_per_text / model.logit_scale.exp()).numpy()
 
-    scores = scorer.score(
-        encode(scorer, film_frames()), [scorer.encode_question(question(q)) for q in QUESTIONS]
-    )
+    scores = scorer.score(encode(scorer, film_frames()), ask(scorer, QUESTIONS))
     assert scores.shape == (len(QUESTIONS), len(film_frames()))
     assert scores.dtype == np.float64
     assert np.ptp(scores, axis=1).min() > 1e-3  # the frames do differ
@@ -71,17 +63,14 @@ def test_any_frame_shape_can_be_preprocessed(scorer, shape):
 
 def test_text_is_cut_at_77_tokens(scorer):
     words = "tree " * 75
-    whole, longer = (
-        scorer.encode_question(question(text)) for text in (words, words + "then a rabbit appears")
-    )
-    shorter = scorer.encode_question(question("tree " * 74))
+    whole, longer, shorter = ask(scorer, [words, words + "then a rabbit appears", "tree " * 74])
     torch.testing.assert_close(longer, whole, atol=0, rtol=0)
     assert (shorter - whole).abs().max() > 1e-3
 
 
 def test_frames_encoded_one_by_one_score_the_same(scorer):
     inputs = torch.stack([scorer.preprocess(frame) for frame in film_frames()])
-    texts = [scorer.encode_question(question(text)) for text in QUESTIONS]
+    texts = ask(scorer, QUESTIONS)
     together = scorer.score(scorer.encode_frames(inputs), texts)
     single = np.hstack([scorer.score(scorer.encode_frames(frame[None]), texts) for frame in inputs])
     np.testing.assert_allclose(together, single, atol=1e-6)
@@ -92,8 +81,8 @@ def test_half_precision_stays_close(scorer, folder, dtype, tolerance):
     half = load_scorer("clip", checkpoint=str(folder), dtype=dtype)
     features = encode(half, film_frames())
     assert features.dtype == half.dtype
-    scores = half.score(features, [half.encode_question(question(QUESTIONS[0]))])
-    full = scorer.score(encode(scorer, film_frames()), [scorer.encode_question(question(QUESTIONS[0]))])
+    scores = half.score(features, ask(half, QUESTIONS[:1]))
+    full = scorer.score(encode(scorer, film_frames()), ask(scorer, QUESTIONS[:1]))
     np.testing.assert_allclose(scores, full, atol=tolerance)
 
 
@@ -101,40 +90,33 @@ def test_the_fingerprint_names_checkpoint_and_type(scorer, folder):
     assert scorer.fingerprint() == {"scorer": "clip", "checkpoint": str(folder), "dtype": "float32"}
 
 
-def fails(folder, *parts):
-    with pytest.raises(UserError) as caught:
-        ClipScorer(str(folder))
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message, message
+def lose(name):
+    return lambda folder: (folder / name).unlink()
 
 
-@pytest.mark.parametrize(
-    "missing", ["config.json", "model.safetensors", "vocab.json", "merges.txt", "preprocessor_config.json"]
-)
-def test_a_missing_file_is_named(folder, tmp_path, missing):
+def reconfigure(**changes):
+    return lambda folder: edit_json(folder / "config.json", **changes)
+
+
+FILES = ["config.json", "model.safetensors", "vocab.json", "merges.txt", "preprocessor_config.json"]
+# How a checkpoint's folder is spoilt, and what is said of it beside its name.
+DAMAGES = {
+    **{f"no {name}": (lose(name), name) for name in FILES},
+    "processor": (
+        lambda folder: (folder / "preprocessor_config.json").write_text("{"),
+        "image processor",
+    ),
+    "width": (
+        reconfigure(projection_dim=16),
+        "another model (of another shape: text_projection.weight, visual_projection.weight)",
+    ),
+    "type": (reconfigure(model_type="siglip"), "model_type is 'siglip', not 'clip'"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_wrong_checkpoint_is_named(folder, tmp_path, damage):
     copy = shutil.copytree(folder, tmp_path / "copy")
-    (copy / missing).unlink()
-    fails(copy, str(copy), missing)
-
-
-def test_a_damaged_image_processor_is_named(folder, tmp_path):
-    copy = shutil.copytree(folder, tmp_path / "copy")
-    (copy / "preprocessor_config.json").write_text("{")
-    fails(copy, str(copy), "image processor")
-
-
-def test_weights_of_another_width_are_refused(folder, tmp_path):
-    copy = shutil.copytree(folder, tmp_path / "copy")
-    config = json.loads((copy / "config.json").read_text())
-    config["projection_dim"] = 16
-    (copy / "config.json").write_text(json.dumps(config))
-    fails(copy, "another model", "of another shape: text_projection.weight")
-
-
-def test_another_type_of_model_is_refused(folder, tmp_path):
-    copy = shutil.copytree(folder, tmp_path / "copy")
-    config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps({**config, "model_type": "siglip"}))
-    fails(copy, "config.json", "'siglip'")
+    spoil, words = DAMAGES[damage]
+    spoil(copy)
+    fails(lambda: ClipScorer(str(copy)), copy, words)

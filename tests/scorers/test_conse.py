@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from media import picture
-from model_setup import package_file, question
+from model_setup import ask, encode, package_file, question
 from PIL import Image
 
 from aks import UserError
@@ -39,14 +39,13 @@ def photos() -> list[np.ndarray]:
 
 
 def test_every_question_finds_its_photo(conse, photos):
-    features = conse.encode_frames(torch.stack([conse.preprocess(photo) for photo in photos]))
-    scores = conse.score(features, [conse.encode_question(question(text)) for text in PHOTO_TEXTS.values()])
+    scores = conse.score(encode(conse, photos), ask(conse, PHOTO_TEXTS.values()))
     assert scores.argmax(axis=1).tolist() == list(range(len(photos)))
 
 
 def test_a_batch_scores_as_its_frames_alone(conse, photos):
     inputs = torch.stack([conse.preprocess(photo) for photo in photos])
-    texts = [conse.encode_question(question(text)) for text in PHOTO_TEXTS.values()]
+    texts = ask(conse, PHOTO_TEXTS.values())
     together = conse.score(conse.encode_frames(inputs), texts)
     assert together.shape == (len(texts), len(photos)) and together.dtype == np.float64
     alone = [conse.score(conse.encode_frames(frame[None]), [text]) for text in texts for frame in inputs]
@@ -80,9 +79,8 @@ def test_a_very_long_question_is_cut_not_refused(conse):
 
 def test_half_precision_ranks_alike(conse, photos):
     half = load_scorer("conse", dtype="bfloat16")
-    inputs = torch.stack([conse.preprocess(photo) for photo in photos])
-    text = question(PHOTO_TEXTS["coffee.png"])
-    scores = [s.score(s.encode_frames(inputs), [s.encode_question(text)])[0] for s in (conse, half)]
+    texts = [PHOTO_TEXTS["coffee.png"]]
+    scores = [s.score(encode(s, photos), ask(s, texts))[0] for s in (conse, half)]
     assert scores[0].argmax() == scores[1].argmax()
     assert half.fingerprint()["dtype"] == "bfloat16"
 

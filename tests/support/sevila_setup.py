@@ -190,11 +190,6 @@ def write_base(folder: Path, parts: Path) -> None:
     write_t5_tokenizer(folder)
 
 
-def edit_json(path: Path, **changes: object) -> None:
-    """Change fields of a JSON file."""
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
 def bf16_steps(scores: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     """How many bfloat16 steps lie between two scores."""
 

@@ -80,9 +80,8 @@ def test_a_film_trimmed_without_encoding_shows_the_frames_of_a_player(tmp_path, 
             assert number_of(frames.pixels[0]) == 85 + index
 
 
-def test_evaluation_shows_the_scored_frames_of_a_trimmed_film(tmp_path):
+def test_evaluation_shows_the_scored_frames_of_a_trimmed_film(tmp_path, run):
     path = trim(film(tmp_path), tmp_path / "trimmed.mp4")
-    run = RunDir(tmp_path / "out")
     extract(write_labels(tmp_path, ["trimmed.mp4"]), ToyScorer(), run)
     part = run.read_part("trimmed.mp4")
     assert (part.decoder, part.is_edited, part.frames) == ("pyav", True, [0, 25, 50, 75])
@@ -151,7 +150,7 @@ def test_features_of_an_earlier_version_are_refused_and_can_be_stored_again(tmp_
     film(tmp_path, "cut.mp4", frames=50)
     labels, store = write_labels(tmp_path, ["cut.mp4"]), FeatureStore(tmp_path / "features", "float32")
     store_features(labels, ToyScorer(), store)
-    path = store.run.part_path("cut.mp4")
+    path = store.part_path("cut.mp4")
     whole = path.read_bytes()
     with safe_open(path, framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from fractions import Fraction
@@ -12,7 +11,7 @@ import av
 import decord
 import numpy as np
 import pytest
-from media import copy_streams, picture, rotate, write_audio, write_video
+from media import picture, write_bad_files, write_video
 
 from aks import UserError, VideoError
 from aks.video.backends import average_rate
@@ -94,15 +93,6 @@ def test_all_backends_give_the_same_frames(tmp_path, name):
         np.testing.assert_allclose(decord_times, times, atol=0.05 if name == "mpeg2 program stream" else 0)
 
 
-@pytest.mark.parametrize("degrees", [90, 180, 270])
-def test_all_backends_rotate_a_video_upright(tmp_path, degrees):
-    path = rotate(write_video(tmp_path / "v.mp4", frames=5), tmp_path / "r.mp4", degrees)
-    expected = read_all(path, "decord")[2]
-    assert expected.shape[1:3] == ((96, 64) if degrees != 180 else (64, 96))
-    for decoder in ("auto", "pyav"):
-        np.testing.assert_array_equal(read_all(path, decoder)[2], expected)
-
-
 def test_frames_are_the_ones_that_were_encoded(tmp_path):
     path = write_video(tmp_path / "v.mkv", codec="ffv1", pixel_format="bgr0", frames=30)  # lossless
     for decoder in ("auto", "pyav", "decord"):
@@ -162,29 +152,7 @@ def test_reading_does_not_hang_if_another_library_routes_codec_logs_through_pyth
 
 
 def test_a_bad_file_is_an_error_with_a_reason(tmp_path):
-    good = write_video(tmp_path / "good.mp4").read_bytes()
-    files = {
-        "empty": b"",
-        "text": b"this is no video\n" * 100,
-        "without moov": good[: good.find(b"moov") - 4],
-    }
-    for name, data in files.items():
-        (tmp_path / name).write_bytes(data)
-    (tmp_path / "folder").mkdir()
-    os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    write_audio(tmp_path / "sound.m4a")
-    reasons = {
-        "absent": "file not found",
-        "empty": "file is empty",
-        "text": "cannot be opened: Invalid data",
-        "without moov": "cannot be opened",
-        "folder": "not a regular file",
-        "pipe": "not a regular file",
-        "loop": "cannot be opened|file not found|symbolic links",
-        "sound.m4a": "no video stream",
-    }
-    for name, reason in reasons.items():
+    for name, reason in write_bad_files(tmp_path).items():
         with pytest.raises(VideoError, match=reason) as caught:
             Video(tmp_path / name)
         assert "\n" not in str(caught.value)
@@ -242,14 +210,6 @@ def test_a_colon_in_a_file_name_is_not_a_protocol(tmp_path, monkeypatch):
             assert video.num_frames == 60
 
 
-def test_a_transport_stream_is_read_from_its_first_frame(tmp_path):
-    # Here decord fails, or shifts its frames by the first group of pictures.
-    path = write_video(tmp_path / "v.mp4")
-    np.testing.assert_array_equal(
-        read_all(copy_streams(path, to=tmp_path / "v.ts"), "auto")[2], read_all(path, "auto")[2]
-    )
-
-
 def test_a_change_of_frame_size_is_an_error(tmp_path):
     parts = [
         write_video(tmp_path / f"{n}.h264", frames=30, size=size)
@@ -292,11 +252,6 @@ def test_an_unknown_decoder_and_frame_indices_out_of_range_are_errors(tmp_path):
         for frame_indices in ([-1], [10], [3, 3], [4, 2]):
             with pytest.raises(ValueError, match="frame numbers must ascend"):
                 next(video.read(frame_indices))
-
-
-def test_the_header_gives_an_estimate_of_candidates(tmp_path):
-    assert estimate_candidates(write_video(tmp_path / "v.mp4", frames=125, fps=25)) == 5
-    assert estimate_candidates(tmp_path / "absent.mp4") == 0
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """BLIP on LAVIS: its own ``BlipITM``, processors and checkpoint file.
 
-Interface and scores are those of :class:`aks.scorers.blip.BlipScorer`. It is for those who want the paper's
-code path, and needs the packages of ``requirements-lavis.txt``.
+It is for those who want the paper's code path, and needs the packages of ``requirements-lavis.txt``.
 """
 
 from __future__ import annotations
@@ -12,20 +11,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from aks.errors import UserError, error_message
 from aks.labels import Question
-from aks.scorers.base import Scorer
-from aks.scorers.blip import HEADS
-from aks.scorers.clip import cosine
+from aks.scorers.blip import BlipScorer
 from aks.scorers.preprocess import preprocess_with_lavis
 from aks.scorers.weights import find_file, load_strict, read_state_dict
 
-# LAVIS's configurations name the same two files. The width of the vision tower tells them apart.
+# LAVIS's configurations name two files there. The width of the vision tower tells them apart.
 SOURCE = "https://storage.googleapis.com/sfr-vision-language-research/BLIP/models"
-DEFAULT_CHECKPOINT = "model_large_retrieval_coco.pth"
 BASE_CHECKPOINT = "model_base_retrieval_coco.pth"
 MODEL_TYPES = {1024: "large", 768: "base"}
 
@@ -51,52 +46,33 @@ def import_lavis() -> None:
     decord.bridge.set_bridge("native")
 
 
-class LavisBlipScorer(Scorer):
-    """LAVIS's ``BlipITM``; features and scores are those of :class:`aks.scorers.blip.BlipScorer`.
+class LavisBlipScorer(BlipScorer):
+    """LAVIS's ``BlipITM``; interface, features and scores are those of :class:`aks.scorers.blip.BlipScorer`.
 
-    LAVIS loads the tokenizer ``bert-base-uncased`` by itself, from a folder of that name in the working
-    directory or from the model hub.
-
-    Args:
-        checkpoint: LAVIS's ``.pth`` file, large or base, a path or a name in ``./checkpoints``.
-        device: where the model runs.
-        dtype: type of its parameters and features; None for the original's, float32.
-        blip_head: ``itm`` or ``itc``.
-
-    Raises:
-        UserError: LAVIS is not installed, unknown head, or weights that cannot be used.
+    The checkpoint is LAVIS's ``.pth`` file, large or base, a path or a name in ``./checkpoints``. LAVIS loads
+    the tokenizer ``bert-base-uncased`` by itself, from a folder of that name in the working directory or from
+    the model hub.
     """
 
-    name = "blip"
+    default_checkpoint = "model_large_retrieval_coco.pth"
 
-    def __init__(
-        self,
-        checkpoint: str | None = None,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype | None = None,
-        *,
-        blip_head: str = "itm",
-    ) -> None:
-        """Load the checkpoint."""
-        if blip_head not in HEADS:
-            raise UserError(f"--blip_head {blip_head}: use one of {', '.join(HEADS)}")
-        self.checkpoint = checkpoint or DEFAULT_CHECKPOINT
-        self.device, self.dtype, self.head = torch.device(device), dtype or torch.float32, blip_head
+    def _load(self) -> Any:
         import_lavis()
         from lavis.processors.blip_processors import BlipCaptionProcessor, BlipImageEvalProcessor
 
         # The error message names a published file, even if the checkpoint is something else, say a hub name.
-        base = Path(self.checkpoint).name == BASE_CHECKPOINT
+        name = Path(self.checkpoint).name
         path = find_file(
-            self.checkpoint, source=f"{SOURCE}/{BASE_CHECKPOINT if base else DEFAULT_CHECKPOINT}"
+            self.checkpoint,
+            source=f"{SOURCE}/{BASE_CHECKPOINT if name == BASE_CHECKPOINT else self.default_checkpoint}",
         )
-        self.model = _load_model(path).to(device=self.device, dtype=self.dtype)
         self.preprocessor = partial(preprocess_with_lavis, BlipImageEvalProcessor(image_size=384))
         self.caption_processor = BlipCaptionProcessor()
+        return _load_model(path)
 
     def fingerprint(self) -> dict[str, Any]:
-        """The settings of every scorer, the head, and the backend."""
-        return {**super().fingerprint(), "blip_head": self.head, "backend": "lavis"}
+        """The settings of BLIP, and the backend."""
+        return {**super().fingerprint(), "backend": "lavis"}
 
     @torch.no_grad()
     def encode_frames(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -123,27 +99,19 @@ class LavisBlipScorer(Scorer):
         )
         return model.text_proj(output.last_hidden_state[0, 0])
 
-    @torch.no_grad()
-    def score(self, features: torch.Tensor, questions: Sequence[torch.Tensor]) -> np.ndarray:
-        """Probability of a match (``itm``) or cosine (``itc``), (questions, frames)."""
-        if self.head == "itc":
-            return cosine(features.to(self.device), questions)
-        rows = []
+    def _match(self, tokens: torch.Tensor, questions: Sequence[torch.Tensor]) -> torch.Tensor:
+        columns = []
         for ids in questions:
-            parts = []
-            for tokens in features.split(self.frames_per_pass):
-                tokens = tokens.to(device=self.device, dtype=self.dtype)
-                output = self.model.text_encoder(
-                    ids.expand(len(tokens), -1),
-                    attention_mask=torch.ones(len(tokens), len(ids), device=self.device, dtype=torch.long),
-                    encoder_hidden_states=tokens,
-                    encoder_attention_mask=torch.ones(tokens.shape[:2], device=self.device, dtype=torch.long),
-                    return_dict=True,
-                )
-                logits = self.model.itm_head(output.last_hidden_state[:, 0])
-                parts.append(logits.float().softmax(dim=-1)[:, 1])
-            rows.append(torch.cat(parts))
-        return torch.stack(rows).double().cpu().numpy()
+            output = self.model.text_encoder(
+                ids.expand(len(tokens), -1),
+                attention_mask=torch.ones(len(tokens), len(ids), device=self.device, dtype=torch.long),
+                encoder_hidden_states=tokens,
+                encoder_attention_mask=torch.ones(tokens.shape[:2], device=self.device, dtype=torch.long),
+                return_dict=True,
+            )
+            logits = self.model.itm_head(output.last_hidden_state[:, 0])
+            columns.append(logits.float().softmax(dim=-1)[:, 1])
+        return torch.stack(columns, dim=1)
 
 
 def _load_model(path: Path) -> Any:
