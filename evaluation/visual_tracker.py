@@ -140,7 +140,8 @@ class VisualTracker:
 def count_visuals(inputs: Mapping[str, Any]) -> int:
     """The number of videos and pictures among the arguments of a model's ``generate``.
 
-    LLaVA's are ``images``, a tensor each; Qwen's processors give a row of ``*_grid_thw`` for each.
+    LLaVA's are ``images``, a tensor each; Qwen's processors give a row of ``*_grid_thw`` for each. Another
+    model's need a line here.
     """
     images = inputs.get("images")
     if images is not None:

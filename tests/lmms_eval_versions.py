@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -97,7 +98,8 @@ def run(
         folder / "runs" / f"{version.name if version else 'installed'}-{model}-{benchmark}-{use_topk}/out"
     )
     calls = output.parent / "calls"
-    output.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(output.parent, ignore_errors=True)  # an earlier run's
+    output.mkdir(parents=True)
     done = run_lmms_eval(
         model,
         f"{arguments.format(folder=folder)},use_topk={use_topk}",

@@ -13,7 +13,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import decord
-import llava_setup  # noqa: F401 - brings a llava package for lmms-eval's LLaVA models
 import numpy as np
 import pytest
 from evaluation_setup import (
@@ -37,6 +36,7 @@ from qwen_vl_utils import vision_process
 
 from evaluation.frame_policy import EvaluationError
 from evaluation.keyframe_mixin import KeyframeMixin
+from evaluation.llava_implementation import provide_llava
 from evaluation.uniform import UNIFORM_RULES
 
 BUDGET = 8
@@ -159,6 +159,7 @@ def colours(frames: Any) -> list[int]:
 
 @pytest.fixture
 def colour_reader(monkeypatch) -> None:
+    provide_llava()
     for model in ("llava_vid", "llava_onevision"):  # imported before decord's reader is replaced
         module = importlib.import_module(f"lmms_eval.models.simple.{model}")
         monkeypatch.setattr(module, "VideoReader", ColourReader)
