@@ -238,7 +238,9 @@ def test_question_bound_vectors_score_no_other_question(data, tmp_path, scorers)
         extract(labels, scorer, RunDir(tmp_path / "out"), features=FeatureStore.open(store.folder))
 
 
-def test_the_commands_store_features_and_score_without_the_videos(data, tmp_path, run_script):
+def test_the_commands_store_features_and_score_without_the_videos(data, tmp_path, scorers, run_script):
+    direct = RunDir(tmp_path / "direct")
+    extract(load_custom(data), scorers["conse"], direct)
     common = [
         *("--dataset_name", "custom", "--label_file", data / "labels.json"),
         *("--extract_feature_model", "conse", "--device", "cpu"),
@@ -256,7 +258,11 @@ def test_the_commands_store_features_and_score_without_the_videos(data, tmp_path
         *("--features", tmp_path / "f/custom/conse", "--output_file", tmp_path / "o"),
     )
     assert done.returncode == 0, done.stderr
-    assert [len(row) for row in scores_of(RunDir(tmp_path / "o/custom/conse"))] == [5, 4, 5]
+    assert FeatureStore.open(tmp_path / "f/custom/conse").dtype == torch.float16
+    for scores, expected in zip(
+        scores_of(RunDir(tmp_path / "o/custom/conse")), scores_of(direct), strict=True
+    ):
+        np.testing.assert_allclose(scores, expected, atol=SCORERS["conse"][1])
 
 
 def test_the_command_stores_question_bound_vectors(data, tmp_path, run_script):
