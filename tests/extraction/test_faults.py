@@ -295,7 +295,8 @@ def test_decoding_processes_end_when_the_main_process_is_killed(labels, folder, 
 
 def test_a_second_interrupt_ends_code_that_ignores_the_first():
     code = (
-        "import time; from aks import errors\n"
+        "import signal, time; from aks import errors\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in background jobs
         "def main():\n"
         "    while True:\n"
         "        try: print(1, flush=True); time.sleep(60)\n"
