@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -260,6 +261,19 @@ def test_a_full_disk_ends_the_run_and_finished_parts_are_kept(labels, tmp_path, 
     assert len(list(run.parts.iterdir())) == 1  # a part; no lock, no temporary file
     assert not child_pids(os.getpid())
     assert extract(labels, ToyScorer(), run, workers=2).scored == 3
+
+
+def test_features_that_fill_the_disk_end_the_run_and_leave_no_temporary_file(labels, tmp_path):
+    store = FeatureStore(tmp_path / "store", "float32")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"one\.mp4\.safetensors: cannot be written: File too large"):
+            store_features(labels, ToyScorer(), store)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(store.run.parts.iterdir())
+    assert store_features(labels, ToyScorer(), store).scored == 4
 
 
 @pytest.mark.slow

@@ -148,6 +148,7 @@ def test_features_of_another_video_of_the_same_name_are_refused(data, tmp_path):
         store_features(labels, ToyScorer(), store)
     with pytest.raises(UserError, match=r"made from another one\.mp4"):
         extract(labels, ToyScorer(), RunDir(tmp_path / "out"), features=store)
+    assert not (tmp_path / "out").exists()  # refused before the work
 
 
 def test_features_of_another_model_precision_or_checkpoint_are_refused(data, tmp_path, scorers):
@@ -195,6 +196,7 @@ def test_a_damaged_file_is_named(damage, data, tmp_path):
     with pytest.raises(UserError, match=r"three\.mkv\.safetensors: damaged") as caught:
         extract(labels, ToyScorer(), RunDir(tmp_path / "out"), features=store)
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_features_that_do_not_fit_the_disk_are_refused_before_the_work(data, tmp_path, scorers, monkeypatch):
