@@ -26,8 +26,9 @@ from extraction_setup import (
 )
 from media import write_video
 
-from aks import UserError, cli
+from aks import UserError, cli, locks
 from aks.extraction.api import assemble, extract
+from aks.locks import VideoLocks
 from aks.run_dir import RunDir
 from aks.scorers.base import load_scorer
 
@@ -148,6 +149,16 @@ def test_a_scorer_that_kills_its_actors_ends_the_run(cluster, labels, tmp_path, 
 def test_fewer_actors_than_planned_score_all_videos(cluster, labels, tmp_path):
     plan = ray_runner.ActorPlan(2, cpus=3, gpus=0)  # The cluster has four cores.
     assert extract_on_ray(labels, RunDir(tmp_path / "out"), plan).scored == 3
+
+
+def test_a_video_that_another_run_lets_go_of_is_scored_at_the_end(cluster, labels, tmp_path, monkeypatch):
+    run = RunDir(tmp_path / "out")
+    run.parts.mkdir(parents=True)
+    other = VideoLocks(run)
+    assert other.acquire("two.mp4")
+    monkeypatch.setattr(locks.logger, "warning", lambda *_: other.release("two.mp4"))  # as it waits
+    summary = extract_on_ray(labels, run, ONE)
+    assert (summary.scored, summary.unfinished, summary.complete) == (3, 0, True)
 
 
 @pytest.mark.parametrize(
