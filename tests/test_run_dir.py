@@ -56,3 +56,10 @@ def test_a_video_of_any_name_has_a_part_that_stays(run, video):
     os.utime(run.part_path(video), (0, 0))
     run.open_or_create({})
     assert run.read_part(video) == part_of(video, is_edited=False)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("-inf")])
+def test_a_number_that_json_does_not_know_is_one_line(tmp_path, number):
+    with pytest.raises(UserError, match="not written"):
+        write_json(tmp_path / "x.json", [number])
+    assert not list(tmp_path.iterdir())
