@@ -56,15 +56,20 @@ def labels(folder):
     return write_labels(folder, VIDEOS)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_decoder_that_hangs_costs_only_its_video(labels, tmp_path, workers):
-    run = RunDir(tmp_path / "out")
-    summary = extract(
-        labels, ToyScorer(preprocessor=FaultyPreprocessor("hang")), run, workers=workers, video_timeout=1
-    )
+@pytest.mark.parametrize(
+    ("num_workers", "video_timeout", "limit"),
+    [(1, 1, "1 s"), (2, None, "2.4 s")],  # by default 60 s and four times the video's 3 s; here a 30th of it
+)
+def test_a_decoder_that_hangs_costs_only_its_video(
+    labels, tmp_path, monkeypatch, num_workers, video_timeout, limit
+):
+    for name in ("VIDEO_TIMEOUT_S", "VIDEO_TIMEOUT_PER_SECOND"):
+        monkeypatch.setattr(workers, name, getattr(workers, name) / 30)
+    run, scorer = RunDir(tmp_path / "out"), ToyScorer(preprocessor=FaultyPreprocessor("hang"))
+    summary = extract(labels, scorer, run, workers=num_workers, video_timeout=video_timeout)
     assert (summary.scored, [f["video"] for f in summary.failures]) == (3, ["bad.mp4"])
     reason = summary.failures[0]["reason"]
-    assert "time limit: given up before the first frame" in reason and "(here 1 s)" in reason
+    assert "time limit: given up before the first frame" in reason and f"(here {limit})" in reason
     assert json.loads((run.folder / "failures.json").read_text()) == summary.failures
     assert not child_pids(os.getpid())
     assert not list(run.parts.glob("*.lock"))

@@ -342,7 +342,8 @@ def test_stale_temporary_files_go_and_those_of_running_processes_stay(tmp_path, 
     run = RunDir(tmp_path / "out")
     run.open_or_create({})
     os.waitpid(ended := fork(lambda: None), 0)
-    new, old = (run.parts / f".{name}.0123456789abcdef-1-00000000.tmp.json" for name in ("new", "old"))
+    # Those of another machine go when they are old; here no process has their number.
+    new, old = (run.parts / f".{name}.{0:016x}-{ended}-00000000.tmp.json" for name in ("new", "old"))
     own, orphan = (run.parts / f".v.{_host()}-{pid}-00000000.tmp.json" for pid in (os.getpid(), ended))
     for path in (new, old, own, orphan):
         path.write_text("[")
