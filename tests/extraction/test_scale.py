@@ -203,15 +203,17 @@ def test_a_run_waits_for_a_video_of_another_run_but_not_forever(
     holder, messages = fork(hold), []
     monkeypatch.setattr(locks.logger, "warning", warning)
     wait_until(lambda: list(run.parts.glob("*.lock")))
-    summary = extract(labels, ToyScorer(), run)
+    try:
+        summary = extract(labels, ToyScorer(), run)
+    finally:
+        os.kill(holder, signal.SIGKILL)
+        os.waitpid(holder, 0)
     assert len(messages) == 1 and messages[0].startswith("1 videos are in work in other runs")
     if holder_ends:
         assert (summary.scored, summary.unfinished, summary.complete) == (50, 0, True)
         assert results(run) == whole
     else:
-        os.kill(holder, signal.SIGKILL)
         assert (summary.scored, summary.unfinished, summary.complete) == (49, 1, False)
-    os.waitpid(holder, 0)
 
 
 @pytest.mark.parametrize(
