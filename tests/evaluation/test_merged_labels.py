@@ -254,6 +254,8 @@ def test_merged_labels_older_than_their_label_file_are_refused(tmp_path, monkeyp
     change_entry(labels, 0, question="What else?")
     with pytest.raises(EvaluationError, match=r"made from another lvb_val\.json"):
         load_task("longvideobench_val_v_aks", monkeypatch, tmp_path, LONGVIDEOBENCH_LABELS=merged)
+    change_entry(merged, 0, label_sha256=None)  # nothing is recorded
+    load_task("longvideobench_val_v_aks", monkeypatch, tmp_path, LONGVIDEOBENCH_LABELS=merged)
 
 
 def test_longvideobench_and_lmms_eval_s_own_task_of_that_name_do_not_mix():

@@ -202,6 +202,18 @@ def test_the_commands_join_a_cluster_or_start_one(cluster, labels, tmp_path):
     assert "3 videos: 3 stored now" in run_command("feature_extract_store.py", "features", *flags)
 
 
+def test_calls_begin_with_the_largest_files_and_get_shorter(tmp_path):
+    names = [f"{number}.mp4" for number in range(40)]
+    for number, name in enumerate(names):
+        (tmp_path / name).write_bytes(bytes(1000 + number))
+    labels = write_labels(tmp_path, [*names, "absent.mp4"])
+    calls = ray_runner._Dispatcher(labels.jobs, RunDir(tmp_path / "out"), (), TWO).split(labels.jobs)
+    assert [name for call in calls for name in call] == [*names[::-1], "absent.mp4"]
+    lengths = [len(call) for call in calls]
+    assert lengths == sorted(lengths, reverse=True)
+    assert (lengths[0], lengths[-1]) == (5, 1)  # the first is a quarter of an actor's share
+
+
 def test_full_gpu_memory_ends_the_run_and_is_no_video_s_failure(tmp_path):
     labels = write_labels(tmp_path, ["one.mp4"])
     dispatcher = ray_runner._Dispatcher(labels.jobs, RunDir(tmp_path / "out"), (), ONE)

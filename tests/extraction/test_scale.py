@@ -193,7 +193,7 @@ def test_a_run_waits_for_a_video_of_another_run_but_not_forever(
     def hold():
         locks = VideoLocks(run)  # The lock lives as long as this object.
         locks.acquire(names[7])
-        time.sleep(600)
+        time.sleep(60)
 
     def warning(message, *values):
         messages.append(message % values)
