@@ -54,6 +54,8 @@ def test_longvideobench_s_format_is_read(tmp_path):
     labels = load_labels("longvideobench", tmp_path)
     (question,) = labels.questions
     assert labels.video_path(question.video) == tmp_path / "videos/abc.mp4"
+    named = load_labels("longvideobench", label_file=tmp_path / "lvb_val.json")
+    assert named.video_path(question.video) == Path("datasets/longvideobench/videos/abc.mp4")
     assert (question.id, question.text, question.answer) == ("abc_0", "What is on the table?", 1)
     assert question.options_prompt == "A. a cup B. a book "
     assert (question.group, question.duration_s) == ("600", 321.5)

@@ -102,6 +102,9 @@ def test_the_command_prints_groups_in_order_beside_uniform(recall, tmp_path):
     assert [row["uniform"]["5.0"] for row in rows] == pytest.approx([0.75, 1, 2.5 / 3])
     done = recall("--max_num_frames", 2, "--tolerances", 5)  # of two: frames 0 and 1250
     assert [line.split()[3] for line in done.stdout.splitlines()[2:5]] == ["0.000", "1.000", "0.333"]
+    (tmp_path / "selected_frames.json").write_text(json.dumps([SELECTED[0], SELECTED[2], SELECTED[0]]))
+    done = recall("--tolerances", 5)  # again at a budget of four, wherever the longest selection stands
+    assert [line.split()[3] for line in done.stdout.splitlines()[2:5]] == ["0.750", "1.000", "0.833"]
 
 
 def test_evidence_in_seconds_uses_the_selected_times(tmp_path, recall):
@@ -125,7 +128,7 @@ def test_a_stride_that_cannot_be_told_is_left_out_and_counted(recall, tmp_path):
     done = recall()
     assert done.returncode == 0, done.stderr
     assert "1 questions left out" in done.stdout
-    (tmp_path / "frames.json").write_text(json.dumps([[0, 20, 60], [0, 50, 100], [0, 500]]))
+    (tmp_path / "frames.json").write_text(json.dumps([[0, 40, 60], [0, 50, 100], [0, 500]]))
     done = recall("--frame_path", tmp_path / "frames.json", "--tolerances", 1)
     assert done.returncode == 0, done.stderr
     assert "left out" not in done.stdout and "guessed" not in done.stdout

@@ -59,3 +59,10 @@ def test_every_video_name_gets_a_part_of_its_own_that_stays(run):
     assert len(list(run.parts.iterdir())) == len(names)
     run.open_or_create({})  # removes the temporary files of killed processes
     assert [run.read_part(name) for name in names] == list(map(part_of, names))
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("-inf")])
+def test_a_number_that_json_does_not_know_is_one_line(tmp_path, number):
+    with pytest.raises(UserError, match="not written"):
+        write_json(tmp_path / "x.json", [number])
+    assert not list(tmp_path.iterdir())

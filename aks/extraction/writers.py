@@ -193,8 +193,9 @@ class FeatureWriter:
 
     def abort(self) -> None:
         """Delete the temporary file."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # of a full disk, which refuses what is still to be written
             self._file.close()
+        with contextlib.suppress(OSError):
             self._temporary.unlink(missing_ok=True)
 
     def _header(self, num_frames: int, num_missing: int, size: int = 0) -> bytes:

@@ -150,6 +150,10 @@ CHANGES: dict[str, tuple[Callable[[World], object], list[int]]] = {
     "size of the weights": (lambda world: grow(world.weights / "model.safetensors"), [0, 1]),
     "time of the weights": (lambda world: touch(world.weights / "model.safetensors"), [0, 1]),
     "a file of the weights": (lambda world: (world.weights / "adapter.json").touch(), [0, 1]),
+    "name of a file of the weights": (
+        lambda world: (world.weights / "model.safetensors").rename(world.weights / "old.safetensors"),
+        [0, 1],
+    ),
 }
 
 
@@ -160,7 +164,10 @@ def test_what_changes_an_answer_is_asked_again(world, change, again):
     assert world.asked() == []
 
 
-@pytest.mark.parametrize("package", ["lmms-eval", "transformers", "torch", "av", "decord", "qwen-vl-utils"])
+@pytest.mark.parametrize(
+    "package",
+    ["lmms-eval", "transformers", "torch", "torchvision", "qwen-vl-utils", "llava", "av", "decord"],
+)
 def test_another_version_of_a_package_is_asked_again(world, monkeypatch, package):
     assert package in PACKAGES
     monkeypatch.setattr(answer_cache, "version", lambda name: "0" if name == package else version(name))

@@ -423,6 +423,7 @@ def sizes(tmp_path_factory) -> Path:
         (QWEN2, "max_pixels=602112"),
         (QWEN2, "max_pixels=100352"),
         (QWEN2_5, "max_pixels=1605632"),
+        (QWEN2_5, "min_pixels=260000"),  # more than the budget leaves for each of 24 frames
         pytest.param(QWEN3, "max_pixels=1605632", marks=needs_qwen3),
         pytest.param(QWEN3, "fps=2", marks=needs_qwen3),
         pytest.param(QWEN3, "total_pixels=2000000", marks=needs_qwen3),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -55,14 +56,20 @@ def labels(folder):
     return write_labels(folder, VIDEOS)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_decoder_that_hangs_costs_only_its_video(labels, run, workers):
-    summary = extract(
-        labels, ToyScorer(preprocessor=FaultyPreprocessor("hang")), run, workers=workers, video_timeout=1
-    )
+@pytest.mark.parametrize(
+    ("num_workers", "video_timeout", "limit"),
+    [(1, 1, "1 s"), (2, None, "2.4 s")],  # by default 60 s and four times the video's 3 s; here a 30th of it
+)
+def test_a_decoder_that_hangs_costs_only_its_video(
+    labels, run, monkeypatch, num_workers, video_timeout, limit
+):
+    for name in ("VIDEO_TIMEOUT_S", "VIDEO_TIMEOUT_PER_SECOND"):
+        monkeypatch.setattr(workers, name, getattr(workers, name) / 30)
+    scorer = ToyScorer(preprocessor=FaultyPreprocessor("hang"))
+    summary = extract(labels, scorer, run, workers=num_workers, video_timeout=video_timeout)
     assert (summary.scored, [f["video"] for f in summary.failures]) == (3, ["bad.mp4"])
     reason = summary.failures[0]["reason"]
-    assert "time limit: given up before the first frame" in reason and "(here 1 s)" in reason
+    assert "time limit: given up before the first frame" in reason and f"(here {limit})" in reason
     assert json.loads((run.folder / "failures.json").read_text()) == summary.failures
     assert not child_pids(os.getpid())
     assert not list(run.parts.glob("*.lock"))
@@ -260,6 +267,19 @@ def test_a_full_disk_ends_the_run_and_finished_parts_are_kept(labels, tmp_path, 
     assert extract(labels, ToyScorer(), run, workers=2).scored == 3
 
 
+def test_features_that_fill_the_disk_end_the_run_and_leave_no_temporary_file(labels, tmp_path):
+    store = FeatureStore(tmp_path / "store", "float32")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"one\.mp4\.safetensors: cannot be written: File too large"):
+            store_features(labels, ToyScorer(), store)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(store.parts.iterdir())
+    assert store_features(labels, ToyScorer(), store).scored == 4
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("interrupts", [1, 2])
 def test_one_interrupt_ends_a_run_in_order_and_two_at_once(labels, folder, run, interrupts):
@@ -292,7 +312,8 @@ def test_decoding_processes_end_when_the_main_process_is_killed(labels, folder, 
 
 def test_a_second_interrupt_ends_code_that_ignores_the_first():
     code = (
-        "import time; from aks import errors\n"
+        "import signal, time; from aks import errors\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in background jobs
         "def main():\n"
         "    while True:\n"
         "        try: print(1, flush=True); time.sleep(60)\n"

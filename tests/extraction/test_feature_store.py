@@ -140,6 +140,7 @@ def test_features_of_another_video_of_the_same_name_are_refused(data, tmp_path):
         store_features(labels, ToyScorer(), store)
     with pytest.raises(UserError, match=r"made from another one\.mp4"):
         extract(labels, ToyScorer(), RunDir(tmp_path / "out"), features=store)
+    assert not (tmp_path / "out").exists()  # refused before the work
 
 
 def test_features_of_another_model_precision_or_checkpoint_are_refused(data, tmp_path, scorers):
@@ -187,6 +188,7 @@ def test_a_damaged_file_is_named(damage, data, tmp_path):
     with pytest.raises(UserError, match=r"three\.mkv\.safetensors: damaged") as caught:
         extract(labels, ToyScorer(), RunDir(tmp_path / "out"), features=store)
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_features_that_do_not_fit_the_disk_are_refused_before_the_work(data, tmp_path, scorers, monkeypatch):
@@ -230,7 +232,9 @@ def test_question_bound_vectors_score_no_other_question(data, tmp_path, scorers)
         extract(labels, scorer, RunDir(tmp_path / "out"), features=FeatureStore.open(store.folder))
 
 
-def test_the_commands_store_features_and_score_without_the_videos(data, tmp_path, run_script):
+def test_the_commands_store_features_and_score_without_the_videos(data, tmp_path, scorers, run_script):
+    direct = RunDir(tmp_path / "direct")
+    extract(load_custom(data), scorers["conse"], direct)
     flags = [*flags_for(data, tmp_path / "f"), "--feature_dtype", "float16"]
     done = run_script("feature_extract_store.py", *flags, fresh=True)
     assert done.returncode == 0, done.stderr
@@ -240,7 +244,11 @@ def test_the_commands_store_features_and_score_without_the_videos(data, tmp_path
     flags = [*flags_for(data, tmp_path / "o"), "--features", tmp_path / "f/custom/conse"]
     done = run_script("feature_extract.py", *flags)
     assert done.returncode == 0, done.stderr
-    assert [len(row) for row in scores_of(RunDir(tmp_path / "o/custom/conse"))] == [5, 4, 5]
+    assert FeatureStore.open(tmp_path / "f/custom/conse").dtype == torch.float16
+    for scores, expected in zip(
+        scores_of(RunDir(tmp_path / "o/custom/conse")), scores_of(direct), strict=True
+    ):
+        np.testing.assert_allclose(scores, expected, atol=SCORERS["conse"][1])
 
 
 def test_the_command_stores_question_bound_vectors(data, tmp_path, run_script):

@@ -28,8 +28,9 @@ from extraction_setup import (
 )
 from media import write_video
 
-from aks import UserError, cli
+from aks import UserError, cli, locks
 from aks.extraction.api import extract, finish
+from aks.locks import VideoLocks
 from aks.run_dir import RunDir
 from aks.scorers.base import load_scorer
 
@@ -148,6 +149,16 @@ def test_fewer_actors_than_planned_score_all_videos(cluster, labels, tmp_path):
     assert extract_on_ray(labels, RunDir(tmp_path / "out"), plan).scored == 3
 
 
+def test_a_video_that_another_run_lets_go_of_is_scored_at_the_end(cluster, labels, tmp_path, monkeypatch):
+    run = RunDir(tmp_path / "out")
+    run.parts.mkdir(parents=True)
+    other = VideoLocks(run)
+    assert other.acquire("two.mp4")
+    monkeypatch.setattr(locks.logger, "warning", lambda *_: other.release("two.mp4"))  # as it waits
+    summary = extract_on_ray(labels, run, ONE)
+    assert (summary.scored, summary.unfinished, summary.complete) == (3, 0, True)
+
+
 @pytest.mark.parametrize(
     ("cores", "actors", "expected"),
     [
@@ -184,6 +195,18 @@ def test_the_commands_join_a_cluster_or_start_one(cluster, labels, tmp_path):
     assert results(RunDir(tmp_path / "on ray/custom/conse")) == results(alone)
     flags = ["--ray_address", ray.get_runtime_context().gcs_address, "--ray_actors", "1"]
     assert "3 videos: 3 stored now" in run_command("feature_extract_store.py", "features", *flags)
+
+
+def test_calls_begin_with_the_largest_files_and_get_shorter(tmp_path):
+    names = [f"{number}.mp4" for number in range(40)]
+    for number, name in enumerate(names):
+        (tmp_path / name).write_bytes(bytes(1000 + number))
+    labels = write_labels(tmp_path, [*names, "absent.mp4"])
+    calls = ray_runner._Dispatcher(labels.jobs, RunDir(tmp_path / "out"), (), TWO).split(labels.jobs)
+    assert [name for call in calls for name in call] == [*names[::-1], "absent.mp4"]
+    lengths = [len(call) for call in calls]
+    assert lengths == sorted(lengths, reverse=True)
+    assert (lengths[0], lengths[-1]) == (5, 1)  # the first is a quarter of an actor's share
 
 
 def test_full_gpu_memory_ends_the_run_and_is_no_video_s_failure(tmp_path):

@@ -66,6 +66,10 @@ def test_the_crop_is_the_centre_of_the_resized_frame(conse, photos):
     assert difference(0) < 5  # the same crop to a fraction of a pixel, of 255 grey levels
     assert min(difference(-4), difference(4)) > 2 * difference(0)
 
+    part = photos[0][:292, :300]  # of the size to which frames are resized: cut out as it is
+    ours = conse.preprocess(part).permute(1, 2, 0).numpy() * 128 + 127
+    np.testing.assert_array_equal(ours, part[16:276, 20:280])
+
 
 @pytest.mark.parametrize("size", [(16, 16), (1000, 20), (97, 641)])
 def test_any_frame_size_gives_one_input_size(conse, size):

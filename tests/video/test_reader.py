@@ -29,7 +29,8 @@ def read_all(path, decoder):
 
 
 @pytest.mark.parametrize(
-    ("fps", "frames", "stride", "count"), [(24, 60, 24, 2), (25, 125, 25, 5), (1, 5, 1, 5), (30, 29, 30, 0)]
+    ("fps", "frames", "stride", "count"),
+    [(24, 60, 24, 2), (25, 125, 25, 5), (1, 5, 1, 5), (30, 29, 30, 0), (1, 1, 1, 1)],
 )
 def test_candidates_follow_the_papers_rule(tmp_path, fps, frames, stride, count):
     path = write_video(tmp_path / "v.mp4", fps=fps, frames=frames)
