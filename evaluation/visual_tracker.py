@@ -175,6 +175,7 @@ class Watchdog:
         os._exit(1)
 
 
+@functools.cache  # a video has several questions
 def _duration_s(path: str) -> float:
     """A video's length in seconds by its header; 0 where that does not tell."""
     try:
