@@ -48,6 +48,8 @@ AREAS = {
     "aks/extraction/worker": "extraction workers faults scale",
     "aks/scorers/preprocess": "conse clip blip",
     "aks/extraction/ray": "ray",
+    "aks/bootstrap": "quality tables",
+    "aks/quality": "quality",
     "aks/recall": "recall",
     "aks/scorers/": "conse clip blip sevila blip_lavis keyframes lavis_cli feature_store",
     "aks/scorers/clip": "clip",
