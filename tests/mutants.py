@@ -39,6 +39,7 @@ AREAS = {
     "aks/extraction": "extraction pipeline batching feature_store odd_videos workers faults scale ray",
     "aks/video/sparse": VIDEO,
     "aks/extraction/feature_store": "feature_store faults workers",
+    "aks/interchange": "interchange",
     "aks/lmms_eval_models": "swap_in",
     "aks/locks": "faults scale ray",
     "aks/jsonio": "run_dir extraction recall frame_select conse feature_store scale",
