@@ -69,6 +69,8 @@ AREAS = {
     "evaluation/conse_qa": "answer_cache evaluation_scripts",
     "evaluation/evaluator": "tables evaluation_scripts",
     "evaluation/frame_numbering": "frame_numbering",
+    "evaluation/grids": "reproduce",
+    "evaluation/reproduce": "reproduce",
     "evaluation/insert_frame_num": "merged_labels",
     "evaluation/llava": "llava evaluation_scripts",
     "evaluation/mm_utils": "llava",

@@ -1,0 +1,175 @@
+"""The paper's ablations from scores to tables: cells, the questions asked, one list of what is missing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from evaluation_setup import ROOT, STARTUP, write_longvideobench_labels, write_numbered_video
+
+from aks import select_keyframes
+from evaluation.grids import GRIDS, PUBLISHED, Asked, Setting, cells_of
+
+
+def test_every_published_figure_is_a_cell():
+    published = json.loads(PUBLISHED.read_text())
+    counts = {"strategies": 4, "scorers": 12, "candidate_rates": 15, "depth_threshold": 36}
+    for grid in GRIDS:
+        for dataset in ("longvideobench", "videomme"):
+            cells = cells_of(grid, dataset, {})
+            assert [cell.published for cell in cells] == [row[dataset] for row in published[grid]["rows"]]
+            assert len(cells) == counts[grid]
+
+
+def test_the_preset_fits_the_published_figures():
+    headline = {
+        dataset: next(
+            cell.setting
+            for cell in cells_of("strategies", dataset, {})
+            if cell.setting.strategy == "ada" and cell.setting.scorer
+        )
+        for dataset in ("longvideobench", "videomme")
+    }
+    assert headline["longvideobench"] == Setting(64, "blip", "ada", 1, 0.2, 4, "released")
+    assert headline["videomme"] == Setting(64, "blip", "ada", 1, 0.8, 5, "released")
+    rates = cells_of("candidate_rates", "longvideobench", {})
+    assert [cell.setting.ratio for cell in rates[:5]] == [1, 2, 4, 8, 10]
+    deep = cells_of("depth_threshold", "videomme", {"t1": 0.5, "quota": "full"})
+    assert {(c.setting.t1, c.setting.max_depth) for c in deep} == {
+        (t1, depth) for t1 in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0) for depth in range(1, 7)
+    }  # the table's own settings win over the flags
+    assert {cell.setting.quota for cell in deep} == {"full"}
+    assert cells_of("strategies", "videomme", {"t1": 0.5})[-1].setting.t1 == 0.5
+
+
+def test_cells_that_the_released_quota_leaves_empty_take_the_full_one_and_are_marked():
+    marked = [cell for cell in cells_of("scorers", "videomme", {}) if cell.remark]
+    assert {(cell.setting.frames, cell.setting.quota) for cell in marked} == {(16, "full")}
+    assert len(marked) == 3  # of three scorers; uniform frames have no quota
+    scores = np.random.default_rng(0).random(100)
+    rows = marked[0].setting.select([scores], [np.arange(100) * 24])
+    assert rows == [select_keyframes(scores, np.arange(100) * 24, 16, t1=0.8, max_depth=5)]
+    assert not [c for c in cells_of("scorers", "longvideobench", {}) if c.remark]  # depth 4 leaves one a bin
+    remarks = {c.remark for c in cells_of("depth_threshold", "videomme", {})}
+    assert remarks == {"", "54.5 as printed"}
+    assert {c.remark for c in cells_of("depth_threshold", "longvideobench", {})} == {""}
+
+
+def test_a_question_is_asked_once_for_each_list_of_frames():
+    first, second, third = (Setting(2, "blip", t1=t1) for t1 in (0.1, 0.2, 0.3))
+    asked = Asked(2, refill=True)
+    asked.add(first, [[1, 2], [5], [7, 9]])
+    asked.add(second, [[1, 2], [6], [7, 8]])
+    asked.add(third, [[1, 2], [5, 6], [7, 8]])
+    # The second question shows uniform frames in two settings, whatever was selected.
+    assert asked.rows == [[1, 2], [5], [7, 9], [7, 8], [5, 6]]
+    assert asked.sources == [0, 1, 2, 2, 1]
+    assert asked.num_questions == 9
+    right = [True, False, False, True, True]
+    accuracies = [asked.correct(setting, right) for setting in (first, second, third)]
+    assert accuracies == pytest.approx([100 / 3, 200 / 3, 100])
+    strict = Asked(2, refill=False)
+    strict.add(first, [[5]])
+    strict.add(second, [[6]])
+    assert strict.rows == [[5], [6]]
+
+
+@pytest.fixture
+def world(tmp_path) -> Path:
+    """Two questions about one video, with generated scores."""
+    write_numbered_video(tmp_path / "videos/a.mp4", frames=200, fps=2)
+    write_longvideobench_labels(tmp_path, ["a.mp4", "a.mp4"])
+    rng = np.random.default_rng(1)
+    folder = tmp_path / "outscores/longvideobench/blip"
+    folder.mkdir(parents=True)
+    (folder / "scores.json").write_text(json.dumps((rng.random((2, 100)) ** 6).tolist()))
+    (folder / "frames.json").write_text(json.dumps([list(range(0, 200, 2))] * 2))
+    return tmp_path
+
+
+def reproduce(world: Path, *arguments: object) -> subprocess.CompletedProcess:
+    flags = ["--outscores", world / "outscores", "--output", world / "out"]
+    command = [sys.executable, ROOT / "evaluation/reproduce.py", *arguments, *flags]
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(STARTUP), "OMP_NUM_THREADS": "1"}
+    env["HF_DATASETS_CACHE"] = str(world / "datasets_cache")
+    return subprocess.run(list(map(str, command)), cwd=world, env=env, text=True, capture_output=True)
+
+
+def test_selections_are_written_without_a_model(world):
+    done = reproduce(world, "selections", "--dataset", "longvideobench")
+    assert done.returncode == 1  # the scores of two scorers are missing
+    assert done.stderr.splitlines() == [
+        f"missing: {world}/outscores/longvideobench/{scorer}/scores.json: file not found, for scorers; make "
+        f"it: python feature_extract.py --dataset_name longvideobench --extract_feature_model {scorer}"
+        for scorer in ("sevila", "clip")
+    ]
+    folder = world / "out/selections/longvideobench"
+    names = {path.name for path in folder.iterdir()}
+    blip = {
+        cell.setting
+        for grid in GRIDS
+        for cell in cells_of(grid, "longvideobench", {})
+        if cell.setting.scorer == "blip"
+    }
+    assert names == {setting.name for setting in blip}
+    scores = json.loads((world / "outscores/longvideobench/blip/scores.json").read_text())
+    chosen = json.loads((folder / "blip_32_ada_t0.2_d4_r1_released/selected_frames.json").read_text())
+    expected = [
+        select_keyframes(row, range(0, 200, 2), 32, t1=0.2, max_depth=4, quota="released") for row in scores
+    ]
+    assert chosen == expected
+    record = json.loads((folder / "blip_32_ada_t0.2_d4_r1_released/selection.json").read_text())
+    assert record["max_num_frames"] == 32
+
+
+def test_what_is_missing_is_listed_once_before_anything_runs(world):
+    shutil.rmtree(world / "outscores")
+    done = reproduce(world, "depth_threshold", "--check_only")
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert len(lines) == 5 and all(line.startswith("missing: ") for line in lines)
+    assert sum("scores.json" in line for line in lines) == 2  # not once a cell
+    assert any("lvb_val.json: label file not found" in line for line in lines)
+    assert any("checkpoints/llava_video_7b" in line for line in lines)
+    done = reproduce(world, "depth_threshold")
+    assert done.returncode == 2 and "nothing was evaluated" in done.stderr
+    done = reproduce(world, "strategies", "--labels", "x.json")
+    assert done.returncode == 2 and "belong to one data set" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_table_from_scores_to_accuracy(world):
+    command = ["strategies", "--dataset", "longvideobench", "--model", "conse_qa", "--gpus", "0"]
+    command += ["--labels", world / "lvb_val.json", "--videos", world / "videos"]
+    done = reproduce(world, *command)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    assert "3 selections of 2 questions are 6" in done.stdout
+    with open(world / "out/strategies_conse_qa.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["strategy"] for row in rows] == ["uniform", "top", "bin", "ada"]
+    assert [float(row["paper"]) for row in rows] == [58.9, 62.4, 60.2, 62.7]
+    assert {float(row["ours"]) for row in rows} <= {0, 50, 100}
+    for row in rows:
+        assert float(row["difference"]) == pytest.approx(float(row["ours"]) - float(row["paper"]))
+    # Each answer is that of the cell's own frames.
+    results = world / "out/conse_qa/longvideobench_strategies_64"
+    entries = json.loads((results / "include_frame_idx.json").read_text())
+    asked = {(entry["id"].split("#")[0], tuple(entry["frame_idx"])) for entry in entries}
+    folder = world / "out/selections/longvideobench"
+    shown = {
+        (f"q{index}", tuple(row))
+        for path in folder.rglob("selected_frames.json")
+        for index, row in enumerate(json.loads(path.read_text()))
+    }
+    assert asked == shown and len(entries) == len(asked)
+    # Again: nothing is asked.
+    again = reproduce(world, *command)
+    assert again.returncode == 0 and "lmms_eval" not in again.stdout
+    assert (world / "out/strategies_conse_qa.csv").exists()
