@@ -196,7 +196,7 @@ def lvbench_fields(entry: LabelEntry) -> dict[str, Any]:
     """
     info, reference = entry.data.get("video_info"), str(entry.data.get("time_reference"))
     minutes = info.get("duration_minutes") if isinstance(info, dict) else None
-    times = [time.split(":") for time in reference.split("-")]
+    times = [time.strip().split(":") for time in reference.split("-")]
     evidence = []
     if len(times) == 2 and all(len(time) in (2, 3) and all(map(str.isdecimal, time)) for time in times):
         first, last = (sum(int(part) * 60**i for i, part in enumerate(reversed(time))) for time in times)
