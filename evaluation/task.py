@@ -182,11 +182,15 @@ def labels_to_evaluate(dataset: str) -> LabelSet:
     return labels
 
 
-def custom_docs(dataset: Any) -> Any:
-    """One's own label entries (question, options, answer, video) in LongVideoBench's fields."""
-    labels = labels_to_evaluate("custom")
-    documents = [custom_doc(labels.path, question) for question in labels.questions]
-    return dataset.map(lambda _, index: documents[index], with_indices=True, load_from_cache_file=False)
+def multiple_choice_docs(dataset: str) -> Callable[[Any], Any]:
+    """A task's ``process_docs`` that gives a data set's entries LongVideoBench's fields."""
+
+    def documents(loaded: Any) -> Any:
+        labels = labels_to_evaluate(dataset)
+        fields = [custom_doc(labels.path, question) for question in labels.questions]
+        return loaded.map(lambda _, index: fields[index], with_indices=True, load_from_cache_file=False)
+
+    return documents
 
 
 def custom_doc(path: Path, question: Question) -> dict[str, Any]:
