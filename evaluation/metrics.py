@@ -48,7 +48,7 @@ class Metric:
     scale: float  # the recorded score if all questions are right
     id: str  # field of a sample's question id
     prediction: str  # field of the letter that was answered
-    groupings: Mapping[str, str]  # name of a grouping to its field
+    groupings: Mapping[str, str]  # name of a grouping to its field; the plot shows the first grouping
     # The letter by the rules of October 2024, of an answer, its prompt and its question's id, or None where
     # the prompt does not tell the options; None for a benchmark that the paper does not have.
     letter_oct2024: Callable[[str, str, str], str | None] | None = None

@@ -56,6 +56,7 @@ from qwen_vl_utils import vision_process
 from aks.labels import load_labels
 from evaluation.frame_policy import EvaluationError
 from evaluation.results import read_runs
+from evaluation.upstream_task import upstream_config
 
 BUDGET = 4
 DATASETS = ("lvbench", "mlvu", "videomme_v2")
@@ -323,6 +324,13 @@ def test_an_entry_that_cannot_be_scored_is_told_before_the_first_answer(
     with pytest.raises(EvaluationError, match=complaint) as ended:
         load_task(f"{dataset}_aks", monkeypatch, tmp_path, **{f"{dataset.upper()}_LABELS": path})
     assert str(path) in ended.value.code and "\n" not in ended.value.code
+
+
+def test_a_version_of_lmms_eval_without_the_task_is_told():
+    with pytest.raises(
+        EvaluationError, match=r"error: lmms-eval [\d.]+ has no lvbench/v3.yaml; install a newer"
+    ):
+        upstream_config("lvbench/v3.yaml")
 
 
 @each

@@ -829,6 +829,7 @@ def test_the_plot_says_so_where_it_leaves_groups_out(tmp_path, monkeypatch, grou
     monkeypatch.setattr(evaluation.plots, "_plot_accuracy", plotted)
     facts = {"table": "group", "title": "m, custom, 8 frames", "benchmark": "custom", "uniform": 50.0}
     names = [("all", ""), *(("duration", str(index)) for index in range(groups))]
+    names.append(("question_category", "S2E"))  # not of the first grouping
     records = [{**facts, "grouping": grouping, "group": group} for grouping, group in names]
     evaluation.plots.plot(tmp_path / "tables.png", records)
     assert titles == [f"m, custom, 8 frames{remark}"]
