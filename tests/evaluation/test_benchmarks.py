@@ -326,6 +326,16 @@ def test_an_entry_that_cannot_be_scored_is_told_before_the_first_answer(
     assert str(path) in ended.value.code and "\n" not in ended.value.code
 
 
+def test_groups_that_cannot_be_scored_together_are_told(labels, tmp_path, monkeypatch):
+    entries = load_labels("videomme_v2", label_file=labels["videomme_v2"]).entries
+    path = write_labels(
+        tmp_path / "labels.json",
+        [{**entry, "second_head": None if entry["video_id"] == "a" else "head"} for entry in entries],
+    )
+    with pytest.raises(EvaluationError, match=f"{path}: lmms-eval cannot score it: TypeError"):
+        load_task("videomme_v2_aks", monkeypatch, tmp_path, VIDEOMME_V2_LABELS=path)
+
+
 def test_a_version_of_lmms_eval_without_the_task_is_told():
     with pytest.raises(
         EvaluationError, match=r"error: lmms-eval [\d.]+ has no lvbench/v3.yaml; install a newer"
