@@ -1,12 +1,16 @@
-"""The JSON of label files: a list of entries, or one entry a line."""
+"""The JSON of label files: a list of entries, or one entry a line; and the fields of one entry."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 from aks.errors import UserError
+
+Evidence = tuple[float, float]  # first and last position, equal for a single point
 
 
 def read_label_bytes(path: Path) -> bytes:
@@ -81,3 +85,115 @@ def _parse_list(path: Path, text: str) -> list[Any]:
 
 def _parse_json(text: str) -> Any:
     return json.loads(text, parse_constant=lambda _: None)
+
+
+class LabelEntry:
+    """One entry of a label file. Its methods read a field, or raise a UserError that names it."""
+
+    def __init__(self, path: Path, index: int, data: dict[str, Any], identifier: Any) -> None:
+        """Wrap the entry's fields, ``data``; messages name the entry by index and identifier."""
+        self.where = f"{path}: entry {index}"
+        if isinstance(identifier, str | int):
+            self.where += f" (id {identifier})"
+        self.data = data
+
+    def error(self, problem: str) -> UserError:
+        """The error that tells what is wrong with the entry."""
+        return UserError(f"{self.where}: {problem}")
+
+    def text(self, key: str) -> str:
+        """A text that is not empty."""
+        value = self.data.get(key)
+        if not isinstance(value, str) or not value.strip():
+            state = "is missing" if key not in self.data else f"is {value!r}"
+            raise self.error(f"{key!r} {state}; it must be a non-empty text")
+        if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise self.error(f"{key!r} is {value!r}; it holds a character that is no text")
+        return value
+
+    def texts(self, key: str, required: bool) -> tuple[str, ...]:
+        """A list of texts; empty where it is missing and not required."""
+        value = self.data.get(key)
+        if value is None and not required:
+            return ()
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            state = "is missing" if key not in self.data else "is not a list of texts"
+            raise self.error(f"{key!r} {state}")
+        return tuple(value)
+
+    def split_options(self, key: str, mark: str) -> tuple[str, list[str]]:
+        """The text before the options, and the options without letters, of a text with an option a line.
+
+        Args:
+            key: the field with the text.
+            mark: pattern of what an option's line begins with, the letter as its group.
+
+        Raises:
+            UserError: the letters are not A, B, C and so on.
+        """
+        stem, *parts = re.split(f"^{mark}", self.text(key), flags=re.MULTILINE)
+        letters, options = "".join(parts[::2]), parts[1::2]
+        if not letters or letters != ascii_uppercase[: len(letters)]:
+            found = f"options at {', '.join(letters)}" if letters else "no options"
+            raise self.error(f"{key!r} has {found}; it must have a line for each of A, B and so on")
+        return stem.strip(), [option.strip() for option in options]
+
+    def identifier(self, key: str, default: int | None = None) -> str:
+        """A text or a whole number, as text; required without a default."""
+        value = self.data.get(key, default)
+        if value is None and key not in self.data:
+            raise self.error(f"{key!r} is missing; it must be a text or an integer")
+        if not isinstance(value, str | int) or isinstance(value, bool) or value == "":
+            raise self.error(f"{key!r} is {value!r}; it must be a text or an integer")
+        return str(value)
+
+    def number(self, key: str | None) -> float | None:
+        """A number, 0 or more; None where it is missing."""
+        value = self.data.get(key)
+        if value is None:
+            return None
+        if not _is_number(value) or value < 0:
+            raise self.error(f"{key!r} is {value!r}; it must be a number, 0 or more")
+        return float(value)
+
+    def choice(self, key: str, options: tuple[str, ...]) -> int | None:
+        """An answer given as index, letter or option text, as an index; None where it is missing."""
+        value = self.data.get(key)
+        if value is None:
+            return None
+        found: int | None = None
+        if isinstance(value, int) and not isinstance(value, bool):
+            found = value
+        elif isinstance(value, str) and value in options:
+            found = options.index(value)
+        elif isinstance(value, str) and value.strip().isascii() and re.fullmatch("[A-Za-z]", value.strip()):
+            found = ord(value.strip().upper()) - ord("A")
+        if found is None or found < 0 or (options and found >= len(options)):
+            raise self.error(f"answer {value!r} is no index, letter or text of its {len(options)} options")
+        return found
+
+    def group(self, key: str) -> str:
+        """The name of a group; ``-`` where it is missing."""
+        value = self.data.get(key)
+        return "-" if value is None else str(value)
+
+    def evidence(self, key: str) -> tuple[Evidence, ...]:
+        """A list of positions, or of [first, last] pairs, as pairs."""
+        value = self.data.get(key)
+        if value is None:
+            return ()
+        if not isinstance(value, list):
+            raise self.error(f"{key!r} is not a list")
+        pairs = []
+        for item in value:
+            pair = item if isinstance(item, list) else [item, item]
+            if len(pair) != 2 or not all(map(_is_number, pair)) or not 0 <= pair[0] <= pair[1]:
+                raise self.error(f"{key!r} holds {item!r}; use a position or [first, last], 0 or more")
+            pairs.append((float(pair[0]), float(pair[1])))
+        return tuple(pairs)
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < 1e15  # also keeps whole numbers within what a float holds; false for NaN

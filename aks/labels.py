@@ -1,23 +1,20 @@
-"""Label files to questions: LongVideoBench, VideoMME, and one's own data.
+"""Label files to questions: those of the benchmarks, and of one's own data.
 
-All three become the same :class:`Question`. Entries keep the label file's order, which is the order
+All of them become the same :class:`Question`. Entries keep the label file's order, which is the order
 of ``scores.json``, ``frames.json`` and ``selected_frames.json``.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from aks.entries import parse_entries, read_label_bytes
+from aks.entries import Evidence, LabelEntry, parse_entries, read_label_bytes
 from aks.errors import UserError
-
-Evidence = tuple[float, float]  # first and last position, equal for a single point
 
 
 @dataclass(frozen=True)
@@ -79,6 +76,7 @@ class LabelSet:
         sha256: digest of the label file's bytes.
         video_root: folder that relative video names start from.
         questions: in the label file's order.
+        entries: the fields of each question's entry, with those that the format makes of others.
     """
 
     dataset: str
@@ -86,6 +84,7 @@ class LabelSet:
     sha256: str
     video_root: Path
     questions: list[Question] = field(repr=False)
+    entries: list[dict[str, Any]] = field(repr=False)
 
     def video_path(self, video: str) -> Path:
         """The file of a question's video, see :func:`find_video`; an absolute name stays as it is."""
@@ -98,99 +97,6 @@ class LabelSet:
         for question in self.questions:
             questions.setdefault(question.video, []).append(question)
         return [VideoJob(name, self.video_path(name), tuple(found)) for name, found in questions.items()]
-
-
-class LabelEntry:
-    """One entry of a label file. Its methods read a field, or raise a UserError that names it."""
-
-    def __init__(self, path: Path, index: int, data: dict[str, Any], identifier: Any) -> None:
-        """Wrap the entry's fields, ``data``; messages name the entry by index and identifier."""
-        self.where = f"{path}: entry {index}"
-        if isinstance(identifier, str | int):
-            self.where += f" (id {identifier})"
-        self.data = data
-
-    def error(self, problem: str) -> UserError:
-        """The error that tells what is wrong with the entry."""
-        return UserError(f"{self.where}: {problem}")
-
-    def text(self, key: str) -> str:
-        """A text that is not empty."""
-        value = self.data.get(key)
-        if not isinstance(value, str) or not value.strip():
-            state = "is missing" if key not in self.data else f"is {value!r}"
-            raise self.error(f"{key!r} {state}; it must be a non-empty text")
-        if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise self.error(f"{key!r} is {value!r}; it holds a character that is no text")
-        return value
-
-    def texts(self, key: str, required: bool) -> tuple[str, ...]:
-        """A list of texts; empty where it is missing and not required."""
-        value = self.data.get(key)
-        if value is None and not required:
-            return ()
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            state = "is missing" if key not in self.data else "is not a list of texts"
-            raise self.error(f"{key!r} {state}")
-        return tuple(value)
-
-    def identifier(self, key: str, default: int) -> str:
-        """A text or a whole number, as text."""
-        value = self.data.get(key, default)
-        if not isinstance(value, str | int) or isinstance(value, bool) or value == "":
-            raise self.error(f"{key!r} is {value!r}; it must be a text or an integer")
-        return str(value)
-
-    def number(self, key: str | None) -> float | None:
-        """A number, 0 or more; None where it is missing."""
-        value = self.data.get(key)
-        if value is None:
-            return None
-        if not _is_number(value) or value < 0:
-            raise self.error(f"{key!r} is {value!r}; it must be a number, 0 or more")
-        return float(value)
-
-    def choice(self, key: str, options: tuple[str, ...]) -> int | None:
-        """An answer given as index, letter or option text, as an index; None where it is missing."""
-        value = self.data.get(key)
-        if value is None:
-            return None
-        found: int | None = None
-        if isinstance(value, int) and not isinstance(value, bool):
-            found = value
-        elif isinstance(value, str) and value in options:
-            found = options.index(value)
-        elif isinstance(value, str) and value.strip().isascii() and re.fullmatch("[A-Za-z]", value.strip()):
-            found = ord(value.strip().upper()) - ord("A")
-        if found is None or found < 0 or (options and found >= len(options)):
-            raise self.error(f"answer {value!r} is no index, letter or text of its {len(options)} options")
-        return found
-
-    def group(self, key: str) -> str:
-        """The name of a group; ``-`` where it is missing."""
-        value = self.data.get(key)
-        return "-" if value is None else str(value)
-
-    def evidence(self, key: str) -> tuple[Evidence, ...]:
-        """A list of positions, or of [first, last] pairs, as pairs."""
-        value = self.data.get(key)
-        if value is None:
-            return ()
-        if not isinstance(value, list):
-            raise self.error(f"{key!r} is not a list")
-        pairs = []
-        for item in value:
-            pair = item if isinstance(item, list) else [item, item]
-            if len(pair) != 2 or not all(map(_is_number, pair)) or not 0 <= pair[0] <= pair[1]:
-                raise self.error(f"{key!r} holds {item!r}; use a position or [first, last], 0 or more")
-            pairs.append((float(pair[0]), float(pair[1])))
-        return tuple(pairs)
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return abs(value) < 1e15  # also keeps whole numbers within what a float holds; false for NaN
 
 
 def lettered_options(options: Iterable[str]) -> str:
@@ -208,6 +114,9 @@ class LabelFormat:
         video_folder: folder of the videos in the data set's folder.
         id, video, text, options, answer, duration_s, group, evidence_frames, evidence_times_s: the field that
             holds this of a :class:`Question`; None for none.
+        video_entries: where an entry is a video, the field with its questions; the other fields are then each
+            question's. None where an entry is a question.
+        made_fields: fields made of others, which are added to an entry.
         options_prompt: spells the options for the prompt.
         extensions: under which a video may lie; its name in the label file has none. Empty where it has.
     """
@@ -223,8 +132,33 @@ class LabelFormat:
     group: str = "group"
     evidence_frames: str = "evidence_frames"
     evidence_times_s: str = "evidence_times"
+    video_entries: str | None = None
+    made_fields: Callable[[LabelEntry], dict[str, Any]] = lambda entry: {}
     options_prompt: Callable[[Iterable[str]], str] = lettered_options
     extensions: tuple[str, ...] = ()
+
+    def video_name(self, name: str) -> str:
+        """The usual file name of a video, of its name in the label file."""
+        return name + self.extensions[0] if self.extensions else name
+
+    def question_entries(self, path: Path, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """One entry a question; entries that are so already stay as they are.
+
+        Raises:
+            UserError: a video's questions are no list of objects.
+        """
+        found = []
+        for index, data in enumerate(entries):
+            if self.video_entries not in data:
+                found.append(data)
+                continue
+            questions = data[self.video_entries]
+            if not isinstance(questions, list) or not all(isinstance(item, dict) for item in questions):
+                entry = LabelEntry(path, index, data, data.get(self.video))
+                raise entry.error(f"{self.video_entries!r} is not a list of questions")
+            video = {name: value for name, value in data.items() if name != self.video_entries}
+            found += [{**video, **question} for question in questions]
+        return found
 
     def question(self, index: int, entry: LabelEntry) -> Question:
         """The question of the entry at an index.
@@ -236,8 +170,8 @@ class LabelFormat:
         options = entry.texts(self.options, required=not is_own)
         return Question(
             index=index,
-            id=entry.identifier(self.id, default=index) if is_own else entry.text(self.id),
-            video=entry.text(self.video) + (self.extensions[0] if self.extensions else ""),
+            id=entry.identifier(self.id, default=index if is_own else None),
+            video=self.video_name(entry.text(self.video)),
             text=entry.text(self.text),
             options=options,
             answer=entry.choice(self.answer, options),
@@ -247,6 +181,37 @@ class LabelFormat:
             evidence_frames=entry.evidence(self.evidence_frames),
             evidence_times_s=entry.evidence(self.evidence_times_s),
         )
+
+
+def options_in_question(entry: LabelEntry) -> dict[str, Any]:
+    """The two parts of a text such as ``"What is it?\\n(A) red\\n(B) blue"``."""
+    stem, options = entry.split_options("question", r"\(([A-Z])\)")
+    return {"question_stem": stem, "candidates": options}
+
+
+def lvbench_fields(entry: LabelEntry) -> dict[str, Any]:
+    """Question and options, the length in seconds, and ``time_reference`` as evidence in seconds.
+
+    A reference is ``"00:15-00:19"`` or ``"1:02:03-1:02:10"``; one of another form counts as none.
+    """
+    info, reference = entry.data.get("video_info"), str(entry.data.get("time_reference"))
+    minutes = info.get("duration_minutes") if isinstance(info, dict) else None
+    times = [time.strip().split(":") for time in reference.split("-")]
+    evidence = []
+    if len(times) == 2 and all(len(time) in (2, 3) and all(map(str.isdecimal, time)) for time in times):
+        first, last = (sum(int(part) * 60**i for i, part in enumerate(reversed(time))) for time in times)
+        evidence = [[first, last]] if first <= last else []
+    return {
+        **options_in_question(entry),
+        "duration": 60 * minutes if isinstance(minutes, int | float) else None,
+        "evidence_times": evidence,
+    }
+
+
+def videomme_v2_fields(entry: LabelEntry) -> dict[str, Any]:
+    """The options of a text such as ``"A. red\\nB. blue"``."""
+    _, options = entry.split_options("options", r"([A-Z])\.")
+    return {"candidates": options}
 
 
 DATASETS = {
@@ -269,6 +234,39 @@ DATASETS = {
         options_prompt="".join,
         extensions=(".mp4", ".MP4", ".mkv"),
     ),
+    "lvbench": LabelFormat(
+        label_name="video_info.meta.jsonl",
+        video_folder="all_videos",
+        id="uid",
+        video="key",
+        text="question_stem",
+        options="candidates",
+        group="type",
+        video_entries="qa",
+        made_fields=lvbench_fields,
+        extensions=(".mp4",),
+    ),
+    "mlvu": LabelFormat(
+        label_name="mlvu.json",
+        video_folder="video",
+        id="question_id",
+        video="video_name",
+        text="question_stem",
+        options="candidates",
+        group="task_type",
+        made_fields=options_in_question,
+    ),
+    "videomme_v2": LabelFormat(
+        label_name="videomme_v2.json",
+        video_folder="videos",
+        id="question_id",
+        video="video_id",
+        options="candidates",
+        duration_s=None,
+        group="level",
+        made_fields=videomme_v2_fields,
+        extensions=(".mp4",),
+    ),
     "custom": LabelFormat(label_name=None, video_folder=""),
 }
 
@@ -276,7 +274,7 @@ DATASETS = {
 def find_video(dataset: str, folder: Path, name: str) -> Path:
     """The file of a video in a data set's folder of videos; where there is none, the path that it would have.
 
-    VideoMME's labels give no extension, so it may be any that upstream allows.
+    Where the labels give no extension, it may be any of the format's.
     """
     path = folder / name
     candidates = (path.with_suffix(extension) for extension in DATASETS[dataset].extensions)
@@ -289,8 +287,7 @@ def load_labels(
     """Read and check a label file.
 
     Args:
-        dataset: ``longvideobench`` (``lvb_val.json``, videos under ``videos/``), ``videomme``
-            (``videomme.json``, videos under ``data/``) or ``custom`` (needs ``label_file``).
+        dataset: a name in :data:`DATASETS`; ``custom`` needs ``label_file``.
         dataset_path: the data set's folder; None means ``./datasets/<dataset>``, and for ``custom``
             the label file's own folder.
         label_file: a label file to read instead of the data set's usual one, see :func:`read_entries`.
@@ -313,8 +310,10 @@ def load_labels(
     raw = read_label_bytes(path)
     questions: list[Question] = []
     first_use: dict[str, int] = {}
-    for index, data in enumerate(parse_entries(path, raw)):
+    entries = form.question_entries(path, parse_entries(path, raw))
+    for index, data in enumerate(entries):
         entry = LabelEntry(path, index, data, data.get(form.id))
+        data.update(form.made_fields(entry))
         question = form.question(index, entry)
         if question.id in first_use:
             raise entry.error(
@@ -328,6 +327,7 @@ def load_labels(
         sha256=hashlib.sha256(raw).hexdigest(),
         video_root=Path(dataset_path) / form.video_folder,
         questions=questions,
+        entries=entries,
     )
 
 

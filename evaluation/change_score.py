@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a scri
 from aks import errors
 from aks.errors import UserError
 from aks.jsonio import read_json, write_json
-from aks.labels import DATASETS, LabelSet, load_labels, read_entries
+from aks.labels import DATASETS, LabelSet, load_labels
 from aks.score_lists import read_number_lists
 
 MERGED_LABELS = "include_frame_idx.json"
@@ -141,7 +141,7 @@ def merge(labels: LabelSet, selection: Selection, output: Path) -> None:
         "label_file": labels.path.name,
         "label_sha256": labels.sha256,
     }
-    entries = zip(read_entries(labels.path), selection.rows, strict=True)
+    entries = zip(labels.entries, selection.rows, strict=True)
     write_json(output, [{**entry, "frame_idx": row, **origin} for entry, row in entries])
     count = len(selection.rows)
     short = sum(len(row) < selection.budget for row in selection.rows)

@@ -86,8 +86,10 @@ class ConseQA(KeyframeMixin, _ConseBase):
 
 
 def parse_options(doc: Mapping[str, Any]) -> list[str]:
-    """A document's answer candidates without their letters (LongVideoBench's and VideoMME's fields)."""
-    if "options" in doc and "option0" not in doc:
-        return [option.split(". ", 1)[-1] for option in doc["options"]]
-    options = [doc[f"option{index}"] for index in range(MAX_OPTIONS)]
-    return [option for option in options if option != NO_OPTION]
+    """A document's answer candidates without their letters."""
+    if "option0" in doc:  # LongVideoBench's fields
+        options = [doc[f"option{index}"] for index in range(MAX_OPTIONS)]
+        return [option for option in options if option != NO_OPTION]
+    if "candidates" in doc:
+        return doc["candidates"]
+    return [option.split(". ", 1)[-1] for option in doc["options"]]  # VideoMME's

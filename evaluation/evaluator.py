@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a scri
 
 from aks import errors
 from aks.errors import UserError
-from evaluation.results import RESULTS, TASKS, EvalRun, accuracy, format_table, group_samples, read_runs
+from evaluation.metrics import TASKS, accuracy
+from evaluation.results import RESULTS, EvalRun, format_table, group_samples, read_runs
 
 
 def main() -> int:
@@ -95,7 +96,8 @@ def format_summary(run: EvalRun) -> str:
     limit = "" if run.limit is None else f", limit {run.limit:g}: not comparable"
     title = f"{run.model} on {run.benchmark}, {frames}, at most {run.max_frames or '?'}{limit}"
     table = format_table(("grouping", "group", "questions", "accuracy"), rows, left=2)
-    return f"{title}\n{run.path}\n\n{table}"
+    own = "".join(f"\n{title}: {score:.2f}" for title, score in run.own_scores.items())
+    return f"{title}\n{run.path}\n\n{table}" + (f"\n{own}" if own else "")
 
 
 if __name__ == "__main__":

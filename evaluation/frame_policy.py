@@ -109,7 +109,7 @@ class FramePolicy:
 
 def question_id(doc: Mapping[str, Any]) -> str:
     """The document's own id, whichever field its data set keeps it in."""
-    return str(doc.get("id") or doc.get("question_id") or "without an id")
+    return str(doc.get("id") or doc.get("question_id") or doc.get("uid") or "without an id")
 
 
 def parse_frame_idx(doc: Mapping[str, Any]) -> np.ndarray:

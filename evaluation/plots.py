@@ -1,4 +1,7 @@
-"""Draws the tables' groups by duration as one PNG: accuracies at the left, differences at the right."""
+"""Draws the tables' groups as one PNG: accuracies at the left, differences at the right.
+
+Of a benchmark's groupings the first one is drawn, for LongVideoBench and VideoMME that by duration.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ PAPER_Y = -0.4  # the paper's numbers stand above the first line, which is at 0
 
 
 def plot(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    """Save accuracy and difference by duration as PNG: two axes a comparison, two comparisons a row.
+    """Save accuracy and difference by group as PNG: two axes a comparison, two comparisons a row.
 
     Args:
         path: the picture.
@@ -32,8 +35,9 @@ def plot(path: Path, records: Sequence[dict[str, Any]]) -> None:
 
     panels: dict[str, list[dict[str, Any]]] = {}
     for record in records:
-        if record["table"] == "group" and record["grouping"] in ("all", "duration_group", "duration"):
+        if record["table"] == "group":
             panels.setdefault(record["title"], []).append(record)
+    panels = {title: _of_first_grouping(groups) for title, groups in panels.items()}
     paper = {record.get("title"): record for record in records if "published_aks" in record}
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
@@ -61,6 +65,12 @@ def plot(path: Path, records: Sequence[dict[str, Any]]) -> None:
         figure.legend(legend.values(), legend.keys(), loc="outside upper left", ncols=len(legend), fontsize=9)
         figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _of_first_grouping(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The record of all questions, and those of the first grouping."""
+    first = next((group["grouping"] for group in groups if group["grouping"] != "all"), None)
+    return [group for group in groups if group["grouping"] in ("all", first)]
 
 
 def _plot_accuracy(axis: Any, title: str, groups: Sequence[dict[str, Any]], paper: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ from aks import errors
 from aks.cli import at_least
 from aks.errors import UserError
 from aks.jsonio import write_json
-from aks.labels import DATASETS, LabelSet, load_labels, read_entries
+from aks.labels import DATASETS, LabelSet, load_labels
 from aks.score_lists import read_scores
 from aks.selection import QUOTAS
 from evaluation.evaluator import read_newest
@@ -151,7 +151,7 @@ def ask(
         UserError: the evaluation fails; its own messages stand above.
     """
     folder = args.output / args.model / f"{labels.dataset}_{name}_{frames}"
-    entries = read_entries(labels.path)
+    entries = labels.entries
     sources = list(range(args.limit or len(entries))) if asked is None else asked.sources
     key = DATASETS[labels.dataset].id
     questions = [

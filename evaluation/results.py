@@ -13,7 +13,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,75 +23,13 @@ from aks.jsonio import read_json
 from aks.lmms_eval_models import SUFFIX
 from evaluation.llava_implementation import MODELS as LLAVA_MODELS
 from evaluation.llava_implementation import NEXT, TRANSFORMERS
-from evaluation.scoring import CURRENT, longvideobench_letter, parse_options, videomme_letter
+from evaluation.metrics import TASKS, Metric, Sample, accuracy
+from evaluation.scoring import CURRENT
 
 RESULTS = "_results.json"
 SCORE_TOLERANCE = 0.00051  # points; lmms-eval records LongVideoBench's score as a fraction of five decimals
 FRAMES_ARGUMENTS = ("max_frames_num", "max_num_frames")  # LLaVA's name, and Qwen's
 DURATIONS = ("short", "medium", "long")  # VideoMME's
-
-
-@dataclass(frozen=True)
-class Metric:
-    """Where a benchmark's metric keeps what; the field of the right option's letter is always ``answer``."""
-
-    name: str  # its key in the results and in every sample
-    scale: float  # the recorded score if all questions are right
-    id: str  # field of a sample's question id
-    prediction: str  # field of the letter that was answered
-    groupings: Mapping[str, str]  # name of a grouping to its field; the first grouping is by duration
-    # The letter by the rules of October 2024, of an answer, its prompt and its question's id; None where the
-    # prompt does not tell the options.
-    letter_oct2024: Callable[[str, str, str], str | None]
-    video: str | None = None  # field of the video's name; None where samples do not name it
-    video_in_id: bool = False  # whether a question's id is its video's name, _ and a number
-
-
-def _longvideobench_letter(answer: str, prompt: str, question_id: str) -> str | None:
-    options = parse_options(prompt)
-    return longvideobench_letter(answer, options, question_id) if options else None
-
-
-LVB_GROUPINGS = {name: name for name in ("duration_group", "question_category")}
-LVB_ACC = Metric("lvb_acc", 1, "id", "parsed_pred", LVB_GROUPINGS, _longvideobench_letter)
-LVB_ACC_BY_VIDEO = dataclasses.replace(LVB_ACC, video_in_id=True)
-VIDEOMME_SCORE = Metric(
-    "videomme_perception_score",
-    100,
-    "question_id",
-    "pred_answer",
-    {
-        "duration": "duration",
-        "domain": "category",
-        "sub_category": "sub_category",
-        "task_category": "task_category",
-    },
-    lambda answer, prompt, question_id: videomme_letter(answer),
-    video="videoID",
-)
-# Each task's benchmark and metric. lmms-eval's own tasks are not among them, because their prompts can
-# differ from the prompts of the tasks here.
-TASKS = {
-    "longvideobench_val_v_aks": ("LongVideoBench", LVB_ACC_BY_VIDEO),
-    "longvideobench_val_i_uni": ("LongVideoBench, pictures and subtitles", LVB_ACC_BY_VIDEO),
-    "longvideobench_val_i_aks": ("LongVideoBench, pictures and subtitles", LVB_ACC_BY_VIDEO),
-    "videomme_aks": ("VideoMME", VIDEOMME_SCORE),
-    "videomme_w_subtitle_aks": ("VideoMME with subtitles", VIDEOMME_SCORE),
-    "custom_aks": ("custom", LVB_ACC),
-}
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One answered question."""
-
-    id: str  # as in the label file
-    correct: bool
-    answer: str  # letter of the right option
-    video: str | None  # its video's name; None where the samples do not name it
-    groups: Mapping[str, str]  # grouping to the question's group
-    # Whether the answer is right by the rules of October 2024; None where the samples do not tell.
-    correct_oct2024: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +49,7 @@ class EvalRun:
     limit: float | None  # --limit; None for all questions
     samples: Mapping[str, Sample] = field(repr=False)  # by question id, in the label file's order
     implementation: str | None = None  # of a LLaVA: next or transformers; None for other models
+    own_scores: Mapping[str, float] = field(default_factory=dict)  # the benchmark's own, title to percent
 
     @property
     def accuracy(self) -> float:
@@ -126,10 +65,12 @@ class EvalRun:
     def scored_as(self, scoring: str) -> EvalRun:
         """This run with its answers scored by one of :data:`~evaluation.scoring.SCORINGS`.
 
+        A benchmark that the paper does not have is scored by today's rules alone.
+
         Raises:
             UserError: the samples do not tell what was answered, or which options there were.
         """
-        if scoring == CURRENT:
+        if scoring == CURRENT or dict(TASKS.values())[self.benchmark].letter_oct2024 is None:
             return self
         if self.accuracy_oct2024 is None:
             raise UserError(
@@ -154,12 +95,6 @@ class EvalRun:
     def title(self) -> str:
         """The label with the benchmark and the number of frames."""
         return f"{self.label}, {self.benchmark}, {self.max_frames or 'default'} frames"
-
-
-def accuracy(samples: Iterable[Sample]) -> float:
-    """Share of right answers, in percent; of at least one sample."""
-    correct = [sample.correct for sample in samples]
-    return 100 * sum(correct) / len(correct)
 
 
 def read_folders(folders: Iterable[Path]) -> tuple[list[EvalRun], list[str]]:
@@ -247,6 +182,9 @@ def read_runs(path: Path) -> tuple[list[EvalRun], list[str]]:
                 limit=None if config.get("limit") == -1 else config.get("limit"),
                 samples=samples,
                 implementation=_implementation(content, task, model),
+                own_scores={
+                    title: _recorded(path, scores[task], key) for title, key in metric.own_scores.items()
+                },
             )
         )
     return runs, [task for task, name in own_names.items() if name not in TASKS]
@@ -287,16 +225,22 @@ def _check_score(
     path: Path, samples_path: Path, samples: Iterable[Sample], scores: Any, metric: Metric
 ) -> None:
     """Compare the recorded score with the one that the samples give."""
-    recorded = scores.get(f"{metric.name},none") if isinstance(scores, dict) else None
-    if not isinstance(recorded, int | float) or not math.isfinite(recorded):
-        raise UserError(f"{path}: records no score {metric.name!r}; the run failed, evaluate again")
-    points = 100 * recorded / metric.scale
-    found = accuracy(samples)
+    points = 100 * _recorded(path, scores, metric.name) / metric.scale
+    found = metric.score(samples)
     if abs(found - points) > SCORE_TOLERANCE:
+        name = "of its answers are right" if metric.score is accuracy else "is the score of its answers"
         raise UserError(
-            f"{samples_path}: {found:.3f} % of its answers are right, {path.name} records {points:.3f} %; "
+            f"{samples_path}: {found:.3f} % {name}, {path.name} records {points:.3f} %; "
             "the file is cut or of another run, evaluate again"
         )
+
+
+def _recorded(path: Path, scores: Any, name: str) -> float:
+    """A score in a results file, as lmms-eval recorded it."""
+    recorded = scores.get(f"{name},none") if isinstance(scores, dict) else None
+    if not isinstance(recorded, int | float) or not math.isfinite(recorded):
+        raise UserError(f"{path}: records no score {name!r}; the run failed, evaluate again")
+    return recorded
 
 
 def read_samples(path: Path, metric: Metric) -> dict[str, Sample]:
@@ -336,21 +280,29 @@ def _parse_sample(location: str, line: bytes, metric: Metric) -> Sample:
     entry = entry.get(metric.name) if isinstance(entry, dict) else None
     if not isinstance(entry, dict):
         raise UserError(f"{location}: no {metric.name!r}; not the samples of this task")
-    for name in (metric.id, "answer", metric.prediction, *metric.groupings.values()):
+    for name in (metric.id, "answer", metric.prediction):
         if not isinstance(entry.get(name), str | int):
             raise UserError(f"{location}: {metric.name}: {name!r} is missing or no text; evaluate again")
+    groups = {}
+    for grouping, name in metric.groupings.items():
+        values = entry.get(name) if isinstance(entry.get(name), list) else [entry.get(name)]
+        if name not in entry or not all(isinstance(value, str | int | None) for value in values):
+            raise UserError(f"{location}: {metric.name}: {name!r} is missing or no text; evaluate again")
+        groups[grouping] = tuple("-" if value is None else str(value) for value in values)
     video = entry.get(metric.video) if metric.video else None
     if metric.video_in_id:
         video, _, number = str(entry[metric.id]).rpartition("_")
         video = video if number.isdigit() else None
     id, answer = str(entry[metric.id]), str(entry["answer"])
-    letter = metric.letter_oct2024(raw_answer, prompt, id) if raw_answer is not None else None
+    letter = None
+    if metric.letter_oct2024 is not None and raw_answer is not None:
+        letter = metric.letter_oct2024(raw_answer, prompt, id)
     return Sample(
         id=id,
         correct=entry[metric.prediction] == entry["answer"],
         answer=answer,
         video=str(video) if video else None,
-        groups={grouping: str(entry[name]) for grouping, name in metric.groupings.items()},
+        groups=groups,
         correct_oct2024=None if letter is None else letter == answer,
     )
 
@@ -404,7 +356,8 @@ def group_samples(samples: Sequence[Sample]) -> list[tuple[str, str, list[Sample
     for grouping in samples[0].groups:
         groups: dict[str, list[Sample]] = {}
         for sample in samples:
-            groups.setdefault(sample.groups[grouping], []).append(sample)
+            for name in sample.groups[grouping]:
+                groups.setdefault(name, []).append(sample)
         found += [(grouping, group, groups[group]) for group in sorted(groups, key=order)]
     return found
 

@@ -23,11 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a scri
 from aks import errors
 from aks.errors import UserError
 from aks.jsonio import write_json
-from aks.labels import LabelSet, read_entries
+from aks.labels import LabelSet
 from evaluation.change_score import MERGED_LABELS, Selection, merge
 from evaluation.evaluator import evaluate, results_files
 from evaluation.llava_implementation import MODELS as LLAVA_MODELS
 from evaluation.llava_implementation import choose
+from evaluation.metrics import DATASET_TASKS
 from evaluation.preflight import check_inputs, count_gpus
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,17 +83,10 @@ MODELS = {
     "qwen3_vl": replace(NEWER_QWEN, checkpoints=("./checkpoints/Qwen3-VL-8B-Instruct",)),
     "conse_qa": ModelSpec(max_frames=32, frames_argument="max_frames_num"),
 }
-TASKS = {
-    "longvideobench": "longvideobench_val_v_aks",
-    "videomme": "videomme_aks",
-    "custom": "custom_aks",
-}
-
-
 # Every flag's help and default.
 OPTIONS: dict[str, tuple[str, str | None]] = {
     "model": (f"one of {', '.join(MODELS)}", None),
-    "dataset": (f"one of {', '.join(TASKS)}", None),
+    "dataset": (f"one of {', '.join(DATASET_TASKS)}", None),
     "frames": ("aks (the selected keyframes) or uni (the model's own uniform frames)", None),
     "checkpoint": ("weights: a folder or a hub name (default: the model's folder in ./checkpoints)", None),
     "max_frames": ("frames a question (default: the paper's)", None),
@@ -128,7 +122,7 @@ def parse_arguments() -> argparse.Namespace:
     defaults = {name: default for name, (_, default) in OPTIONS.items()}
     args = argparse.Namespace(**{"check_only": False, **defaults, **taken, **flags})
 
-    for name, choices in (("model", MODELS), ("dataset", TASKS), ("frames", ("aks", "uni"))):
+    for name, choices in (("model", MODELS), ("dataset", DATASET_TASKS), ("frames", ("aks", "uni"))):
         if getattr(args, name) not in choices:
             raise UserError(f"--{name} {getattr(args, name)}: use one of {', '.join(choices)}")
     for name, minimum in (("max_frames", 1), ("limit", 1), ("gpus", 0)):
@@ -176,7 +170,7 @@ def main() -> int:
         merge(labels, selection, label_file)
     else:
         label_file = args.output / "labels.json"
-        write_json(label_file, read_entries(labels.path))
+        write_json(label_file, labels.entries)
     command = lmms_eval_command(args, model, selection)
     print("$ " + shlex.join(command), flush=True)
     earlier_results = results_files(args.output)
@@ -232,7 +226,14 @@ def lmms_eval_command(args: argparse.Namespace, model: ModelSpec, selection: Sel
     return [
         *launcher,
         "lmms_eval",
-        *("--model", args.model, "--model_args", ",".join(model_args), "--tasks", TASKS[args.dataset]),
+        *(
+            "--model",
+            args.model,
+            "--model_args",
+            ",".join(model_args),
+            "--tasks",
+            DATASET_TASKS[args.dataset],
+        ),
         *("--include_path", str(ROOT / "datasets"), "--batch_size", "1", *model.flags),
         *("--log_samples", "--log_samples_suffix", args.model, "--output_path", str(args.output)),
         *(("--limit", str(args.limit)) if args.limit else ()),

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -119,8 +120,8 @@ def _check_same_labels(pair: Comparison, uniform: EvalRun, aks: EvalRun) -> None
         if (before.answer, before.groups) != (after.answer, after.groups):
             raise UserError(
                 f"{aks.path}: question {id}: answer {after.answer}, groups "
-                f"{', '.join(after.groups.values())}; in {uniform.path} {before.answer}, "
-                f"{', '.join(before.groups.values())}; "
+                f"{', '.join(chain(*after.groups.values()))}; in {uniform.path} {before.answer}, "
+                f"{', '.join(chain(*before.groups.values()))}; "
                 "compare runs on the same label file"
             )
 

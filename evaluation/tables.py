@@ -26,8 +26,9 @@ from aks.bootstrap import RESAMPLES
 from aks.errors import UserError
 from aks.jsonio import read_json, write_atomically
 from evaluation.llava_implementation import TRANSFORMERS
+from evaluation.metrics import accuracy
 from evaluation.plots import plot
-from evaluation.results import EvalRun, accuracy, format_table, group_samples, read_folders
+from evaluation.results import EvalRun, format_table, group_samples, read_folders
 from evaluation.scoring import CURRENT, OCT2024, SCORINGS
 from evaluation.significance import (
     Comparison,
@@ -86,6 +87,7 @@ def main() -> None:
     notes += [note for comparison in comparisons for note in unmatched_note(comparison)]
     records = [
         *overall_records(comparisons, published),
+        *(record for comparison in comparisons for record in own_score_records(comparison)),
         *(record for comparison in comparisons for record in group_records(comparison)),
         *(paired_record(comparison) for comparison in comparisons if comparison.is_paired),
     ]
@@ -187,6 +189,19 @@ def _remarks(comparison: Comparison, num_questions: int | None = None) -> str:
     return "; ".join(named)
 
 
+def own_score_records(comparison: Comparison) -> list[Record]:
+    """A record for each of the scores of the benchmark's own, over all questions of each run."""
+    records = []
+    for title in comparison.run.own_scores:
+        record = {**_setup_columns("score", comparison.run), "group": title}
+        for which, run in comparison.runs.items():
+            record |= {which: run.own_scores[title], f"n_{which}": len(run.samples)}
+        if comparison.is_paired:
+            record["difference"] = record["aks"] - record["uniform"]
+        records.append(record | {"remarks": _remarks(comparison)})
+    return records
+
+
 def group_records(comparison: Comparison) -> list[Record]:
     """Accuracy over all questions and by group; where both runs are there, on the questions of both."""
     samples = [comparison.run.samples[id] for id in comparison.question_ids]
@@ -243,6 +258,17 @@ def markdown(records: Sequence[Record], published: Record, notes: Sequence[str],
             "Not in the paper; difference: AKS minus uniform, in points.",
             _record_table(
                 others, "model", "benchmark", "frames", "questions", "uniform -> AKS", "difference", "remarks"
+            ),
+        ]
+    scores = [record for record in records if record["table"] == "score"]
+    if scores:
+        parts += [
+            "## The benchmarks' own scores\n\nAs lmms-eval aggregates them, in percent. "
+            "Difference: AKS minus uniform, in points.",
+            _record_table(
+                scores,
+                *("model", "benchmark", "frames", "score", "questions"),
+                *("uniform -> AKS", "difference", "remarks"),
             ),
         ]
     groups: dict[str, list[Record]] = {}
@@ -311,6 +337,7 @@ CELLS: dict[str, Callable[[Record], str]] = {
     "frames": lambda record: str(record["frames"] or "default"),
     "grouping": lambda record: record["grouping"],
     "group": lambda record: record["group"],
+    "score": lambda record: record["group"],
     # Both numbers where they differ.
     "questions": lambda record: " -> ".join(
         dict.fromkeys(str(record[name]) for name in ("n_uniform", "n_aks") if name in record)

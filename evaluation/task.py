@@ -3,7 +3,7 @@
 The yaml files in ``datasets/`` read a label file with the keyframes merged in
 (``include_frame_idx.json``, by ``change_score.py``), or the plain label file, and leave question text,
 scoring and aggregation to lmms-eval's own tasks. Environment variables name other locations, for each
-data set (``LONGVIDEOBENCH``, ``VIDEOMME``, ``CUSTOM``):
+data set:
 
     AKS_LONGVIDEOBENCH_LABELS=...   the label file, with or without keyframes
     AKS_LONGVIDEOBENCH_VIDEOS=...   the folder of its videos
@@ -23,6 +23,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 from aks.errors import UserError
@@ -34,6 +35,8 @@ from evaluation.frame_policy import EvaluationError
 ROOT = Path(__file__).resolve().parent.parent
 MAX_OPTIONS = 5  # upstream's LongVideoBench text and scoring know option0 to option4
 NO_OPTION = "N/A"
+# Upstream compares their answers as they stand with the letter that it finds in the model's.
+ANSWERED_BY_LETTER = ("videomme", "lvbench", "mlvu", "videomme_v2")
 SUBTITLE_FOLDERS = {"longvideobench": "subtitles", "videomme": "subtitle"}
 
 
@@ -119,8 +122,8 @@ def video_path(dataset: str, doc: Mapping[str, Any]) -> str:
     Raises:
         EvaluationError: it is not there.
     """
-    name = doc["videoID"] + ".mp4" if dataset == "videomme" else doc["video_path"]
-    path = find_video(dataset, video_folder(dataset), name)
+    form = DATASETS[dataset]
+    path = find_video(dataset, video_folder(dataset), form.video_name(doc[form.video]))
     if not path.is_file():
         raise EvaluationError(
             f"{path}: video file not found; put it there or name the folder: AKS_{dataset.upper()}_VIDEOS=..."
@@ -171,16 +174,30 @@ def videomme_docs_with_subtitles(dataset: Any) -> Any:
     return dataset.map(lambda _: {"subtitle_frames": True}, load_from_cache_file=False)
 
 
-def custom_docs(dataset: Any) -> Any:
-    """One's own label entries (question, options, answer, video) in LongVideoBench's fields."""
-    path = label_file("custom")
+def labels_to_evaluate(dataset: str) -> LabelSet:
+    """The labels that a task reads.
+
+    Raises:
+        EvaluationError: an entry is wrong, or cannot be evaluated.
+    """
     try:
-        questions = load_labels("custom", label_file=path).questions
+        labels = load_labels(dataset, label_file=label_file(dataset))
     except UserError as error:
         raise EvaluationError(str(error)) from None
-    return dataset.map(
-        lambda _, index: custom_doc(path, questions[index]), with_indices=True, load_from_cache_file=False
-    )
+    if problem := check_questions(labels):
+        raise EvaluationError(problem)
+    return labels
+
+
+def multiple_choice_docs(dataset: str) -> Callable[[Any], Any]:
+    """A task's ``process_docs`` that gives a data set's entries LongVideoBench's fields."""
+
+    def documents(loaded: Any) -> Any:
+        labels = labels_to_evaluate(dataset)
+        fields = [custom_doc(labels.path, question) for question in labels.questions]
+        return loaded.map(lambda _, index: fields[index], with_indices=True, load_from_cache_file=False)
+
+    return documents
 
 
 def custom_doc(path: Path, question: Question) -> dict[str, Any]:
@@ -203,6 +220,20 @@ def custom_doc(path: Path, question: Question) -> dict[str, Any]:
     }
 
 
+def check_letter(labels: LabelSet, question: Question) -> None:
+    """Refuse an answer that upstream would take for wrong whatever the model says.
+
+    Raises:
+        EvaluationError: it is not the letter alone.
+    """
+    answer = labels.entries[question.index].get(DATASETS[labels.dataset].answer)
+    if question.answer is None or answer != ascii_uppercase[question.answer]:
+        raise EvaluationError(
+            f"{labels.path}: entry {question.index} (id {question.id}): answer {answer!r}; it must be one of "
+            f"the letters {', '.join(ascii_uppercase[: len(question.options)])}"
+        )
+
+
 def check_questions(labels: LabelSet) -> str | None:
     """What keeps a label file's questions from being evaluated, or None.
 
@@ -214,6 +245,8 @@ def check_questions(labels: LabelSet) -> str | None:
                 custom_doc(labels.path, question)
             elif labels.dataset == "longvideobench":
                 pad_options(list(question.options), f"{labels.path}: question {question.id}")
+            elif labels.dataset in ANSWERED_BY_LETTER:
+                check_letter(labels, question)
     except EvaluationError as error:
         return error.message
     return None

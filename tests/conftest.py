@@ -28,6 +28,7 @@ REFERENCE = Path(os.environ.get("AKS_REFERENCE_DATA", ROOT.parent / "shared/refe
 
 # Test files that import lmms-eval, LAVIS or Ray, which takes longer than most tests.
 SLOW_FILES = {
+    "test_benchmarks",
     "test_blip_lavis",
     "test_evaluation_scripts",
     "test_lavis_cli",

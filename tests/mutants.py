@@ -31,7 +31,7 @@ MODELS = "qwen llava"
 AREAS = {
     "aks/": "cli keyframes extraction feature_store conse",
     "aks/entries": "labels merged_labels",
-    "aks/labels": "labels recall extraction merged_labels",
+    "aks/labels": "labels recall extraction merged_labels benchmarks",
     "aks/video/packets": VIDEO,
     "aks/cli": "cli keyframes extraction faults lavis_cli ray",
     "aks/extraction/decoding": f"{VIDEO} extraction faults workers",
@@ -62,7 +62,7 @@ AREAS = {
     "aks/selection": "selection frame_select strategies keyframes",
     "aks/strategies": "strategies selection",
     "aks/video": f"{VIDEO} extraction",
-    "datasets/": "labels merged_labels tasks",
+    "datasets/": "labels merged_labels tasks benchmarks",
     "evaluation/": f"answer_cache merged_labels tasks {MODELS} evaluation_scripts",
     "evaluation/answer_cache": "answer_cache evaluation_scripts",
     "evaluation/change_score": "merged_labels evaluation_scripts",
@@ -73,6 +73,7 @@ AREAS = {
     "evaluation/reproduce": "reproduce",
     "evaluation/insert_frame_num": "merged_labels",
     "evaluation/llava": "llava evaluation_scripts",
+    "evaluation/metrics": "tables benchmarks",
     "evaluation/mm_utils": "llava",
     "evaluation/models/": "evaluation_scripts",
     "evaluation/qwen": "qwen evaluation_scripts",
@@ -84,7 +85,8 @@ AREAS = {
     "evaluation/plots": "tables",
     "evaluation/preflight": "preflight evaluation_scripts",
     "evaluation/uniform": "tasks llava qwen",
-    "evaluation/task": "merged_labels tasks evaluation_scripts",
+    "evaluation/task": "merged_labels tasks evaluation_scripts benchmarks",
+    "evaluation/upstream_task": "benchmarks",
 }
 SWAPS = {"<": "<=", ">": ">=", "==": "!=", "is": "is not", "in": "not in"}
 SWAPS |= {new: old for old, new in SWAPS.items()}

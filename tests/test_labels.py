@@ -1,4 +1,4 @@
-"""Label files: the three formats, the real files, and one line that names each mistake."""
+"""Label files: every format, the real files, and one line that names each mistake."""
 
 from __future__ import annotations
 
@@ -12,6 +12,13 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
+from benchmark_setup import (
+    lvbench_lines,
+    mlvu_files,
+    videomme_v2_rows,
+    write_lvbench_labels,
+    write_mlvu_files,
+)
 from conftest import check_mistake
 
 from aks import UserError
@@ -40,6 +47,7 @@ VIDEOMME = {
     "options": ["A. One.", "B. Two.", "C. Three.", "D. Four."],
     "answer": "C",
 }
+LVBENCH = lvbench_lines()[0]
 CUSTOM = {"id": "q", "video": "sub/my film.mp4", "question": "Where is the dog?"}
 
 
@@ -80,6 +88,100 @@ def test_videomme_s_videos_may_have_every_extension_of_lmms_eval(tmp_path):
     labels = load_labels("videomme", tmp_path)
     found = [labels.video_path(question.video).name for question in labels.questions]
     assert found == [*names.values(), "absent.mp4"]
+
+
+def test_lvbench_s_lines_are_videos_with_their_questions(tmp_path):
+    labels = load_labels("lvbench", label_file=write_lvbench_labels(tmp_path))
+    assert [(question.id, question.video) for question in labels.questions] == [
+        ("50", "a.mp4"), ("51", "a.mp4"), ("60", "b.mp4"), ("61", "b.mp4")
+    ]  # fmt: skip
+    assert labels.video_path("a.mp4") == Path("datasets/lvbench/all_videos/a.mp4")
+    first, second, *_ = labels.questions
+    assert (first.text, first.options) == ("LVBench a0: what?", ("blocks", "a cat", "a dog", "a car"))
+    assert (first.answer, second.answer, first.group) == (0, 1, "cartoon")
+    assert first.duration_s == pytest.approx(400 / 30)
+    assert (first.evidence_times_s, second.evidence_times_s) == (((1, 2),), ((0, 3),))
+    again = write(tmp_path / "merged.json", labels.entries)
+    assert load_labels("lvbench", label_file=again).questions == labels.questions
+
+
+@pytest.mark.parametrize(
+    ("reference", "evidence"),
+    [
+        ("1:02:03-1:02:10", ((3723, 3730),)),
+        (" 00:15 - 00:19", ((15, 19),)),
+        ("00:19-00:15", ()),
+        ("00:15", ()),
+        ("00:15-", ()),
+        ("15-19", ()),
+        ("1:00:00:00-2:00:00:00", ()),
+        (None, ()),
+        (7, ()),
+    ],
+)
+def test_a_time_reference_of_another_form_is_no_evidence(tmp_path, reference, evidence):
+    question = {**LVBENCH["qa"][0], "time_reference": reference}
+    path = write(tmp_path / "labels.json", [{**LVBENCH, "qa": [question], "video_info": None}])
+    (read,) = load_labels("lvbench", label_file=path).questions
+    assert (read.evidence_times_s, read.duration_s) == (evidence, None)
+
+
+def test_mlvu_s_files_become_one_with_the_answers_as_letters(tmp_path, run_script):
+    files = mlvu_files()
+    plot = files["1_plotQA"]
+    plot[0] |= {"candidates": ["a", "b", "a", "c"], "answer": "a", "question": "Which?\n"}
+    plot += [{**plot[1], "answer": "a bus"}, {**plot[1], "question": ""}]
+    write_mlvu_files(tmp_path)
+    write(tmp_path / "1_plotQA.json", plot)
+    done = run_script("datasets/mlvu/make_labels.py", tmp_path, "--output", tmp_path / "mlvu.json")
+    assert done.returncode == 0, done.stderr
+    assert "8 questions on 7 videos" in done.stdout
+    assert "1_plotQA.json: entry 2 (id b.mp4); " in done.stdout and "entry 3 (id b.mp4)\n" in done.stdout
+    labels = load_labels("mlvu", tmp_path)
+    first, second, needle, *_ = labels.questions
+    assert labels.entries[0]["question"] == "Which?\n(A) a\n(B) b\n(C) a\n(D) c"
+    assert (first.id, first.text, first.options, first.answer) == (
+        "plotQA_0",
+        "Which?",
+        ("a", "b", "a", "c"),
+        2,
+    )
+    assert (second.answer, second.duration_s, second.group) == (1, 3.0, "plotQA")
+    assert (needle.id, needle.group) == ("needle_0", "needle")
+    assert labels.video_path(needle.video) == tmp_path / "video/2_needle/b.mp4"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("3_ego", None, "3_ego.json: label file not found"),
+        ("3_ego", [{"video": "b.mp4", "question": "?", "answer": "a"}], "'candidates' is missing"),
+        ("3_ego", [{"question": "?", "answer": "a", "candidates": ["a"]}], "'video' is missing"),
+    ],
+)
+def test_a_wrong_file_of_mlvu_is_reported_in_one_line(tmp_path, run_script, name, content, words):
+    write_mlvu_files(tmp_path)
+    (tmp_path / f"{name}.json").unlink()
+    if content:
+        write(tmp_path / f"{name}.json", content)
+    done = run_script("datasets/mlvu/make_labels.py", tmp_path, "--output", tmp_path / "out.json")
+    check_mistake(done, words)
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_videomme_v2_s_parquet_becomes_labels(tmp_path, run_script):
+    published = [{**row, "group_structure": None} for row in videomme_v2_rows()]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(published), tmp_path / "test.parquet")
+    output = tmp_path / "videomme_v2.json"
+    done = run_script("datasets/videomme_v2/make_labels.py", tmp_path / "test.parquet", "--output", output)
+    assert done.returncode == 0, done.stderr
+    labels = load_labels("videomme_v2", tmp_path)
+    first = labels.questions[0]
+    assert labels.video_path(first.video) == tmp_path / "videos/a.mp4"
+    assert (first.id, first.text, first.answer, first.group) == ("a-1", "V2 a1: what is it?", 2, "1")
+    assert first.options[:3] == ("a cat.", "a dog.", "blocks.") and len(first.options) == 8
+    assert labels.entries[0]["options"] == published[0]["options"]
+    assert labels.entries[0]["group_structure"] is None
 
 
 def test_a_custom_data_set_is_read_from_json_and_from_json_lines(tmp_path):
@@ -163,6 +265,17 @@ def without(entry, key):
         ("longvideobench", [{**LVB, "correct_choice": 2}], "answer 2"),
         ("videomme", [without(VIDEOMME, "question_id")], "'question_id' is missing"),
         ("videomme", [{**VIDEOMME, "answer": "E"}], "answer 'E'"),
+        ("lvbench", [{**LVBENCH, "qa": {}}], "entry 0 .id a.: 'qa' is not a list of questions"),
+        ("lvbench", [{**LVBENCH, "qa": ["?"]}], "'qa' is not a list of questions"),
+        ("lvbench", [{**LVBENCH, "qa": [{"uid": "1"}]}], "entry 0 .id 1.: 'question' is missing"),
+        ("lvbench", [LVBENCH, LVBENCH], "entry 2 .id 50.: id '50' was used by entry 0"),
+        ("lvbench", [without(LVBENCH, "key")], "entry 0 .id 50.: 'key' is missing"),
+        (
+            "videomme_v2",
+            [{**videomme_v2_rows()[0], "options": "A. a\nC. b"}],
+            "options at A, C; it must have",
+        ),
+        ("videomme_v2", [{**videomme_v2_rows()[0], "options": ["A. a"]}], "'options' is .'A. a'."),
     ],
 )
 def test_a_wrong_entry_is_named_in_one_line(tmp_path, dataset, content, words):

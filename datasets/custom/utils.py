@@ -11,7 +11,7 @@ from evaluation import task
 
 dataset_kwargs = task.dataset_kwargs("custom", "test")
 metadata = task.metadata("custom")
-process_docs = task.custom_docs
+process_docs = task.multiple_choice_docs("custom")
 
 
 def doc_to_visual(doc: Mapping[str, Any]) -> list[str]:

@@ -23,6 +23,7 @@ from evaluation.significance import mcnemar_p
 from evaluation.tables import PUBLISHED
 
 LVB, VIDEOMME, CUSTOM = "longvideobench_val_v_aks", "videomme_aks", "custom_aks"
+LVBENCH, MLVU = "lvbench_aks", "mlvu_aks"
 DATE = "20260102_030405"
 
 
@@ -42,6 +43,9 @@ def sample(task: str, index: int, right: bool, question: dict) -> dict:
             "videoID": question.get("video", f"video{index // 3}"),
         }
         metrics = {"videomme_perception_score": metric}
+    elif task in (LVBENCH, MLVU):
+        metric = {"id": f"q{index}", "pred_answer": prediction, "answer": "B", "video": "v", **question}
+        metrics = {"lvbench_score" if task == LVBENCH else "mlvu_percetion_score": metric}
     else:
         id = question.get("id", f"q_{index}")
         metric = {
@@ -83,6 +87,12 @@ def write_run(
     name, score = "lvb_acc", round(share, 5)
     if task == VIDEOMME:
         name, score = "videomme_perception_score", 100 * share
+    elif task == LVBENCH:
+        name, score = "lvbench_score", share
+    elif task == MLVU:  # the mean over seven tasks
+        asked = [question["task_type"] for question in questions]
+        shares = [np.mean([r for r, a in zip(right, asked, strict=True) if a == type]) for type in set(asked)]
+        name, score = "mlvu_percetion_score", 100 * sum(shares) / 7
     original = original or len(right)
     results = {
         "results": {task: {"alias": task, f"{name},none": score, f"{name}_stderr,none": "N/A"}},
@@ -444,6 +454,34 @@ def test_rows_that_are_not_the_papers_come_below(tmp_path, run_tables):
     ]
 
 
+def test_a_score_of_a_benchmarks_own_stands_beside_the_accuracy(tmp_path, run_tables):
+    questions = [{"task_type": task} for task in ("count", "count", "ego", "order")]
+    options = {"task": MLVU, "questions": questions}
+    write_pair(tmp_path, [True, False, True, False], [True, True, True, False], **options)
+    (_, (row,), (own,), groups, _), _, folder = run_tables(tmp_path, output=True)
+    assert (row["benchmark"], row["uniform -> AKS"]) == ("MLVU", "50.0 -> 75.0")
+    assert (own["score"], own["uniform -> AKS"], own["difference"]) == ("M-Avg", "21.4 -> 28.6", "+7.1")
+    assert [(group["group"], group["uniform"], group["AKS"]) for group in groups[1:]] == [
+        ("count", "50.0", "100.0"), ("ego", "100.0", "100.0"), ("order", "0.0", "0.0")
+    ]  # fmt: skip
+    (record,) = read_csv(folder / "tables.csv", "score")
+    assert float(record["aks"]) == pytest.approx(200 / 7) and record["group"] == "M-Avg"
+    assert run_tables(tmp_path, scoring="oct2024")[0][1] == [row]  # there are no rules of 2024 for it
+
+
+def test_a_question_counts_in_each_of_its_groups(tmp_path, run_tables):
+    questions = [
+        {"question_type": ["reasoning", "summarization"], "video_type": "tv"},
+        {"question_type": ["reasoning"], "video_type": None},
+    ]
+    write_run(tmp_path, [True, False], task=LVBENCH, questions=questions)
+    (_, _, groups), _, _ = run_tables(tmp_path)
+    assert [(group["group"], group["questions"], group["uniform"]) for group in groups] == [
+        ("", "2", "50.0"), ("reasoning", "2", "50.0"), ("summarization", "1", "100.0"),
+        ("-", "1", "0.0"), ("tv", "1", "100.0"),
+    ]  # fmt: skip
+
+
 def test_short_selections_refilled_as_in_the_released_code_are_a_row_of_their_own(tmp_path, run_tables):
     arguments = "pretrained=x/y,max_frames_num=64"
     uniform, aks = counts(1, 1, 2, 0)
@@ -792,6 +830,7 @@ def test_the_plot_says_so_where_it_leaves_groups_out(tmp_path, monkeypatch, grou
     monkeypatch.setattr(evaluation.plots, "_plot_accuracy", plotted)
     facts = {"table": "group", "title": "m, custom, 8 frames", "benchmark": "custom", "uniform": 50.0}
     names = [("all", ""), *(("duration", str(index)) for index in range(groups))]
+    names.append(("question_category", "S2E"))  # not of the first grouping
     records = [{**facts, "grouping": grouping, "group": group} for grouping, group in names]
     evaluation.plots.plot(tmp_path / "tables.png", records)
     assert titles == [f"m, custom, 8 frames{remark}"]

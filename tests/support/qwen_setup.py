@@ -166,14 +166,14 @@ def answer_nothing(model: torch.nn.Module, **inputs: Any) -> torch.Tensor:
 
 
 def evaluate(model: Any, name: str, task: str) -> dict[str, Any]:
-    """An evaluation in this process, by lmms-eval's own evaluator; its results."""
+    """An evaluation of one task, or several with commas, in this process by lmms-eval's own evaluator."""
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.tasks import TaskManager
 
     tasks = TaskManager("ERROR", include_path=str(ROOT / "datasets"), include_defaults=False, model_name=name)
     gc.freeze()  # lmms-eval collects garbage at its end, slowly among a million objects of imported modules
     try:
-        return simple_evaluate(model, tasks=[task], task_manager=tasks, batch_size=1)
+        return simple_evaluate(model, tasks=task.split(","), task_manager=tasks, batch_size=1)
     finally:
         gc.unfreeze()
 
