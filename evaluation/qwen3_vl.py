@@ -6,6 +6,8 @@ prompt tells the frames' times, which come from the true indices in the metadata
 
 from __future__ import annotations
 
+from typing import Any
+
 from evaluation.qwen2_vl import QwenKeyframes
 from evaluation.upstream import import_model
 
@@ -14,9 +16,16 @@ class Qwen3VL(QwenKeyframes, import_model("qwen3_vl").Qwen3_VL):
     """``use_topk=True`` shows the keyframes; otherwise exactly upstream's uniform frames."""
 
     patch_size = 16
+    prefetches = True
     rule_arguments = ("fps", "total_pixels")
     extensions = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".mpeg", ".mpg")
 
     def reads(self, path: str) -> bool:
         """Whether upstream reads a file of this name, in capital or small letters."""
         return path.lower().endswith(self.extensions)
+
+    def _preprocess_chunk(self, chunk: Any) -> Any:
+        """What upstream's thread loads while the question before is answered."""
+        inputs = super()._preprocess_chunk(chunk)
+        self.tracker.loaded()
+        return inputs

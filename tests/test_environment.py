@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 LOCKED = sorted(
     path
     for path in ROOT.glob("requirements*.txt")
-    if not any(word in path.name for word in ("nodeps", "conse", "torchvision", "uv"))
+    if not any(word in path.name for word in ("nodeps", "conse", "torchvision", "uv", "newer"))
 )
 
 
