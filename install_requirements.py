@@ -1,6 +1,7 @@
 """Install requirement files as ``pip install`` does: python install_requirements.py [--no-deps] -r FILE
 
-With ``--override`` the file's own versions count in place of those in constraints.txt, without dependencies. uv installs them in a third of pip's time. Where it is missing or fails, pip installs them.
+With ``--override`` the file's versions count in place of those in constraints.txt, and are installed without
+dependencies. uv installs all in a third of pip's time. Where it is missing or fails, pip installs them.
 """
 
 from __future__ import annotations
