@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+if __name__.startswith("lmms_eval."):
+    raise SystemExit(
+        f"error: {__file__} is a file of Adaptive Keyframe Sampling; it does not replace lmms-eval's. "
+        "Get that back (git checkout, or pip install --force-reinstall --no-deps lmms-eval==VERSION), then "
+        "run evaluation/swap_in.py install in the project"
+    )
+
 from typing import Any
 
 import numpy as np

@@ -7,6 +7,12 @@ so that LLaVA-NeXT's builder picks the class that the checkpoint's config asks f
 
 from __future__ import annotations
 
+if __name__.startswith("llava."):
+    raise SystemExit(
+        f"error: {__file__} is a file of Adaptive Keyframe Sampling; it does not replace LLaVA-NeXT's. "
+        "Get that back (git checkout), then run evaluation/swap_in.py install in the project"
+    )
+
 import json
 from collections.abc import Mapping
 from pathlib import Path

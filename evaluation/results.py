@@ -20,6 +20,7 @@ from typing import Any
 
 from aks.errors import UserError
 from aks.jsonio import read_json
+from aks.lmms_eval_models import SUFFIX
 from evaluation.llava_implementation import MODELS as LLAVA_MODELS
 from evaluation.llava_implementation import NEXT, TRANSFORMERS
 from evaluation.scoring import CURRENT, longvideobench_letter, parse_options, videomme_letter
@@ -101,7 +102,7 @@ class EvalRun:
     timestamp: str  # when it was made, as text that sorts by time
     task: str  # lmms-eval's name of the task
     benchmark: str
-    model: str  # lmms-eval's name of the model
+    model: str  # lmms-eval's name of the model, also where it ran under this project's name (llava_vid_aks)
     checkpoint: str | None  # the weights as the command named them; None where it did not
     max_frames: int | None  # most frames a question; None where it was left to the model's default
     use_topk: bool  # whether keyframes were shown, not uniform frames
@@ -216,10 +217,11 @@ def read_runs(path: Path) -> tuple[list[EvalRun], list[str]]:
     use_topk = arguments.get("use_topk", False) is True
     checkpoint = arguments.get("pretrained")
     runs = []
-    for task in scores:
-        if task not in TASKS:
+    own_names = {task: _own_name(content, task) for task in scores}
+    for task, name in own_names.items():
+        if name not in TASKS:
             continue
-        benchmark, metric = TASKS[task]
+        benchmark, metric = TASKS[name]
         samples_path = path.with_name(f"{timestamp_of(path)}_samples_{task}.jsonl")
         samples = read_samples(samples_path, metric)
         num_asked = _num_asked(content, task)
@@ -229,13 +231,14 @@ def read_runs(path: Path) -> tuple[list[EvalRun], list[str]]:
                 "the file is cut or of another run, evaluate again"
             )
         _check_score(path, samples_path, samples.values(), scores[task], metric)
+        model = str(config["model"]).removesuffix(SUFFIX)
         runs.append(
             EvalRun(
                 path=path,
                 timestamp=timestamp_of(path),
                 task=task,
                 benchmark=benchmark,
-                model=str(config["model"]),
+                model=model,
                 checkpoint=None if checkpoint is None else os.path.normpath(str(checkpoint)),
                 max_frames=next((arguments[name] for name in FRAMES_ARGUMENTS if name in arguments), None),
                 use_topk=use_topk,
@@ -243,10 +246,19 @@ def read_runs(path: Path) -> tuple[list[EvalRun], list[str]]:
                 frames_digest=str(arguments["frames_digest"]) if "frames_digest" in arguments else None,
                 limit=None if config.get("limit") == -1 else config.get("limit"),
                 samples=samples,
-                implementation=_implementation(content, task, str(config["model"])),
+                implementation=_implementation(content, task, model),
             )
         )
-    return runs, [task for task in scores if task not in TASKS]
+    return runs, [task for task, name in own_names.items() if name not in TASKS]
+
+
+def _own_name(content: Mapping[str, Any], task: str) -> str:
+    """A task's name here, also where evaluation/swap_in.py gave it lmms-eval's."""
+    try:
+        swapped_in = "entries_sha256" in content["configs"][task]["metadata"]  # evaluation/task.py
+    except (LookupError, TypeError):
+        swapped_in = False
+    return f"{task}{SUFFIX}" if swapped_in and task not in TASKS else task
 
 
 def _implementation(content: Mapping[str, Any], task: str, model: str) -> str | None:

@@ -12,6 +12,13 @@ data set (``LONGVIDEOBENCH``, ``VIDEOMME``, ``CUSTOM``):
 
 from __future__ import annotations
 
+if __name__.startswith("lmms_eval."):
+    raise SystemExit(
+        f"error: {__file__} is a file of Adaptive Keyframe Sampling; it does not replace lmms-eval's. "
+        "Get that back (git checkout, or pip install --force-reinstall --no-deps lmms-eval==VERSION), then "
+        "run evaluation/swap_in.py install in the project"
+    )
+
 import hashlib
 import os
 from collections.abc import Callable, Mapping

@@ -1,22 +1,26 @@
 """Whether the same frames, prompts and answers come out of every lmms-eval from 0.3.0 on.
 
-    python tests/lmms_eval_versions.py [FOLDER] [--versions 0.3.0 0.5.0] [--models llava_vid ...]
+    python tests/lmms_eval_versions.py [FOLDER] [--versions 0.3.0 0.5.0] [--models llava_vid ...] [--swap_in]
 
 Installs each version into FOLDER (kept) or a temporary one. Each answers the same questions with small random
 checkpoints, on keyframes and on uniform frames, as the installed version does, which is the judge. Compared
-is what reaches ``generate``, pixels and prompt, and what comes out. Not one of the tests: it installs
-packages, and takes minutes.
+is what reaches ``generate``, pixels and prompt, and what comes out. With ``--swap_in`` each answers as plain
+lmms-eval after ``evaluation/swap_in.py install``, by its own names of tasks, and every file must be as before
+after ``restore``. A version may also be the folder of a checkout. Not one of the tests: it installs packages,
+and takes minutes.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,6 +46,8 @@ BENCHMARKS = {"longvideobench": "longvideobench_val_v_aks", "videomme": "videomm
 
 def install(version: str, folder: Path) -> Path:
     """The folder with that version and what it needs besides."""
+    if Path(version).is_dir():
+        return Path(version).absolute()
     target = folder / version
     if not target.exists():
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", target]
@@ -88,9 +94,12 @@ MODELS = {
 
 
 def run(
-    model: str, benchmark: str, use_topk: bool, folder: Path, version: Path | None
+    model: str, benchmark: str, use_topk: bool, folder: Path, version: Path | None, swap_in: bool = False
 ) -> dict[str, dict[str, str]]:
-    """What reached the model in one run, and its answers, by question; digests of pixels and prompts."""
+    """What reached the model in one run, and its answers, by question; digests of pixels and prompts.
+
+    With ``swap_in`` this project is swapped in for the run, and taken out afterwards.
+    """
     from evaluation_setup import run_lmms_eval, samples_in
 
     arguments, recorder = MODELS[model]
@@ -100,21 +109,25 @@ def run(
     calls = output.parent / "calls"
     shutil.rmtree(output.parent, ignore_errors=True)  # an earlier run's
     output.mkdir(parents=True)
-    done = run_lmms_eval(
-        model,
-        f"{arguments.format(folder=folder)},use_topk={use_topk}",
-        BENCHMARKS[benchmark],
-        output,
-        labels=folder / benchmark / "include_frame_idx.json",
-        videos=folder / "videos",
-        python=sys.executable,
-        python_path=[*([version] if version else []), SUPPORT],
-        environment={
-            "LMMS_EVAL_PLUGINS": ",".join(filter(None, ["evaluation", recorder])),
-            "AKS_RECORDED_CALLS": str(calls),
-            "HF_HUB_CACHE": str(folder / "hub"),
-        },
-    )
+    task = BENCHMARKS[benchmark]
+    with swapped_in(version) if swap_in else contextlib.nullcontext():
+        done = run_lmms_eval(
+            model,
+            f"{arguments.format(folder=folder)}"
+            + (f",use_topk={use_topk}" if use_topk or not swap_in else ""),
+            task.removesuffix("_aks") if swap_in else task,
+            output,
+            labels=folder / benchmark / "include_frame_idx.json",
+            videos=folder / "videos",
+            python=sys.executable,
+            python_path=[*([version] if version else []), SUPPORT],
+            environment={
+                "LMMS_EVAL_PLUGINS": ",".join(filter(None, [not swap_in and "evaluation", recorder])),
+                "AKS_RECORDED_CALLS": str(calls),
+                "HF_HUB_CACHE": str(folder / "hub"),
+            },
+            swapped_in=version if swap_in else None,
+        )
     (output.parent / "log.txt").write_text(done.stdout + done.stderr)
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or ["no output"])[-1])
@@ -129,6 +142,31 @@ def run(
             answer if isinstance(answer, str) else answer[0]
         )
     return {"answers": answers, "calls": digests(calls, recorder)}
+
+
+@contextlib.contextmanager
+def swapped_in(version: Path) -> Iterator[None]:
+    """This project in the files of an lmms-eval; raises where it leaves one changed."""
+    before = file_digests(version / "lmms_eval")
+    for command in ("install", "verify", "restore"):
+        if command == "restore":
+            yield
+        done = subprocess.run(
+            [sys.executable, ROOT / "evaluation/swap_in.py", command, version], text=True, capture_output=True
+        )
+        if done.returncode:
+            raise RuntimeError(f"swap_in.py {command}: {done.stdout}{done.stderr}")
+    if file_digests(version / "lmms_eval") != before:
+        raise RuntimeError("swap_in.py restore leaves files changed")
+
+
+def file_digests(package: Path) -> dict[str, str]:
+    """A digest of every file of a package but Python's caches, by path."""
+    return {
+        str(path.relative_to(package)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in package.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
 
 
 def digests(calls: Path, recorder: str | None) -> dict[str, str]:
@@ -167,6 +205,9 @@ def main() -> int:
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--versions", nargs="+", default=VERSIONS)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument(
+        "--swap_in", action="store_true", help="after swap_in.py install, by upstream's names"
+    )
     args = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     differs = False
@@ -182,7 +223,7 @@ def main() -> int:
                     judge = run(model, benchmark, use_topk, folder, None)
                     for version in versions:
                         try:
-                            found = run(model, benchmark, use_topk, folder, version)
+                            found = run(model, benchmark, use_topk, folder, version, args.swap_in)
                             other = [
                                 k
                                 for part in judge

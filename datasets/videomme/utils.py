@@ -6,6 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+if Path(__file__).resolve().parents[1].name == "tasks":
+    raise SystemExit(
+        f"error: {__file__} is a file of Adaptive Keyframe Sampling; it does not replace lmms-eval's. "
+        "Get that back (git checkout, or pip install --force-reinstall --no-deps lmms-eval==VERSION), then "
+        "run evaluation/swap_in.py install in the project"
+    )
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from lmms_eval.tasks.videomme.utils import (  # noqa: F401 - the yaml names them

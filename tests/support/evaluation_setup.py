@@ -293,6 +293,7 @@ def run_lmms_eval(
     python_path: Sequence[Path] = (),
     environment: dict[str, str] | None = None,
     timeout: int = 300,
+    swapped_in: Path | None = None,
 ) -> subprocess.CompletedProcess:
     """``python -m lmms_eval`` offline on the CPU, with this project as its plug-in, as a user would run it.
 
@@ -308,11 +309,13 @@ def run_lmms_eval(
         python_path: more folders to import from, before the project.
         environment: more environment variables.
         timeout: seconds.
+        swapped_in: a folder with an lmms-eval that evaluation/swap_in.py has changed; nothing else tells it
+            of this project.
     """
     dataset = task.split("_", 1)[0].upper()
     env = {
         **os.environ,
-        "LMMS_EVAL_PLUGINS": "evaluation",
+        "LMMS_EVAL_PLUGINS": "" if swapped_in else "evaluation",
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",
         "HF_DATASETS_CACHE": str(output.parent / "datasets_cache"),
@@ -320,20 +323,28 @@ def run_lmms_eval(
         "TOKENIZERS_PARALLELISM": "false",
         "CUDA_VISIBLE_DEVICES": "",
         "FORCE_QWENVL_VIDEO_READER": "decord",
+        **({"AKS_TESTS_ALL_TASKS": "1"} if swapped_in else {}),  # its tasks are among lmms-eval's
         **({f"AKS_{dataset}_LABELS": str(labels)} if labels else {}),
         **({f"AKS_{dataset}_VIDEOS": str(videos)} if videos else {}),
         **(environment or {}),
     }
     inherited = env.get("PYTHONPATH")
     env["PYTHONPATH"] = os.pathsep.join(
-        map(str, [*python_path, STARTUP, ROOT, *([inherited] if inherited else [])])
+        map(str, [*python_path, STARTUP, swapped_in or ROOT, *([inherited] if inherited else [])])
     )
     command = [python or forkserver.python("lmms_eval"), "-m", "lmms_eval"]
     command += ["--model", model, "--model_args", model_args]
-    command += ["--tasks", task, "--include_path", str(ROOT / "datasets"), "--batch_size", "1"]
+    command += ["--tasks", task, "--batch_size", "1"]
+    command += [] if swapped_in else ["--include_path", str(ROOT / "datasets")]
     command += ["--device", "cpu", "--log_samples", "--output_path", str(output), *flags]
     return subprocess.run(
-        command, cwd=ROOT, env=env, text=True, capture_output=True, timeout=timeout, errors="replace"
+        command,
+        cwd=output.parent if swapped_in else ROOT,
+        env=env,
+        text=True,
+        capture_output=True,
+        timeout=timeout,
+        errors="replace",
     )
 
 
