@@ -30,6 +30,7 @@ REFERENCE = Path(os.environ.get("AKS_REFERENCE_DATA", ROOT.parent / "shared/refe
 SLOW_FILES = {
     "test_blip_lavis",
     "test_evaluation_scripts",
+    "test_internvl",
     "test_lavis_cli",
     "test_llava",
     "test_llava_on_transformers",

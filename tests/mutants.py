@@ -64,6 +64,7 @@ AREAS = {
     "evaluation/change_score": "merged_labels evaluation_scripts",
     "evaluation/conse_qa": "answer_cache evaluation_scripts",
     "evaluation/evaluator": "tables evaluation_scripts",
+    "evaluation/chat": "qwen",
     "evaluation/insert_frame_num": "merged_labels",
     "evaluation/llava": "llava evaluation_scripts",
     "evaluation/mm_utils": "llava",

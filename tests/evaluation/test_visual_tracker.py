@@ -99,6 +99,48 @@ def test_of_questions_answered_together_all_are_named_unless_it_is_known_which_v
         tracker._model.generate(images=VIDEO * 2)
 
 
+PREFETCHED = {"images": VIDEO, "input_ids": [[0]]}
+
+
+def test_a_question_may_be_loaded_while_the_one_before_is_answered():
+    model = Model()
+    tracker = VisualTracker(model, one_by_one=True, prefetches=True)
+    with tracker.watch():
+        ask(tracker, DOCS[0], ["a.mp4"])
+        ask(tracker, DOCS[1], ["b.mp4"])
+        model.generate(**PREFETCHED)
+        ask(tracker, DOCS[2], ["c.mp4"])
+        model.generate(**PREFETCHED)
+        model.generate(**PREFETCHED)
+
+
+@pytest.mark.parametrize("passed_over", [0, 1])
+def test_of_prefetched_questions_the_one_that_is_passed_over_is_named(passed_over):
+    tracker = VisualTracker(Model(), one_by_one=True, prefetches=True)
+    with (
+        pytest.raises(EvaluationError, match=rf"^error: question q{passed_over}: v\.mp4: not"),
+        tracker.watch(),
+    ):
+        for doc in DOCS[passed_over:2]:
+            ask(tracker, doc, ["v.mp4"])
+        if passed_over == 0:
+            ask(tracker, DOCS[2], ["v.mp4"])
+        tracker._model.generate(input_ids=[[0]])  # without its video
+
+
+def test_an_error_of_the_model_names_its_question_even_where_upstream_goes_on():
+    model = Model()
+    model.generate = lambda **inputs: 1 / 0
+    tracker = VisualTracker(model, one_by_one=True, prefetches=True, explain=lambda error: f"it {error}")
+    with pytest.raises(EvaluationError, match=r"^error: question q0: it division by zero$"), tracker.watch():
+        ask(tracker, DOCS[0], ["a.mp4"])
+        ask(tracker, DOCS[1], ["b.mp4"])
+        try:
+            model.generate(**PREFETCHED)
+        except Exception:
+            pass
+
+
 # Sleeps in C, as a decoder that waits for a dead disk.
 HANGS = """
 import ctypes, sys
