@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -135,10 +136,8 @@ def test_an_error_of_the_model_names_its_question_even_where_upstream_goes_on():
     with pytest.raises(EvaluationError, match=r"^error: question q0: it division by zero$"), tracker.watch():
         ask(tracker, DOCS[0], ["a.mp4"])
         ask(tracker, DOCS[1], ["b.mp4"])
-        try:
+        with contextlib.suppress(Exception):
             model.generate(**PREFETCHED)
-        except Exception:
-            pass
 
 
 # Sleeps in C, as a decoder that waits for a dead disk.
@@ -148,24 +147,34 @@ from evaluation.visual_tracker import VisualTracker
 class Model:
     def generate(self, **inputs): return "A"
 model = Model()
-tracker = VisualTracker(model, True, timeout_s=2)
+tracker = VisualTracker(model, True, timeout_s=2, prefetches={prefetches})
 with tracker.watch():
     tracker.begin({{"id": "q0"}})
     if {has_videos}:
         tracker.expect({{"id": "q0"}}, [{video!r}])
-    if {is_loaded}:
-        model.generate(images=[[0]])
+    {then}
     ctypes.CDLL(None).sleep(3)
 print("went on")
 """
 
 
-@pytest.mark.parametrize(("has_videos", "is_loaded"), [(True, False), (False, False), (True, True)])
-def test_loading_that_hangs_ends_the_process_and_names_the_video(tmp_path, has_videos, is_loaded):
+@pytest.mark.parametrize(
+    ("has_videos", "prefetches", "then", "is_loaded"),
+    [
+        (True, False, "pass", False),
+        (False, False, "pass", False),
+        (True, False, "model.generate(images=[[0]])", True),  # what the model takes is not loading
+        (False, True, "tracker.loaded()", True),  # nor is the wait for the question before
+        (True, True, "model.generate(input_ids=[])", False),  # the question before is asked
+    ],
+)
+def test_loading_that_hangs_ends_the_process_and_names_the_video(
+    tmp_path, has_videos, prefetches, then, is_loaded
+):
     video = str(tmp_path / "a.mp4")
-    code = HANGS.format(has_videos=has_videos, is_loaded=is_loaded, video=video)
+    code = HANGS.format(has_videos=has_videos, prefetches=prefetches, then=then, video=video)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    if is_loaded:  # what the model takes is not loading
+    if is_loaded:
         assert (done.returncode, done.stdout) == (0, "went on\n")
         return
     assert (done.returncode, done.stdout) == (1, "")
