@@ -1,7 +1,7 @@
 """Qwen3-VL (lmms-eval's ``qwen3_vl``, run with ``--force_simple``) on selected keyframes.
 
-It needs transformers 4.57 or newer in an environment of its own; the pinned version has no Qwen3-VL. The
-prompt tells the frames' times, which come from the true indices in the metadata.
+It needs transformers 4.57 or newer (requirements-newer.txt). The prompt tells the frames' times, which come
+from the true indices in the metadata. lmms-eval's chat class shows the same pixels and the same prompt.
 """
 
 from __future__ import annotations
