@@ -2,8 +2,9 @@
 
 lmms-eval's class for them is the chat class ``internvl_hf``; its ``internvl3_5`` runs code out of the
 checkpoint, of which nothing is known here. transformers' processor reads the videos; here it gets frames from
-this project's reader, and still resizes them. Its own readers hold all frames of a video in memory
-(torchvision) or need FFmpeg's libraries (torchcodec). Its prompt numbers the frames and tells no times.
+this project's reader, and still resizes them. Its own readers hold all frames of a video in memory (that of
+torchvision, which newer versions lack) or need FFmpeg's libraries (torchcodec). Its prompt numbers the frames
+and tells no times.
 """
 
 from __future__ import annotations

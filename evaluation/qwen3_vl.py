@@ -11,12 +11,14 @@ from typing import Any
 from evaluation.qwen2_vl import QwenKeyframes
 from evaluation.upstream import import_model
 
+Upstream = import_model("qwen3_vl").Qwen3_VL
 
-class Qwen3VL(QwenKeyframes, import_model("qwen3_vl").Qwen3_VL):
+
+class Qwen3VL(QwenKeyframes, Upstream):
     """``use_topk=True`` shows the keyframes; otherwise exactly upstream's uniform frames."""
 
     patch_size = 16
-    prefetches = True
+    prefetches = hasattr(Upstream, "_preprocess_chunk")  # older versions do not
     rule_arguments = ("fps", "total_pixels")
     extensions = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".mpeg", ".mpg")
 
