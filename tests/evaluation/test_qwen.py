@@ -221,8 +221,9 @@ def test_nothing_but_the_frames_differs_from_a_uniform_run(qwen, asked):
         assert without_video(prompt_of(call)) == without_video(prompt_of(on_uniform[question]))
         assert call.inputs.keys() == on_uniform[question].inputs.keys()
         if len(KEYFRAMES[question]) == BUDGET:
-            frames = {"input_ids", "attention_mask"} if qwen is QWEN3 else set()  # its prompt tells times
-            frames.add("pixel_values_videos")
+            frames = {"pixel_values_videos"}
+            if qwen is QWEN3:  # its prompt tells times
+                frames |= {"input_ids", "attention_mask", "mm_token_type_ids"}
             assert_same(call.inputs, on_uniform[question].inputs, but=frames)
 
 
