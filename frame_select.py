@@ -19,7 +19,7 @@ import numpy as np
 from aks import errors
 from aks.jsonio import read_json, write_json
 from aks.score_lists import infer_stride, read_number_lists, read_scores
-from aks.selection import QUOTAS, STRATEGIES, select_positions
+from aks.selection import QUOTAS, STRATEGIES, options_of, select_positions
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -42,9 +42,32 @@ def parse_arguments() -> argparse.Namespace:
         "--quota",
         default="full",
         choices=QUOTAS,
-        help="paper loses fractions of the budget as the released code does",
+        help="released (or paper) loses fractions of the budget as the released code does",
+    )
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the strategy's own (docs/selection.md), such as seed=1; may be repeated",
     )
     return parser.parse_args()
+
+
+def parse_options(texts: list[str]) -> dict[str, float]:
+    """``NAME=VALUE`` texts as a dictionary.
+
+    Raises:
+        UserError: one is of another form.
+    """
+    options = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            options[name] = float(value)
+        except ValueError:
+            raise errors.UserError(f"--option {text}: use NAME=VALUE with a number, such as seed=1") from None
+    return options
 
 
 def main() -> None:
@@ -61,14 +84,18 @@ def main() -> None:
         "t2": args.t2,
         "max_depth": args.all_depth,
         "quota": args.quota,
+        "options": options_of(args.strategy) | parse_options(args.option),
     }
-    try:
-        select_positions([0.0], args.max_num_frames, **options)
-    except ValueError as error:
-        raise errors.UserError(f"frame_select.py: {error} (see --help)") from None
 
+    def select(score: np.ndarray | list[float]) -> np.ndarray:
+        try:
+            return select_positions(score, args.max_num_frames, **options)
+        except ValueError as error:
+            raise errors.UserError(f"frame_select.py: {error} (see --help)") from None
+
+    select([0.0])  # a wrong flag is told before files are read
     scores, frames = read_scores(score_path, frame_path)
-    chosen = [select_positions(score, args.max_num_frames, **options) for score in scores]
+    chosen = [select(score) for score in scores]
 
     # Everything is read and checked before anything is written; the selection itself comes last.
     times = _times(frame_path, frames, chosen)
@@ -96,11 +123,11 @@ def main() -> None:
         write_json(times_output, times)
     write_json(output, [row[at].tolist() for row, at in zip(frames, chosen, strict=True)])
 
-    _report(args.max_num_frames, args.ratio, scores, chosen)
+    _report(args.max_num_frames, args.ratio, args.quota, scores, chosen)
     print(f"wrote {output}: {len(chosen)} questions, {sum(map(len, chosen))} keyframes ({args.strategy})")
 
 
-def _report(budget: int, ratio: int, scores: list[np.ndarray], chosen: list[np.ndarray]) -> None:
+def _report(budget: int, ratio: int, quota: str, scores: list[np.ndarray], chosen: list[np.ndarray]) -> None:
     """Count what a reader of the selection may not expect."""
     empty = sum(len(score) == 0 for score in scores)
     few = sum(0 < len(score) // ratio < budget for score in scores)
@@ -113,7 +140,7 @@ def _report(budget: int, ratio: int, scores: list[np.ndarray], chosen: list[np.n
     if few:
         print(f"{few} questions have fewer candidates than the budget of {budget}; all are selected")
     if lost:
-        print(f"{lost} questions get fewer frames than the budget: --quota paper loses fractions of quotas")
+        print(f"{lost} questions get fewer frames than the budget: --quota {quota} loses fractions of quotas")
 
 
 def _times(frame_path: Path, frames: list[np.ndarray], chosen: list[np.ndarray]) -> list[list[float]] | None:

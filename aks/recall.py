@@ -41,9 +41,14 @@ def evidence_found(
         evidence: n (first, last) positions in the same unit; a selected one between them is at distance 0.
         tolerance: greatest distance that counts, in the same unit.
     """
+    return distances(selected, evidence).min(axis=1, initial=np.inf) <= tolerance
+
+
+def distances(selected: Sequence[float] | np.ndarray, evidence: Sequence[tuple[float, float]]) -> np.ndarray:
+    """How far every selected position is from every piece of evidence, (pieces, positions) float64."""
     positions = np.asarray(selected, dtype=np.float64)
     first, last = np.asarray(evidence, dtype=np.float64).T[..., None]
-    return np.maximum(first - positions, positions - last).min(axis=1, initial=np.inf) <= tolerance
+    return np.maximum(0, np.maximum(first - positions, positions - last))
 
 
 def uniform_frames(duration_s: float, stride_frames: int, budget: int) -> np.ndarray:
@@ -142,7 +147,7 @@ def recall_table(
         raise ValueError("too few frames are selected to tell any video's stride; give --frame_path")
     if not by_group:
         raise ValueError("no question has evidence positions")
-    rows = [_row(group, by_group[group], tolerances_s) for group in sorted(by_group, key=_group_order)]
+    rows = [_row(group, by_group[group], tolerances_s) for group in sorted(by_group, key=group_order)]
     if len(rows) > 1:
         if "all" in by_group:
             raise ValueError("a group is named 'all', as the row of all groups is; rename it")
@@ -170,7 +175,7 @@ def _row(group: str, questions: list[list[_Evidence]], tolerances_s: Sequence[fl
     )
 
 
-def _group_order(group: str) -> tuple[bool, float, str]:
+def group_order(group: str) -> tuple[bool, float, str]:
     """Sort key of a group: numbers by their value, then names."""
     try:
         value = float(group)
@@ -229,13 +234,9 @@ def main() -> None:
     args = parse_arguments()
     labels = load_labels(args.dataset_name, args.dataset_path, args.label_file)
     path = Path(args.selected_frames)
-    frames = check_frame_numbers(path, _for_labels(path, labels))
-    strides, times = _strides(args.frame_path, path, labels), None
+    frames = check_frame_numbers(path, read_lists(path, labels))
+    strides, times = read_strides(args.frame_path, path, labels), read_times(path, labels, frames)
     times_path = path.with_name("selected_times.json")
-    if path.name == "selected_frames.json" and times_path.exists():
-        times = _for_labels(times_path, labels)
-        if [len(row) for row in times] != [len(row) for row in frames]:
-            raise errors.UserError(f"{times_path}: does not fit {path}; run frame_select.py again")
     budget = args.max_num_frames or max(map(len, frames))
     try:
         rows, unknown = recall_table(
@@ -258,11 +259,11 @@ def main() -> None:
         write_json(Path(args.output_file), [vars(row) for row in rows], indent=2)
 
 
-def _strides(frame_path: str | None, selection: Path, labels: LabelSet) -> list[int] | None:
+def read_strides(frame_path: str | None, selection: Path, labels: LabelSet) -> list[int] | None:
     """Each question's candidate stride, from frames.json or the selection's record; None without either."""
     if frame_path:
         path = Path(frame_path)
-        return [infer_stride(row) for row in check_frame_numbers(path, _for_labels(path, labels))]
+        return [infer_stride(row) for row in check_frame_numbers(path, read_lists(path, labels))]
     record = selection.with_name("selection.json")
     if selection.name != "selected_frames.json" or not record.exists():
         return None
@@ -276,7 +277,18 @@ def _strides(frame_path: str | None, selection: Path, labels: LabelSet) -> list[
     return strides
 
 
-def _for_labels(path: Path, labels: LabelSet) -> list[np.ndarray]:
+def read_times(path: Path, labels: LabelSet, frames: list[np.ndarray]) -> list[np.ndarray] | None:
+    """The selected frames' times in seconds, where frame_select.py left them beside the selection."""
+    times_path = path.with_name("selected_times.json")
+    if path.name != "selected_frames.json" or not times_path.exists():
+        return None
+    times = read_lists(times_path, labels)
+    if [len(row) for row in times] != [len(row) for row in frames]:
+        raise errors.UserError(f"{times_path}: does not fit {path}; run frame_select.py again")
+    return times
+
+
+def read_lists(path: Path, labels: LabelSet) -> list[np.ndarray]:
     """The lists of a file that must hold one for each question of the labels."""
     rows = read_number_lists(path)
     if len(rows) != len(labels.questions):

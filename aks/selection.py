@@ -1,16 +1,23 @@
 """Keyframe selection from one video's relevance scores: uniform, TOP, BIN and ADA (the paper's section 3.3).
 
-Every strategy is one function in :data:`STRATEGIES`. It returns *positions* among the candidate frames;
-:func:`select_keyframes` turns positions into frame indices.
+Every strategy is one function in :data:`STRATEGIES`; those of other authors are in :mod:`aks.strategies`. It
+returns *positions* among the candidate frames; :func:`select_keyframes` turns positions into frame indices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-QUOTAS = ("full", "paper")
+from aks.strategies.bolt import select_bolt
+from aks.strategies.fill import fill
+from aks.strategies.gumbel import select_gumbel
+from aks.strategies.maximum import select_maximum
+from aks.strategies.nms import select_nms
+
+QUOTAS = ("full", "released", "algorithm1", "paper")  # paper is an older name of released
 MAX_DEPTH = 32  # 2**32 bins, far more than any video has candidates; the paper goes up to 6
 
 
@@ -54,20 +61,25 @@ def allocate_frames(
 ) -> np.ndarray:
     """Take from each segment its ``budget / 2**depth`` best candidates; of equal scores the earlier.
 
-    The released code drops the fraction of a quota that is not whole (``quota="paper"``): a budget of 16
+    The released code drops the fraction of a quota that is not whole (``quota="released"``): a budget of 16
     at depth 5 selects nothing. ``quota="full"`` spends the whole budget. It gives one more frame each to the
     segments with the largest fractions; of equal fractions to the segment whose next candidate scores
-    higher, then to the earlier one.
+    higher, then to the earlier one. ``quota="algorithm1"`` is the share that the paper prints instead: the
+    same for every segment, whatever its depth; frames that are left over go to the best candidates.
 
     Args:
         scores: normalized relevance, (n,).
         segments: what :func:`judge_and_split` returns.
         budget: number of keyframes wanted, at most n.
-        quota: ``full`` or ``paper``.
+        quota: one of :data:`QUOTAS`.
 
     Returns:
         Positions, ascending, int64.
     """
+    if quota == "algorithm1":
+        share = budget // len(segments)
+        best = [start + np.argsort(-scores[start:stop], kind="stable")[:share] for start, stop, _ in segments]
+        return fill(np.concatenate(best), scores, budget)
     chosen, waiting = [], []
     for start, stop, depth in segments:
         whole, remainder = divmod(budget, 2**depth)
@@ -107,13 +119,24 @@ def select_ada(
 
 
 # Each is called with the normalized scores (n,), a budget of at most n, and t1, t2, max_depth and quota by
-# name; it returns ascending positions, at most as many as the budget.
+# name; it returns ascending positions, at most as many as the budget. Keyword arguments with a default are
+# options of its own.
 STRATEGIES: dict[str, Callable[..., np.ndarray]] = {
     "uniform": select_uniform,
     "top": select_top,
     "bin": select_bin,
     "ada": select_ada,
+    "maximum": select_maximum,
+    "bolt": select_bolt,
+    "gumbel": select_gumbel,
+    "nms": select_nms,
 }
+
+
+def options_of(strategy: str) -> dict[str, float]:
+    """A strategy's own options and their defaults, such as ``seed`` where it draws at random."""
+    parameters = inspect.signature(STRATEGIES[strategy]).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
 
 
 def normalize(scores: np.ndarray) -> np.ndarray:
@@ -136,6 +159,7 @@ def select_positions(
     t2: float = -100,
     max_depth: int = 5,
     quota: str = "full",
+    options: Mapping[str, float] | None = None,
 ) -> np.ndarray:
     """Positions of the keyframes among the candidates, ascending, int64.
 
@@ -143,12 +167,17 @@ def select_positions(
     """
     scores = np.asarray(scores, dtype=np.float64)
     _check(scores, strategy, t1, t2, quota, budget=budget, ratio=ratio, max_depth=max_depth)
+    known = options_of(strategy)
+    for name in options or {}:
+        if name not in known:
+            raise ValueError(f"option {name!r}: strategy {strategy} has {', '.join(known) or 'no options'}")
     budget, ratio, max_depth = int(budget), int(ratio), int(max_depth)
     kept = scores[: len(scores) // ratio * ratio : ratio]
     if len(kept) < budget:
         return np.arange(len(kept)) * ratio
     select = STRATEGIES[strategy]
-    return select(normalize(kept), budget, t1=t1, t2=t2, max_depth=max_depth, quota=quota) * ratio
+    settings = {"t1": t1, "t2": t2, "max_depth": max_depth, "quota": quota, **(options or {})}
+    return select(normalize(kept), budget, **settings) * ratio
 
 
 def select_keyframes(
@@ -162,6 +191,7 @@ def select_keyframes(
     t2: float = -100,
     max_depth: int = 5,
     quota: str = "full",
+    options: Mapping[str, float] | None = None,
 ) -> list[int]:
     """Choose the keyframes of one video for one question.
 
@@ -173,13 +203,16 @@ def select_keyframes(
         frames: frame index of each candidate, (n,), ascending.
         budget: number of keyframes wanted, 1 or more.
         strategy: ``ada`` (judge and split), ``top`` (best scores), ``bin`` (an equal share from each
-            of ``2**max_depth`` bins) or ``uniform`` (scores ignored).
+            of ``2**max_depth`` bins), ``uniform`` (scores ignored), ``maximum`` (ADA's objective, exactly),
+            or a rule of other authors: ``bolt``, ``gumbel``, ``nms``.
         ratio: use every ``ratio``-th candidate only.
         t1: ADA's threshold on the difference of means, in normalized scores.
         t2: ADA's threshold on the standard deviation, in normalized scores.
         max_depth: most halvings, ``L`` in the paper.
-        quota: ``full`` returns exactly ``min(budget, candidates // ratio)`` frames; ``paper`` drops the
-            fractions of quotas as the released code does, and may return fewer, even none.
+        quota: ``full`` returns exactly ``min(budget, candidates // ratio)`` frames, and so does
+            ``algorithm1``; ``released`` drops the fractions of quotas as the released code does, and may
+            return fewer, even none.
+        options: the strategy's own, see :func:`options_of`.
 
     Returns:
         Ascending frame indices.
@@ -200,9 +233,8 @@ def select_keyframes(
     for previous in np.flatnonzero(np.diff(frame_indices) <= 0):
         pair = frame_indices[previous : previous + 2]
         raise ValueError(f"frame numbers are not ascending: {pair[1]:.0f} follows {pair[0]:.0f}")
-    positions = select_positions(
-        scores, budget, strategy=strategy, ratio=ratio, t1=t1, t2=t2, max_depth=max_depth, quota=quota
-    )
+    settings = {"t1": t1, "t2": t2, "max_depth": max_depth, "quota": quota, "options": options}
+    positions = select_positions(scores, budget, strategy=strategy, ratio=ratio, **settings)
     return frame_indices[positions].astype(np.int64).tolist()
 
 

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from aks.bootstrap import bootstrap_interval
 from aks.errors import UserError
 from evaluation.results import EvalRun
-
-RESAMPLES, SEED = 10_000, 0
 
 
 @dataclass(frozen=True)
@@ -142,32 +141,6 @@ def mcnemar_p(only_first: int, only_second: int) -> float:
     n = only_first + only_second
     tail = sum(math.comb(n, k) for k in range(min(only_first, only_second) + 1))
     return min(1.0, 2 * tail / 2**n)  # whole numbers until here, so that thousands of questions stay exact
-
-
-def bootstrap_interval(
-    differences: Sequence[float] | np.ndarray, clusters: Sequence[str] | None = None
-) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of a mean, from 10,000 resamples with a fixed seed.
-
-    Args:
-        differences: one value a question, (n,).
-        clusters: each question's cluster (its video), which is resampled whole; None resamples questions.
-
-    Returns:
-        Lower and upper end, in the unit of ``differences``.
-    """
-    values = np.asarray(differences, dtype=np.float64)
-    cluster_index = np.arange(len(values))
-    if clusters is not None:
-        cluster_index = np.unique(np.asarray(clusters), return_inverse=True)[1]
-    sums = np.stack([np.bincount(cluster_index, weights=values), np.bincount(cluster_index)])
-    # Clusters of equal sum and size are interchangeable. One multinomial draw says how often each kind of
-    # cluster comes, which is much quicker than drawing every cluster.
-    kinds, counts = np.unique(sums, axis=1, return_counts=True)
-    drawn = np.random.default_rng(SEED).multinomial(sums.shape[1], counts / sums.shape[1], size=RESAMPLES)
-    totals, sizes = (drawn @ kinds.T).T
-    low, high = np.percentile(totals / sizes, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def paired_difference(comparison: Comparison, question_ids: Sequence[str]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, from anywhere
 
 from aks import errors
+from aks.bootstrap import RESAMPLES
 from aks.errors import UserError
 from aks.jsonio import read_json, write_atomically
 from evaluation.llava_implementation import TRANSFORMERS
@@ -29,7 +30,6 @@ from evaluation.plots import plot
 from evaluation.results import EvalRun, accuracy, format_table, group_samples, read_folders
 from evaluation.scoring import CURRENT, OCT2024, SCORINGS
 from evaluation.significance import (
-    RESAMPLES,
     Comparison,
     latest_runs,
     mcnemar_p,

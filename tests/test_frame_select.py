@@ -54,7 +54,15 @@ def test_precomputed_scores_give_the_documented_files(tmp_path, select):
     assert [len(row) for row in selected] == [64, 50, 64, 3]
     assert "2 questions have fewer candidates than the budget of 64" in done.stdout
     record = json.loads((folder / "selection.json").read_text())
-    options = {"strategy": "ada", "ratio": 1, "t1": 0.8, "t2": -100, "max_depth": 5, "quota": "full"}
+    options = {
+        "strategy": "ada",
+        "ratio": 1,
+        "t1": 0.8,
+        "t2": -100,
+        "max_depth": 5,
+        "quota": "full",
+        "options": {},
+    }
     assert record.items() >= {"max_num_frames": 64, **options}.items()
     assert record["strides"] == [29] * 4
     assert record["scored_by"] is None and len(record["scores_sha256"]) == 64
@@ -86,7 +94,15 @@ def test_frame_indices_written_as_floats_become_whole_numbers(tmp_path, select):
 
 
 def test_the_flags_set_the_options_of_the_selection(tmp_path, select):
-    options = {"strategy": "ada", "ratio": 2, "t1": 0.2, "t2": 0.01, "max_depth": 3, "quota": "paper"}
+    options = {
+        "strategy": "ada",
+        "ratio": 2,
+        "t1": 0.2,
+        "t2": 0.01,
+        "max_depth": 3,
+        "quota": "paper",
+        "options": {},
+    }
     flags = ["--ratio", 2, "--t1", 0.2, "--t2", 0.01, "--all_depth", 3, "--quota", "paper"]
     done = select(*flags, "--max_num_frames", 20)
     assert done.returncode == 0, done.stderr
@@ -142,6 +158,9 @@ def test_times_are_written_where_step_1_left_them_and_stale_ones_are_removed(tmp
         (SCORES, FRAMES, ["--t1", "nan"], "t1 and t2 must be numbers"),
         (SCORES, FRAMES, ["--strategy", "best"], "--strategy: invalid choice: 'best'"),
         (SCORES, FRAMES, ["--quota", "half"], "--quota: invalid choice: 'half'"),
+        (SCORES, FRAMES, ["--option", "seed=1"], "option 'seed': strategy ada has no options"),
+        (SCORES, FRAMES, ["--option", "seed"], "--option seed: use NAME=VALUE with a number"),
+        (SCORES, FRAMES, ["--strategy", "bolt", "--option", "power=-1"], "power is -1.0; it must be above 0"),
         (SCORES, FRAMES, ["--score_path", "absent.json"], "absent.json: file not found"),
     ],
 )

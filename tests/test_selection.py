@@ -243,7 +243,7 @@ def test_a_strategy_is_one_function_and_one_entry(monkeypatch):
 finite = st.floats(allow_nan=False, allow_infinity=False)
 arguments = st.fixed_dictionaries(
     {
-        "strategy": st.sampled_from(["uniform", "top", "bin", "ada"]),
+        "strategy": st.sampled_from(list(STRATEGIES)),
         "ratio": st.integers(1, 4),
         "t1": st.sampled_from([0.0, 0.2, 0.5, 0.8]),
         "t2": st.sampled_from([-100.0, 0.1]),
@@ -270,7 +270,7 @@ def test_selection_is_sorted_unique_and_of_the_exact_size(scores, budget, option
     budget=st.integers(1, 64),
     scale=st.integers(1, 1000),
     shift=st.integers(-(10**6), 10**6),
-    quota=st.sampled_from(["full", "paper"]),
+    quota=st.sampled_from(["full", "released", "algorithm1"]),
     options=arguments,
 )
 def test_selection_does_not_change_under_positive_affine_maps(scores, budget, scale, shift, quota, options):

@@ -306,7 +306,7 @@ def find_keyframes(
         question: ``Question(0, "q", "", "What ...?")`` will do; scorers read its text and options.
         scorer: the model.
         budget: number of keyframes, 1 or more.
-        strategy: ``ada``, ``top``, ``bin`` or ``uniform``.
+        strategy: a name in :data:`aks.selection.STRATEGIES`.
         batch_frames: frames decoded and encoded at a time; bounds memory.
         workers: decoding processes, which share a long video; 0 decodes in this one. With them the scorer's
             preprocessor must be importable from a module.

@@ -27,6 +27,7 @@ from evaluation_setup import (
 from internvl_setup import has_internvl
 from internvl_setup import write_checkpoint as write_internvl_checkpoint
 from llava_setup import LLAVA_NEXT, TESTS, write_checkpoint
+from media import write_video
 from qwen_setup import QWEN2, QWEN2_5, QWEN3, has_qwen3
 from qwen_setup import write_checkpoint as write_qwen_checkpoint
 
@@ -306,12 +307,49 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(world, tmp_path):
     assert "answered before" not in done.stderr  # other questions
 
 
-def test_reproduce_table1_runs_the_rows_that_it_can(world, tmp_path):
+def copy_project(folder: Path) -> None:
+    """What an evaluation needs of the project, without labels, videos and selections."""
     for name in ("aks", "evaluation", "datasets"):
         ignored = shutil.ignore_patterns(
             "__pycache__", "*.json" if name == "datasets" else "", "data", "videos"
         )
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "max_frames", "label_name", "video"),
+    [
+        ("longvideobench", 64, "lvb_val.json", "videos/86CxyhFV9MI.mp4"),
+        ("videomme", 32, "videomme.json", "data/fFjv93ACGo8.mp4"),
+    ],
+)
+def test_the_released_files_run_where_they_lie(
+    reference, world, tmp_path, dataset, max_frames, label_name, video
+):
+    """Labels and selections as published, with the released repository's places and names; two questions."""
+    copy_project(tmp_path)
+    chosen = tmp_path / f"selected_frames/{dataset}/blip"
+    chosen.mkdir(parents=True)
+    names = {64: "selected_frames.json", 32: f"{dataset}_32.json"}
+    for frames, name in names.items():
+        shutil.copy(reference / dataset / f"selected_frames_{frames}.json", chosen / name)
+    shutil.copy(reference / dataset / label_name, tmp_path / "datasets" / dataset)
+    rows = json.loads((chosen / names[max_frames]).read_text())
+    path = tmp_path / "datasets" / dataset / video
+    path.parent.mkdir()
+    write_video(path, frames=int(max(map(max, rows[:2]))) + 1, size=(64, 64))
+    script = tmp_path / f"evaluation/scripts/qwen2_vl/qwen2_vl_{dataset}_aks.sh"
+    checkpoint = world / "checkpoints" / QWEN2.name
+    env = environment(world, CHECKPOINT=checkpoint, MAX_FRAMES=max_frames, LIMIT=2)
+    done = run(["bash", script], env, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    (merged,) = (tmp_path / "results").rglob("include_frame_idx.json")
+    assert [entry["frame_idx"] for entry in json.loads(merged.read_text())] == rows
+    assert len(samples_in(tmp_path / "results")) == 2
+
+
+def test_reproduce_table1_runs_the_rows_that_it_can(world, tmp_path):
+    copy_project(tmp_path)
     home = tmp_path / "datasets/longvideobench"
     shutil.copy(world / "lvb_val.json", home)
     shutil.copytree(world / "videos", home / "videos")

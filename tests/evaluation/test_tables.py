@@ -16,9 +16,10 @@ from PIL import Image
 
 import evaluation.plots
 from aks import UserError
+from aks.bootstrap import bootstrap_interval
 from evaluation.evaluator import evaluate, results_files
 from evaluation.results import parse_model_args, read_runs
-from evaluation.significance import bootstrap_interval, mcnemar_p
+from evaluation.significance import mcnemar_p
 from evaluation.tables import PUBLISHED
 
 LVB, VIDEOMME, CUSTOM = "longvideobench_val_v_aks", "videomme_aks", "custom_aks"

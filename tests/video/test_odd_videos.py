@@ -15,7 +15,7 @@ import av
 import numpy as np
 import pytest
 from extraction_setup import ToyScorer, of_version_1, results, write_labels
-from media import copy_streams, number_of, numbered, write_audio, write_video
+from media import copy_streams, number_of, numbered, trim, write_audio, write_video
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -46,14 +46,6 @@ def shown(path, decoder="auto"):
             for frames in video.read(video.candidates())
             for time_s, pixels in zip(frames.times_s, frames.pixels, strict=True)
         ]
-
-
-def trim(plain, target):
-    """Trim as ``ffmpeg -ss 3.4 -c copy`` does: copy all packets from the key frame on, add an edit list."""
-    copy_streams(plain, to=target, begin=50, first_pts=85, avoid_negative_ts="0")
-    with av.open(str(target)) as container:
-        assert any(packet.is_discard for packet in container.demux(video=0))
-    return target
 
 
 X265 = {"codec": "libx265", "options": {"x265-params": "log-level=none:keyint=50:bframes=4:b-adapt=0"}}

@@ -1,0 +1,357 @@
+"""The quality of selections, measured without a language model, side by side and with intervals.
+
+    python -m aks.quality --dataset_name longvideobench --selected_frames aks=chosen.json top=top.json
+
+Relevance, where labels say where the evidence is: recall (the share of the evidence with a selected frame
+within a tolerance), precision (the share of selected frames near evidence), and how often every one of
+several places is found. Coverage: the largest part of the video without a frame, and how even the gaps are.
+Each value comes with a 95 % bootstrap interval over videos, each selection with its difference from uniform
+sampling, or from ``--reference``, on the same questions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aks import errors
+from aks.bootstrap import VideoBootstrap
+from aks.cli import at_least
+from aks.labels import DATASETS, LabelSet, Question, load_labels
+from aks.recall import (
+    TOLERANCES_S,
+    distances,
+    group_order,
+    read_lists,
+    read_strides,
+    read_times,
+    uniform_frames,
+    uniform_times,
+)
+from aks.score_lists import check_frame_numbers, infer_stride
+
+CURVE_S = np.linspace(0, 10, 41)  # the tolerances of the plot
+UNIFORM = "uniform"
+
+
+@dataclass(frozen=True)
+class SelectedFrames:
+    """One question's selection in the units of its evidence.
+
+    Attributes:
+        frames: frame indices, (n,).
+        times_s: seconds from the start, (n,).
+        stride: candidates' distance in frames, 0 where it is unknown.
+    """
+
+    frames: np.ndarray
+    times_s: np.ndarray
+    stride: int
+
+
+def evidence_distances(question: Question, selected: SelectedFrames) -> list[tuple[np.ndarray, float]]:
+    """Distances (pieces, frames) of the evidence in frames, and of that in seconds, with units a second.
+
+    A second is one candidate stride for evidence in frames. Empty where there is no evidence, or where the
+    stride is unknown.
+    """
+    if question.evidence_frames and not selected.stride:
+        return []
+    found = []
+    if question.evidence_frames:
+        found.append((distances(selected.frames, question.evidence_frames), float(selected.stride)))
+    if question.evidence_times_s:
+        found.append((distances(selected.times_s, question.evidence_times_s), 1.0))
+    return found
+
+
+def found_within(pairs: list[tuple[np.ndarray, float]], tolerance_s: float, axis: int = 1) -> np.ndarray:
+    """Which pieces of evidence have a selected frame within a tolerance, (pieces,) bool.
+
+    Args:
+        pairs: what :func:`evidence_distances` gives.
+        tolerance_s: in seconds.
+        axis: 0 tells which frames are so near to any piece, (frames,).
+    """
+    found = [rows.min(axis=axis, initial=np.inf) <= tolerance_s * per_second for rows, per_second in pairs]
+    return np.concatenate(found) if axis else np.any(found, axis=0)
+
+
+def gaps_of(times_s: np.ndarray, duration_s: float) -> np.ndarray:
+    """The parts of a video between its selected frames, its start and its end, as shares of it, (n + 1,)."""
+    edges = np.concatenate([[0.0], np.clip(times_s, 0, duration_s), [duration_s]])
+    return np.diff(edges) / duration_s
+
+
+def evenness_of(gaps: np.ndarray) -> float:
+    """The entropy of the gaps as a share of the greatest possible: 1 where all are equal, 0 for a single one.
+
+    Source: Pielou, "The measurement of diversity in different types of biological collections", 1966.
+    """
+    shares = gaps[gaps > 0]
+    return float(-(shares * np.log(shares)).sum() / np.log(len(gaps))) if len(gaps) > 1 else 0.0
+
+
+def measure(question: Question, selected: SelectedFrames, tolerances_s: Sequence[float]) -> dict[str, float]:
+    """Every measure of one question's selection; those that it has no labels for are left out."""
+    values: dict[str, float] = {}
+    if pairs := evidence_distances(question, selected):
+        for tolerance_s in tolerances_s:
+            found = found_within(pairs, tolerance_s)
+            values[f"recall within {tolerance_s:g} s"] = float(found.mean())
+            if len(found) > 1:
+                values[f"all places within {tolerance_s:g} s"] = float(found.all())
+        near = found_within(pairs, tolerances_s[0], axis=0)
+        values[f"precision within {tolerances_s[0]:g} s"] = float(near.mean()) if len(near) else 0.0
+    if question.duration_s:
+        gaps = gaps_of(selected.times_s, question.duration_s)
+        values["largest gap"] = float(gaps.max())
+        values["evenness"] = evenness_of(gaps)
+    return values
+
+
+def measure_all(
+    questions: Sequence[Question], selection: Sequence[SelectedFrames], tolerances_s: Sequence[float]
+) -> dict[str, np.ndarray]:
+    """Each measure of every question, (len(questions),) float64; NaN where a question has none."""
+    rows = [
+        measure(question, selected, tolerances_s)
+        for question, selected in zip(questions, selection, strict=True)
+    ]
+    names = dict.fromkeys(name for row in rows for name in row)
+    order = sorted(
+        names, key=lambda name: [k for k, prefix in enumerate(MEASURES) if name.startswith(prefix)]
+    )
+    return {name: np.array([row.get(name, np.nan) for row in rows]) for name in order}
+
+
+MEASURES = ("recall", "all places", "precision", "largest gap", "evenness")
+
+
+def compare(
+    questions: Sequence[Question],
+    measured: dict[str, dict[str, np.ndarray]],
+    reference: str,
+    groupings: dict[str, Sequence[str]],
+) -> list[dict[str, Any]]:
+    """A record for each group, measure and selection.
+
+    Args:
+        questions: of the label file.
+        measured: by selection what :func:`measure_all` gives.
+        reference: the selection that the others are compared with.
+        groupings: by name each question's group; a group ``all`` of all questions is added.
+
+    Returns:
+        ``grouping``, ``group``, ``measure``, ``selection``, ``questions``, ``videos``, ``value`` with ``low``
+        and ``high``, and but for the reference ``difference``, ``difference_low`` and ``difference_high``.
+    """
+    videos = np.array([question.video for question in questions])
+    groups = {("all", "all"): np.ones(len(questions), dtype=bool)}
+    for grouping, names in groupings.items():
+        for name in sorted(set(names), key=group_order):
+            groups[grouping, name] = np.array([other == name for other in names])
+    records = []
+    for (grouping, group), is_in in groups.items():
+        resamples: dict[bytes, VideoBootstrap] = {}  # by the questions asked, which most measures share
+        for name in measured[reference]:
+            values = {selection: rows[name] for selection, rows in measured.items()}
+            asked = is_in & np.all([np.isfinite(row) for row in values.values()], axis=0)
+            if not asked.any():
+                continue
+            key = asked.tobytes()
+            resamples[key] = bootstrap = resamples.get(key) or VideoBootstrap(videos[asked].tolist())
+            for selection, row in values.items():
+                low, high = bootstrap.interval(row[asked])
+                record = {"grouping": grouping, "group": group, "measure": name, "selection": selection}
+                record |= {"questions": int(asked.sum()), "videos": len(set(videos[asked]))}
+                record |= {"value": float(row[asked].mean()), "low": low, "high": high}
+                if selection != reference:
+                    difference = row[asked] - values[reference][asked]
+                    low, high = bootstrap.interval(difference)
+                    record |= {"difference": float(difference.mean())}
+                    record |= {"difference_low": low, "difference_high": high}
+                records.append(record)
+    return records
+
+
+def format_records(records: Sequence[dict[str, Any]], reference: str) -> str:
+    """The records as text: a table a group, a line a measure and selection."""
+    lines, heading = [], None
+    width = max(len(record["selection"]) for record in records)
+    for record in records:
+        if (record["grouping"], record["group"]) != heading:
+            heading = record["grouping"], record["group"]
+            name = "all questions" if heading[0] == "all" else f"{heading[0]} {heading[1]}"
+            lines += ["", f"{name} ({record['questions']} questions, {record['videos']} videos)"]
+        value = f"{record['value']:.3f} [{record['low']:.3f}, {record['high']:.3f}]"
+        line = f"  {record['measure']:24}  {record['selection']:{width}}  {value}"
+        if "difference" in record:
+            ends = f"[{record['difference_low']:+.3f}, {record['difference_high']:+.3f}]"
+            line += f"  {record['difference']:+.3f} {ends} against {reference}"
+        lines.append(line)
+    return "\n".join(lines[1:])
+
+
+def plot_recall(
+    path: Path,
+    labels: LabelSet,
+    selections: dict[str, list[SelectedFrames]],
+    tolerances_s: np.ndarray = CURVE_S,
+) -> None:
+    """Draw recall against tolerance: a panel a group of durations, a curve a selection."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # draws without a screen
+    import matplotlib.pyplot as plt
+
+    asked = [q for q in labels.questions if q.evidence_frames or q.evidence_times_s]
+    groups = sorted({question.group for question in asked}, key=group_order)
+    with plt.rc_context({"text.parse_math": False}):
+        figure, axes = plt.subplots(
+            1,
+            len(groups),
+            figsize=(1 + 3.5 * len(groups), 3.4),
+            sharey=True,
+            squeeze=False,
+            layout="constrained",
+        )
+        for axis, group in zip(axes[0], groups, strict=True):
+            members = [question for question in asked if question.group == group]
+            for name, rows in selections.items():
+                pairs = [evidence_distances(question, rows[question.index]) for question in members]
+                curve = [
+                    np.mean([found_within(pair, tolerance_s).mean() for pair in filter(None, pairs)])
+                    for tolerance_s in tolerances_s
+                ]
+                axis.plot(tolerances_s, curve, label=name)
+            axis.set_title(f"{group} ({len(members)} questions)", fontsize=10)
+            axis.set_xlabel("tolerance (s)")
+            axis.grid(color="0.92")
+            axis.set_ylim(0, 1.02)
+        axes[0, 0].set_ylabel("evidence recall")
+        axes[0, -1].legend(fontsize=8)
+        figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def read_selection(path: Path, labels: LabelSet, frame_path: str | None) -> list[SelectedFrames]:
+    """A selection's frames with their times: recorded ones, else one candidate a second.
+
+    Raises:
+        UserError: it does not fit the labels.
+    """
+    rows = check_frame_numbers(path, read_lists(path, labels))
+    times = read_times(path, labels, rows)
+    strides = read_strides(frame_path, path, labels) or [infer_stride(row) for row in rows]
+    return [
+        SelectedFrames(row, times[index] if times else row / (stride or np.nan), stride)
+        for index, (row, stride) in enumerate(zip(rows, strides, strict=True))
+    ]
+
+
+def uniform_selection(labels: LabelSet, strides: Sequence[int], budget: int) -> list[SelectedFrames] | None:
+    """Uniform sampling of every question's video; None where a duration is unknown."""
+    if not all(question.duration_s for question in labels.questions):
+        return None
+    return [
+        SelectedFrames(
+            uniform_frames(question.duration_s, stride or 1, budget),
+            uniform_times(question.duration_s, budget),
+            stride,
+        )
+        for question, stride in zip(labels.questions, strides, strict=True)
+    ]
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command's flags."""
+    parser = errors.ArgumentParser(
+        prog="python -m aks.quality",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--selected_frames", nargs="+", required=True, metavar="NAME=FILE", help="selections to compare"
+    )
+    parser.add_argument("--dataset_name", default="longvideobench", help=f"one of {', '.join(DATASETS)}")
+    parser.add_argument("--dataset_path", help="folder of the data set")
+    parser.add_argument("--label_file", help="a label file in place of the data set's own")
+    parser.add_argument("--frame_path", help="frames.json of step 1: states each video's stride")
+    parser.add_argument("--reference", help="the selection that others are compared with (default: uniform)")
+    parser.add_argument(
+        "--max_num_frames", type=at_least(1), help="uniform's budget (default: the longest list)"
+    )
+    parser.add_argument("--tolerances", type=at_least(0, float), nargs="+", default=list(TOLERANCES_S))
+    parser.add_argument("--output", type=Path, help="folder for quality.csv and recall.png")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure the selections, print the table, write the files."""
+    args = parse_arguments()
+    labels = load_labels(args.dataset_name, args.dataset_path, args.label_file)
+    selections: dict[str, list[SelectedFrames]] = {}
+    for text in args.selected_frames:
+        name, equals, file = text.partition("=")
+        if not equals or not name or not file:
+            raise errors.UserError(
+                f"--selected_frames {text}: use NAME=FILE, such as aks=selected_frames.json"
+            )
+        if name in selections or name == UNIFORM:
+            raise errors.UserError(f"--selected_frames {text}: the name {name} is taken; choose another")
+        selections[name] = read_selection(Path(file), labels, args.frame_path)
+    budget = args.max_num_frames or max(len(row.frames) for rows in selections.values() for row in rows)
+    strides = [
+        max(rows[question.index].stride for rows in selections.values()) for question in labels.questions
+    ]
+    if uniform := uniform_selection(labels, strides, budget):
+        selections = {UNIFORM: uniform, **selections}
+    else:
+        print("uniform needs the label file to state every video's duration in seconds")
+    reference = args.reference or next(iter(selections))
+    if reference not in selections:
+        raise errors.UserError(f"--reference {reference}: use one of {', '.join(selections)}")
+    measured = {
+        name: measure_all(labels.questions, rows, args.tolerances) for name, rows in selections.items()
+    }
+    if not measured[reference]:
+        raise errors.UserError(f"{labels.path}: neither evidence nor durations; nothing can be measured")
+    groups = [question.group for question in labels.questions]
+    groupings = {"group": groups} if len(set(groups)) > 1 else {}
+    records = compare(labels.questions, measured, reference, groupings)
+    print(format_records(records, reference))
+    if args.output:
+        write_files(args.output, records, labels, selections)
+
+
+def write_files(
+    folder: Path,
+    records: Sequence[dict[str, Any]],
+    labels: LabelSet,
+    selections: dict[str, list[SelectedFrames]],
+) -> None:
+    """Write quality.csv, and recall.png where there is evidence."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, max(records, key=len), restval="")
+    writer.writeheader()
+    writer.writerows(records)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "quality.csv").write_text(text.getvalue(), encoding="utf-8")
+    except OSError as error:
+        raise errors.UserError(f"{folder}: cannot be written: {error.strerror}; check --output") from None
+    if any(record["measure"].startswith("recall") for record in records):
+        plot_recall(folder / "recall.png", labels, selections)
+
+
+if __name__ == "__main__":
+    errors.run_main(main)
