@@ -1,43 +1,52 @@
-"""Whether the installed packages are those that the project pins: python check_environment.py.
+"""Whether the installed packages are those that the project pins: python check_environment.py [OVERRIDE]
 
 Compares ``pip freeze`` with constraints.txt and with the requirement files, which pin what is installed
-without dependencies. Exit status 1 names every package that deviates, and the remedy.
+without dependencies. The pins of a file OVERRIDE (requirements-newer.txt in .venv-newer) count in place of
+theirs. Exit status 1 names every package that deviates, and the remedy.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent
+OVERRIDES = ("requirements-newer.txt",)
 
 
-def read_pins(root: Path = ROOT) -> dict[str, list[str]]:
+def read_pins(root: Path = ROOT, override: str | None = None) -> dict[str, list[str]]:
     """Canonical package names and what ``pip freeze`` may say after them: ``==1.2`` or `` @ URL``.
 
     More than one where the right version depends on the machine (torchvision). Bounds such as ``<4`` are
     no pins; markers count.
     """
+    files = [root / "constraints.txt", *sorted(root.glob("requirements*.txt"))]
     pins: dict[str, list[str]] = {}
-    for file in [root / "constraints.txt", *sorted(root.glob("requirements*.txt"))]:
-        for line in file.read_text(encoding="utf-8").splitlines():
-            text = line.split("#")[0].strip()
-            if not text:
-                continue
-            requirement = Requirement(text)
-            if requirement.marker is not None and not requirement.marker.evaluate():
-                continue
-            pin = f" @ {requirement.url}" if requirement.url else str(requirement.specifier)
-            if pin.startswith(("==", " @")):
-                wanted = pins.setdefault(canonicalize_name(requirement.name), [])
+    for file in files:
+        if file.name not in OVERRIDES:
+            for name, pin in _pins_in(file):
+                wanted = pins.setdefault(name, [])
                 if pin not in wanted:
                     wanted.append(pin)
-    return pins
+    return pins | {name: [pin] for name, pin in (_pins_in(root / override) if override else ())}
+
+
+def _pins_in(file: Path) -> Iterator[tuple[str, str]]:
+    for line in file.read_text(encoding="utf-8").splitlines():
+        text = line.split("#")[0].strip()
+        if not text:
+            continue
+        requirement = Requirement(text)
+        if requirement.marker is not None and not requirement.marker.evaluate():
+            continue
+        pin = f" @ {requirement.url}" if requirement.url else str(requirement.specifier)
+        if pin.startswith(("==", " @")):
+            yield canonicalize_name(requirement.name), pin
 
 
 def find_deviations(frozen: Iterable[str], pins: dict[str, list[str]]) -> list[str]:
@@ -71,7 +80,7 @@ def main() -> int:
         print(f"error: pip freeze failed: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
         return 1
     frozen = done.stdout.splitlines()
-    deviations = find_deviations(frozen, read_pins())
+    deviations = find_deviations(frozen, read_pins(override=next(iter(sys.argv[1:]), None)))
     for line in deviations:
         print(line, file=sys.stderr)
     print(f"{len(frozen)} packages installed, {len(deviations)} not as pinned", file=sys.stderr)

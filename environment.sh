@@ -3,13 +3,15 @@
 #
 #   environment_for FILE...   make .venv once and install the requirement files of which they or constraints.txt
 #                             changed since; a file given as nodeps:FILE is installed without its dependencies.
-#                             What uv and pip print goes to .venv/pip.log: pip complains about packages that
-#                             were installed without dependencies on purpose.
+#                             override:FILE also replaces what constraints.txt pins. What uv and pip print goes
+#                             to .venv/pip.log: pip complains about packages that were installed without
+#                             dependencies on purpose.
+#   environment_newer FILE... make .venv-newer, for the models that need a newer transformers
 #
 # Python 3.11 is what the project is tried with; AKS_PYTHON names one elsewhere, or a newer one.
 
 environment_root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-environment_log=$environment_root/.venv/pip.log
+environment_name=.venv
 
 environment_python() {
     local candidate
@@ -30,17 +32,17 @@ environment_python() {
 }
 
 environment_create() {
-    local python root=$environment_root
+    local python venv=$environment_root/$environment_name
     python=$(environment_python) || return 1
-    rm -rf "$root/.venv"
+    rm -rf "$venv"
     if "$python" -c 'import ensurepip' 2>/dev/null; then
-        "$python" -m venv "$root/.venv"
+        "$python" -m venv "$venv"
     elif "$python" -m virtualenv --version >/dev/null 2>&1; then
-        "$python" -m virtualenv --quiet "$root/.venv"
+        "$python" -m virtualenv --quiet "$venv"
     elif [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
         # Debian splits venv off its Python.
         echo "installing Debian's python3-venv" >&2
-        { apt-get update -qq && apt-get install -y -qq python3-venv; } >/dev/null && "$python" -m venv "$root/.venv"
+        { apt-get update -qq && apt-get install -y -qq python3-venv; } >/dev/null && "$python" -m venv "$venv"
     else
         echo "error: $python has no venv module; install it (Debian: sudo apt-get install python3-venv)" >&2
         return 1
@@ -49,35 +51,44 @@ environment_create() {
 
 # Not compiled in advance: Python itself compiles what is imported, a tenth of it.
 environment_install() {
-    "$environment_root/.venv/bin/python" "$environment_root/install_requirements.py" "$@" >>"$environment_log" 2>&1
+    local venv=$environment_root/$environment_name
+    "$venv/bin/python" "$environment_root/install_requirements.py" "$@" >>"$venv/pip.log" 2>&1
 }
 
 environment_for() {
-    local root=$environment_root entry file options count=0 stale=()
-    if [ ! -x "$root/.venv/bin/python" ] || ! "$root/.venv/bin/python" -c '' 2>/dev/null; then
+    local root=$environment_root venv=$environment_root/$environment_name
+    local entry file options count=0 stale=()
+    if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -c '' 2>/dev/null; then
         environment_create || return 1
     fi
     # First uv, which installs the others.
     for entry in requirements-uv.txt "$@"; do
-        file=${entry#nodeps:}
-        # A new constraints.txt may change what any of the files brings along.
-        cat "$root/$file" "$root/constraints.txt" | cmp -s - "$root/.venv/installed-$file" || stale+=("$entry")
+        file=${entry#*:}
+        # A new constraints.txt may change what any of the files brings along, and any of them may put back what
+        # an override has replaced.
+        if [[ $entry == override:* && ${#stale[@]} != 0 ]] ||
+            ! cat "$root/$file" "$root/constraints.txt" | cmp -s - "$venv/installed-$file"; then
+            stale+=("$entry")
+        fi
     done
     for entry in ${stale[@]+"${stale[@]}"}; do
-        options=(); file=${entry#nodeps:}
-        if [ "$entry" != "$file" ]; then options=(--no-deps); fi
+        options=(); file=${entry#*:}
+        case "$entry" in
+            nodeps:*) options=(--no-deps) ;;
+            override:*) options=(--override) ;;  # given last
+        esac
         count=$((count + 1))
         echo "installing $count of ${#stale[@]}: $file" >&2
         environment_install ${options[@]+"${options[@]}"} -r "$file" || {
             [ "$file" = requirements-uv.txt ] && continue  # pip installs the others, in three times the time
-            tail -n 20 "$environment_log" >&2
-            echo "error: $file could not be installed; above the end of the output, all of it: $environment_log" >&2
+            tail -n 20 "$venv/pip.log" >&2
+            echo "error: $file could not be installed; above the end of the output, all of it: $venv/pip.log" >&2
             return 1
         }
-        cat "$root/$file" "$root/constraints.txt" >"$root/.venv/installed-$file"
+        cat "$root/$file" "$root/constraints.txt" >"$venv/installed-$file"
     done
     # Not by its activate script, which names the folder the environment was made in.
-    export VIRTUAL_ENV="$root/.venv" PATH="$root/.venv/bin:$PATH"
+    export VIRTUAL_ENV="$venv" PATH="$venv/bin:$PATH"
 }
 
 # Prints the CUDA version that torch is built for, nothing for a CPU build. Importing torch would take seconds.
@@ -94,6 +105,12 @@ environment_torchvision() {
     local build=cpu
     if [ -n "$(environment_cuda)" ]; then build=cuda; fi
     environment_for "nodeps:requirements-torchvision-$build.txt"
+}
+
+environment_newer() {
+    local environment_name=.venv-newer  # the functions above see it
+    environment_for requirements.txt requirements-eval.txt "$@" nodeps:requirements-eval-nodeps.txt \
+        override:requirements-newer.txt && environment_torchvision
 }
 
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then

@@ -1,6 +1,7 @@
 """Install requirement files as ``pip install`` does: python install_requirements.py [--no-deps] -r FILE
 
-uv installs them in a third of pip's time. Where it is missing or fails, pip installs them.
+With ``--override`` the file's versions count in place of those in constraints.txt, and are installed without
+dependencies. uv installs all in a third of pip's time. Where it is missing or fails, pip installs them.
 """
 
 from __future__ import annotations
@@ -42,10 +43,13 @@ def uv_options() -> list[str]:
 def main(arguments: list[str]) -> int:
     """Install, in the project's folder; the exit status."""
     os.chdir(Path(__file__).parent)
+    lock = "constraints.txt"
+    if arguments[:1] == ["--override"]:
+        lock, arguments = arguments[-1], ["--no-deps", *arguments[1:]]
     # By these variables, unlike by --constraint, the lock also holds where a source package is built: older
     # versions of pip read the first there, newer ones the second. Tools split them at spaces: relative paths.
     variables = ("PIP_CONSTRAINT", "PIP_BUILD_CONSTRAINT", "UV_CONSTRAINT", "UV_BUILD_CONSTRAINT")
-    environment = os.environ | dict.fromkeys(variables, "constraints.txt")
+    environment = os.environ | dict.fromkeys(variables, lock)
     commands = [PIP]
     if importlib.util.find_spec("uv"):
         commands.insert(0, [*UV, "--python", sys.executable, *uv_options()])

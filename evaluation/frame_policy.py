@@ -8,7 +8,7 @@ with one line. Repairing it here would give lmms-eval an answer about other fram
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,30 @@ class FramePolicy:
         return self.use_topk and self.short_selection == "paper" and len(parse_frame_idx(doc)) < self.budget
 
 
+class KeyframePath(str):
+    """A video's path that knows which question it is for and which frames to show."""
+
+    doc: Mapping[str, Any]  # the question
+    frame_indices: np.ndarray | None  # (n,) int64; None for uniform frames
+    # That many uniform frames in place of a short selection; None for upstream's own.
+    uniform_count: int | None
+    patch_size: int  # side of an image patch in pixels; Qwen's pixel budget counts it
+    num_read = 0  # frames that this project's reader has handed to the model
+
+    @classmethod
+    def of(cls, path: str, doc: Mapping[str, Any], policy: FramePolicy) -> KeyframePath:
+        """The path with what the policy shows of it."""
+        video = cls(path)
+        video.doc, video.frame_indices = doc, policy.keyframes(doc)
+        video.uniform_count = policy.budget if policy.uses_uniform_fallback(doc) else None
+        return video
+
+    @property
+    def was_read(self) -> bool:
+        """Whether this project's reader has read it, and no other."""
+        return self.num_read > 0
+
+
 def question_id(doc: Mapping[str, Any]) -> str:
     """The document's own id, whichever field its data set keeps it in."""
     return str(doc.get("id") or doc.get("question_id") or doc.get("uid") or "without an id")
@@ -138,13 +162,14 @@ def parse_frame_idx(doc: Mapping[str, Any]) -> np.ndarray:
 
 
 def read_frames(
-    path: str | Path, frames: np.ndarray | int, doc: Mapping[str, Any]
+    path: str | Path, frames: np.ndarray | int | Callable[[Video], np.ndarray], doc: Mapping[str, Any]
 ) -> tuple[DecodedFrames, Video]:
     """Decode the frames a question is shown.
 
     Args:
         path: the video.
-        frames: frame indices, (n,) ascending, or a number of uniform frames from the first to the last.
+        frames: frame indices, (n,) ascending; a number of uniform frames from the first to the last; or what
+            chooses the indices in the open video.
         doc: the question, for messages.
 
     Returns:
@@ -155,7 +180,10 @@ def read_frames(
     """
     try:
         with Video(path) as video:
-            frame_indices = uniform_linspace(video.num_frames, frames) if isinstance(frames, int) else frames
+            if isinstance(frames, int):
+                frame_indices = uniform_linspace(video.num_frames, frames)
+            else:
+                frame_indices = frames(video) if callable(frames) else frames
             # Uniform frames of a very short video repeat; each is decoded once.
             distinct, offsets = np.unique(frame_indices, return_inverse=True)
             if distinct[-1] >= video.num_frames:

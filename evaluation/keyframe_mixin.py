@@ -14,7 +14,7 @@ import functools
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from aks.video.backends import reset_decoder_globals
 from aks.video.reader import decord_differs
 from evaluation.answer_cache import AnswerCache, file_fingerprint
 from evaluation.frame_policy import EvaluationError, FramePolicy, check_video, count_below_budget, question_id
-from evaluation.visual_tracker import MAX_PROBLEMS, VisualTracker, Watchdog
+from evaluation.visual_tracker import MAX_PROBLEMS, VisualTracker, Watchdog, count_visuals
 
 SAVE_EVERY = 32  # questions; a killed evaluation loses the answers of so many at most
 HEADER_TIMEOUT_S = 60.0  # for a look at a video's header
@@ -39,11 +39,14 @@ class KeyframeMixin:
         policy: which frames the model shows.
         frames_argument: upstream's name for its number of frames.
         rule_arguments: upstream's arguments that change which uniform frames it shows.
+        prefetches: whether upstream loads the next question's visuals while it answers one.
     """
 
     policy: FramePolicy
     frames_argument = "max_frames_num"
     rule_arguments: tuple[str, ...] = ()
+    prefetches = False
+    tracker: VisualTracker
     _document: Mapping[str, Any] | None = None
 
     def __init__(
@@ -108,6 +111,10 @@ class KeyframeMixin:
         """What upstream gets in place of a document's visuals; here the same."""
         return visuals
 
+    def have_arrived(self, inputs: Mapping[str, Any], visuals: Sequence[Any]) -> bool:
+        """Whether the arguments of upstream's ``generate`` hold all these visuals, and no others."""
+        return count_visuals(inputs) == len(visuals)
+
     def explain(self, error: Exception, videos: list[str]) -> str:
         """One line about what ended upstream while it loaded these videos, or answered."""
         if is_out_of_memory(error):
@@ -117,6 +124,20 @@ class KeyframeMixin:
             )
         traceback.print_exception(error)  # nobody expects it: where it comes from helps to mend it
         return f"{type(error).__name__}: {error_message(error)}"
+
+    # How lmms-eval asks; a chat class is asked otherwise (evaluation/chat.py)
+
+    def parse_request(self, request: Any) -> tuple[str, Any, Callable[..., Any], Any, str, str]:
+        """Prompt, generation's arguments, what loads the visuals, and document number, task and split."""
+        return request.arguments
+
+    def visuals_in(self, loaded: Any) -> list[Any]:
+        """The visuals in what the request's function loads."""
+        return loaded
+
+    def replace_visuals(self, loaded: Any, visuals: list[Any]) -> Any:
+        """What the request's function loads, with other visuals."""
+        return visuals
 
     # What a subclass needs to load a video
 
@@ -166,39 +187,46 @@ class KeyframeMixin:
         return [cache.get(key) for key in keys]
 
     def _ask_upstream(self, requests: list[Any]) -> list[Any]:
-        one_by_one = int(getattr(self, "batch_size", 1)) == 1
-        tracker = VisualTracker(self.model, one_by_one, self._video_timeout)
+        self.tracker = VisualTracker(
+            self.model,
+            int(getattr(self, "batch_size", 1)) == 1,
+            self._video_timeout,
+            prefetches=self.prefetches,
+            have_arrived=self.have_arrived,
+            explain=lambda error: self.explain(error, []),
+        )
         try:
-            with tracker.watch():
-                return super().generate_until(
-                    [self._track_document(request, tracker) for request in requests]
-                )
+            with self.tracker.watch():
+                return super().generate_until([self._track_document(request) for request in requests])
         except EvaluationError as error:
             message = error.message
         except Exception as error:  # lmms-eval would catch it, and end with status 0
-            message = EvaluationError(self.explain(error, tracker.pending_videos), self._document).message
+            videos = self.tracker.pending_videos
+            message = EvaluationError(self.explain(error, videos), self._document).message
         # Raised again outside, so that upstream's progress bar ends with its frame, before the message.
         raise EvaluationError(message)
 
-    def _track_document(self, request: Any, tracker: VisualTracker) -> Any:
-        """The request with a ``doc_to_visual`` that keeps its document and wraps its visuals."""
-        prompt, generation_arguments, doc_to_visual, *document = request.arguments
+    def _track_document(self, request: Any) -> Any:
+        """The request, but what loads its visuals keeps the document and wraps them."""
+        load = self.parse_request(request)[2]
 
-        def tracked(doc: Mapping[str, Any]) -> list[Any]:
+        def tracked(doc: Mapping[str, Any]) -> Any:
             self._document = doc
-            tracker.begin(doc)
-            visuals = self.wrap_visuals(doc, doc_to_visual(doc))
-            tracker.expect(doc, visuals)
-            return visuals
+            self.tracker.begin(doc)
+            loaded = load(doc)
+            visuals = self.wrap_visuals(doc, self.visuals_in(loaded))
+            self.tracker.expect(doc, visuals)
+            return self.replace_visuals(loaded, visuals)
 
-        return dataclasses.replace(request, arguments=(prompt, generation_arguments, tracked, *document))
+        arguments = tuple(tracked if argument is load else argument for argument in request.arguments)
+        return dataclasses.replace(request, arguments=arguments)
 
     def _answer_key(self, cache: AnswerCache, request: Any) -> str:
-        prompt, generation_arguments, doc_to_visual, doc_id, task, split = request.arguments
+        prompt, generation_arguments, load, doc_id, task, split = self.parse_request(request)
         doc = self.task_dict[task][split][doc_id]
         keyframes = self.policy.keyframes(doc)
         # The task chooses pictures by the document; to decode them for the key would double the work.
-        visuals = [] if doc.get("pictures") else doc_to_visual(doc)
+        visuals = [] if doc.get("pictures") else self.visuals_in(load(doc))
         frames = None
         if keyframes is not None:
             # Earlier versions read these videos otherwise; their answers are about other frames.
@@ -221,7 +249,7 @@ class KeyframeMixin:
         # Questions whose videos decord reads otherwise, by task and split.
         num_differing: dict[tuple[str, str], int] = {}
         for request in requests:
-            _, _, doc_to_visual, doc_id, task, split = request.arguments
+            _, _, load, doc_id, task, split = self.parse_request(request)
             num_differing.setdefault((task, split), 0)
             doc = self.task_dict[task][split][doc_id]
             try:
@@ -232,7 +260,7 @@ class KeyframeMixin:
                 continue
             if doc.get("pictures"):
                 continue  # the task decodes them itself, and ends the evaluation where it cannot
-            for visual in doc_to_visual(doc):
+            for visual in self.visuals_in(load(doc)):
                 limit = self._video_timeout or HEADER_TIMEOUT_S
                 with Watchdog(limit, f"{visual}: reading its header takes longer than {limit:g} s"):
                     if problem := self.check_video(visual, keyframes):

@@ -22,6 +22,11 @@ from evaluation.llava_on_transformers.config import find_problem
 
 WEIGHTS = ("*.safetensors", "*.bin")
 MEMORY_FACTOR = 1.2  # of the weights' size: activations, and keys and values of 32 to 64 frames, come on top
+# By the models whose names differ; "internvl_chat" brings code of its own.
+MODEL_TYPES = dict.fromkeys(LLAVA_MODELS, "llava") | {
+    "qwen2_5_vl_chat": "qwen2_5_vl",
+    "internvl3_5": "internvl",
+}
 LMMS_EVAL = ("lmms_eval", "pip install --no-deps -r requirements-eval-nodeps.txt")
 
 
@@ -62,7 +67,7 @@ def check_inputs(
     if args.checkpoint:
         problems += check_checkpoint(args.model, args.checkpoint, args.gpus)
     problems += [
-        f"the package {name.split('.')[0]} is not installed; run: {remedy}"
+        f"the package {name} is not installed; run: {remedy}"
         for name, remedy in (LMMS_EVAL, *([package] if package else []))
         if not is_importable(name)
     ]
@@ -135,8 +140,8 @@ def check_checkpoint(model: str, checkpoint: str, gpus: int) -> list[str]:
     except (OSError, ValueError, LookupError, TypeError):
         return [f"{folder}: config.json is missing or not a model's; fetch the checkpoint again"]
     problems = []
-    expected = "llava" if model in LLAVA_MODELS else model
-    if not str(model_type).startswith(expected):
+    expected = MODEL_TYPES.get(model, model)
+    if not str(model_type).startswith(expected) or model_type == "internvl_chat":
         problems.append(f"{folder}: holds a {model_type} model, {model} needs {expected}; check --checkpoint")
     elif expected == "llava":
         problems += check_llava(folder / "config.json", config)

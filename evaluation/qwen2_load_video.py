@@ -19,25 +19,12 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from qwen_vl_utils import vision_process
 
-from evaluation.frame_policy import EvaluationError, read_frames
+from evaluation.frame_policy import EvaluationError, KeyframePath, read_frames
 
 QwenVideo = tuple[torch.Tensor, dict[str, Any], float]
-
-
-class KeyframePath(str):
-    """A video's path that knows which question it is for and which frames to show."""
-
-    doc: Mapping[str, Any]  # the question
-    frame_indices: np.ndarray | None  # (n,) int64; None for uniform frames
-    uniform_count: (
-        int | None
-    )  # that many uniform frames in place of a short selection; None for upstream's own
-    patch_size: int  # side of the model's image patches in pixels, which the pixel budget counts
-    was_read = False  # by the reader below, and no other
 
 
 def wrap_readers() -> None:
@@ -70,7 +57,7 @@ def read(upstream: Callable[[dict[str, Any]], QwenVideo], element: dict[str, Any
             result = upstream(element)
         except Exception as error:
             raise EvaluationError(f"{path}: cannot be read: {error}", path.doc) from None
-        path.was_read = True
+        path.num_read = len(result[0])
         return result
 
     decoded, video = read_frames(str(path), frames, path.doc)
@@ -81,7 +68,7 @@ def read(upstream: Callable[[dict[str, Any]], QwenVideo], element: dict[str, Any
         "total_num_frames": video.num_frames,
         "video_backend": video.decoder,
     }
-    path.was_read = True
+    path.num_read = len(decoded.frame_indices)
     pixels = torch.from_numpy(decoded.pixels).permute(0, 3, 1, 2)
     return pixels, metadata, len(decoded.frame_indices) / video.num_frames * video.fps
 

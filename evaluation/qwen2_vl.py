@@ -16,8 +16,9 @@ import decord
 import numpy as np
 
 from aks.errors import error_message
+from evaluation.frame_policy import KeyframePath
 from evaluation.keyframe_mixin import KeyframeMixin
-from evaluation.qwen2_load_video import KeyframePath, wrap_readers
+from evaluation.qwen2_load_video import wrap_readers
 from evaluation.upstream import import_model
 
 
@@ -49,10 +50,8 @@ class QwenKeyframes(KeyframeMixin):
         return [self._with_frames(visual, doc) if isinstance(visual, str) else visual for visual in visuals]
 
     def _with_frames(self, path: str, doc: Mapping[str, Any]) -> KeyframePath:
-        video = KeyframePath(path)
-        video.doc, video.patch_size = doc, self.patch_size
-        video.frame_indices = self.policy.keyframes(doc)
-        video.uniform_count = self.policy.budget if self.policy.uses_uniform_fallback(doc) else None
+        video = KeyframePath.of(path, doc, self.policy)
+        video.patch_size = self.patch_size
         return video
 
     def explain(self, error: Exception, videos: list[str]) -> str:

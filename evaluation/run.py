@@ -62,6 +62,7 @@ QWEN = ModelSpec(
 )
 # Without --force_simple lmms-eval would take its own chat class, which knows nothing of keyframes.
 NEWER_QWEN = replace(QWEN, model_args=("device_map=cuda",), flags=("--force_simple",))
+NEWER_TRANSFORMERS = "source environment.sh && environment_newer"
 MODELS = {
     "llava_vid": replace(
         LLAVA,
@@ -80,7 +81,19 @@ MODELS = {
         QWEN, checkpoints=("./checkpoints/Qwen2-VL-7B-Instruct",), model_args=("max_pixels=602112",)
     ),
     "qwen2_5_vl": replace(NEWER_QWEN, checkpoints=("./checkpoints/Qwen2.5-VL-7B-Instruct",)),
-    "qwen3_vl": replace(NEWER_QWEN, checkpoints=("./checkpoints/Qwen3-VL-8B-Instruct",)),
+    "qwen2_5_vl_chat": replace(NEWER_QWEN, checkpoints=("./checkpoints/Qwen2.5-VL-7B-Instruct",), flags=()),
+    "qwen3_vl": replace(
+        NEWER_QWEN,
+        checkpoints=("./checkpoints/Qwen3-VL-8B-Instruct",),
+        package=("transformers.models.qwen3_vl", NEWER_TRANSFORMERS),
+    ),
+    "internvl3_5": ModelSpec(
+        max_frames=32,
+        frames_argument="num_frames",
+        checkpoints=("./checkpoints/InternVL3_5-8B-HF",),
+        cpu_model_args=("device_map=cpu",),
+        package=("transformers.models.internvl", NEWER_TRANSFORMERS),
+    ),
     "conse_qa": ModelSpec(max_frames=32, frames_argument="max_frames_num"),
 }
 # Every flag's help and default.

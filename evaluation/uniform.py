@@ -51,12 +51,31 @@ def uniform_qwen2_5(num_frames: int, fps: float, budget: int) -> np.ndarray:
     return np.union1d(frame_indices, [num_frames - 1]) if len(frame_indices) else frame_indices
 
 
+def uniform_qwen2_5_chat(num_frames: int, fps: float, budget: int) -> np.ndarray:
+    """As many frames as the budget and the video allow, less one where that is odd, from first to last.
+
+    The rule of Qwen2.5-VL's chat class in lmms-eval, where the video has two frames at least.
+    """
+    return _rounded_linspace(num_frames, min(budget, num_frames) // 2 * 2 or 2)
+
+
 def uniform_qwen3(num_frames: int, fps: float, budget: int) -> np.ndarray:
     """As many frames as the budget and the video allow, an even number, from first to last.
 
     Qwen3-VL's rule in lmms-eval.
     """
     return _rounded_linspace(num_frames, round(min(budget, num_frames) / 2) * 2)
+
+
+def uniform_internvl(num_frames: int, fps: float, budget: int) -> np.ndarray:
+    """The middle frame of each of ``budget`` equal parts; none of a video that has fewer frames.
+
+    transformers' rule for InternVL, which refuses such a video.
+    """
+    if num_frames < budget:
+        return np.empty(0, dtype=np.int64)
+    # In float32, as transformers computes them.
+    return torch.arange(num_frames / budget / 2, num_frames, num_frames / budget).long().numpy()
 
 
 def _rounded_linspace(num_frames: int, count: int) -> np.ndarray:
@@ -70,5 +89,7 @@ UNIFORM_RULES: dict[str, Callable[[int, float, int], np.ndarray]] = {
     "one_a_second": uniform_one_a_second,
     "qwen2": uniform_qwen2,
     "qwen2_5": uniform_qwen2_5,
+    "qwen2_5_chat": uniform_qwen2_5_chat,
     "qwen3": uniform_qwen3,
+    "internvl": uniform_internvl,
 }

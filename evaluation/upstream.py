@@ -10,7 +10,7 @@ import importlib.util
 from types import ModuleType
 
 
-def import_model(name: str) -> ModuleType:
-    """lmms-eval's module of a model."""
+def import_model(name: str, kind: str = "simple") -> ModuleType:
+    """lmms-eval's module of a model, for classes of a kind: ``simple`` or ``chat``."""
     has_simple = importlib.util.find_spec("lmms_eval.models.simple") is not None
-    return importlib.import_module(f"lmms_eval.models.{'simple.' if has_simple else ''}{name}")
+    return importlib.import_module(f"lmms_eval.models.{f'{kind}.' if has_simple else ''}{name}")

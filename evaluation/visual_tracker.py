@@ -14,7 +14,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,25 @@ class VisualTracker:
         one_by_one: whether each question is answered before the next one's visuals are loaded.
         timeout_s: seconds that loading a question's visuals may take; None for extraction's limit, a minute
             and four times the videos' length.
+        prefetches: whether the next question's visuals are loaded, in a thread, while one is answered.
+        have_arrived: whether the arguments of a ``generate`` hold all of some visuals, and no others.
+        explain: a line about an error of ``generate``.
     """
 
-    def __init__(self, model: Any, one_by_one: bool, timeout_s: float | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        one_by_one: bool,
+        timeout_s: float | None = None,
+        *,
+        prefetches: bool = False,
+        have_arrived: Callable[[Mapping[str, Any], Sequence[Any]], bool] | None = None,
+        explain: Callable[[Exception], str] = str,
+    ) -> None:
         """Watch nothing yet."""
         self._model, self._one_by_one, self._timeout_s = model, one_by_one, timeout_s
+        self._prefetches, self._explain = prefetches, explain
+        self._have_arrived = have_arrived or (lambda inputs, visuals: count_visuals(inputs) == len(visuals))
         self._pending: list[tuple[Mapping[str, Any], Sequence[Any]]] = []  # documents and their visuals
         self._logged: list[str] = []  # by lmms-eval since the last question began
         self._watchdog = contextlib.ExitStack()  # of the visuals being loaded
@@ -51,15 +65,20 @@ class VisualTracker:
         """See every ``generate`` in the block; at its end no visual may be missing.
 
         Raises:
-            EvaluationError: naming the questions whose visuals did not reach ``generate``.
+            EvaluationError: naming the questions whose visuals did not reach ``generate``, or the one that
+                ``generate`` failed on.
         """
         generate = self._model.generate
         was_set = "generate" in vars(self._model)  # on the object itself
 
         @functools.wraps(generate)
         def checked(*args: Any, **kwargs: Any) -> Any:
-            self._arrive(kwargs)
-            return generate(*args, **kwargs)
+            doc = self._arrive(kwargs)
+            try:
+                return generate(*args, **kwargs)
+            except Exception as error:  # InternVL's class would score an empty answer
+                message = EvaluationError(self._explain(error), doc).message
+            raise EvaluationError(message)
 
         sink = logger.add(self._logged.append, level="INFO", format="{message}")
         handler = logging.Handler()
@@ -86,7 +105,8 @@ class VisualTracker:
             EvaluationError: those of the question before did not reach the model.
         """
         if self._one_by_one:
-            self._refuse_missing(self._pending)
+            # A prefetched question is not asked yet when the next one's visuals are loaded.
+            self._refuse_missing(self._pending[:-1] if self._prefetches else self._pending)
         self._logged.clear()
         duration = doc.get("duration")  # LongVideoBench's, in seconds; VideoMME's is a word
         self._start_watchdog(doc, "its pictures", duration if isinstance(duration, int | float) else 0.0)
@@ -97,6 +117,10 @@ class VisualTracker:
         videos = [visual for visual in visuals if isinstance(visual, str)]
         if videos:
             self._start_watchdog(doc, ", ".join(videos), sum(map(_duration_s, videos)))
+
+    def loaded(self) -> None:
+        """The visuals are loaded that were expected last; where they are prefetched, ``generate`` waits."""
+        self._watchdog.close()
 
     @property
     def pending_videos(self) -> list[str]:
@@ -112,14 +136,23 @@ class VisualTracker:
         self._watchdog.close()
         self._watchdog.enter_context(Watchdog(limit, message))
 
-    def _arrive(self, inputs: Mapping[str, Any]) -> None:
-        """Compare what ``generate`` is given with the visuals of the questions that it answers."""
-        self._watchdog.close()
-        pending, self._pending = self._pending, []
-        unread = [entry for entry in pending if not all(getattr(v, "was_read", True) for v in entry[1])]
+    def _arrive(self, inputs: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Compare what ``generate`` is given with the visuals of the questions that it answers.
+
+        Returns:
+            The first of these questions, if there is one.
+        """
+        count = len(self._pending)
+        if self._prefetches:
+            count = len(inputs["input_ids"])
+        else:
+            self.loaded()
+        asked, self._pending[:count] = self._pending[:count], []
+        unread = [entry for entry in asked if not all(getattr(v, "was_read", True) for v in entry[1])]
         self._refuse_missing(unread)
-        if count_visuals(inputs) != sum(len(visuals) for _, visuals in pending):
-            self._refuse_missing(pending)
+        if not self._have_arrived(inputs, [visual for _, visuals in asked for visual in visuals]):
+            self._refuse_missing(asked)
+        return asked[0][0] if asked else None
 
     def _refuse_missing(self, questions: list[tuple[Mapping[str, Any], Sequence[Any]]]) -> None:
         if not questions:
@@ -140,8 +173,7 @@ class VisualTracker:
 def count_visuals(inputs: Mapping[str, Any]) -> int:
     """The number of videos and pictures among the arguments of a model's ``generate``.
 
-    LLaVA's are ``images``, a tensor each; Qwen's processors give a row of ``*_grid_thw`` for each. Another
-    model's need a line here.
+    LLaVA's are ``images``, a tensor each; Qwen's processors give a row of ``*_grid_thw`` for each.
     """
     images = inputs.get("images")
     if images is not None:

@@ -31,6 +31,7 @@ SLOW_FILES = {
     "test_benchmarks",
     "test_blip_lavis",
     "test_evaluation_scripts",
+    "test_internvl",
     "test_lavis_cli",
     "test_llava",
     "test_llava_on_transformers",

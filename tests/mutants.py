@@ -68,6 +68,7 @@ AREAS = {
     "evaluation/change_score": "merged_labels evaluation_scripts",
     "evaluation/conse_qa": "answer_cache evaluation_scripts",
     "evaluation/evaluator": "tables evaluation_scripts",
+    "evaluation/chat": "qwen",
     "evaluation/frame_numbering": "frame_numbering",
     "evaluation/grids": "reproduce",
     "evaluation/reproduce": "reproduce",
@@ -88,6 +89,8 @@ AREAS = {
     "evaluation/task": "merged_labels tasks evaluation_scripts benchmarks",
     "evaluation/upstream_task": "benchmarks",
 }
+# They need a newer transformers: tests/newer_models.sh tests them.
+UNTESTED = {ROOT / "evaluation/internvl3_5.py", ROOT / "evaluation/qwen3_vl.py"}
 SWAPS = {"<": "<=", ">": ">=", "==": "!=", "is": "is not", "in": "not in"}
 SWAPS |= {new: old for old, new in SWAPS.items()}
 LOGS = {"log", "print", "warning", "info"}
@@ -219,7 +222,8 @@ def writes(node: ast.AST) -> bool:
 def draw(count: int, seed: int) -> Iterator[tuple[str, Fault, bytes]]:
     """Different faults, of each kind in turn one at random: what they are, and the file with the fault."""
     kinds: dict[str, list[Fault]] = {}
-    for file in sorted({file for area in AREAS for file in ROOT.glob(f"{area.split('/')[0]}/**/*.py")}):
+    files = {file for area in AREAS for file in ROOT.glob(f"{area.split('/')[0]}/**/*.py")}
+    for file in sorted(files - UNTESTED):
         for fault in faults_of(file.relative_to(ROOT).as_posix(), file.read_bytes()):
             kinds.setdefault(fault.kind, []).append(fault)
     rng = random.Random(seed)

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 LOCKED = sorted(
     path
     for path in ROOT.glob("requirements*.txt")
-    if not any(word in path.name for word in ("nodeps", "conse", "torchvision", "uv"))
+    if not any(word in path.name for word in ("nodeps", "conse", "torchvision", "uv", "newer"))
 )
 
 
@@ -73,6 +73,13 @@ def test_a_changed_version_is_named_with_its_remedy():
 )
 def test_every_build_of_a_pinned_version_is_accepted_and_nothing_else(line, accepted):
     assert (find_deviations([line], PINS) == []) == accepted
+
+
+def test_pins_of_an_override_take_the_others_place(tmp_path):
+    (tmp_path / "constraints.txt").write_text("one==1\ntwo==2\n")
+    (tmp_path / "requirements-newer.txt").write_text("one==3\n")
+    assert read_pins(tmp_path) == {"one": ["==1"], "two": ["==2"]}
+    assert read_pins(tmp_path, "requirements-newer.txt") == {"one": ["==3"], "two": ["==2"]}
 
 
 PYTHON = """#!/usr/bin/env bash
@@ -130,6 +137,27 @@ def test_a_file_is_installed_again_when_it_or_the_lock_changes(environment_for, 
     assert environment_for()[1] == []
 
 
+def test_an_override_is_installed_last_again_and_in_a_folder_of_its_own(environment_for, tmp_path):
+    (tmp_path / "requirements-three.txt").write_text("one==3\n")
+    (tmp_path / ".venv").rename(tmp_path / ".venv-newer")
+    command = "set -euo pipefail; source ./environment.sh; environment_name=.venv-newer environment_for "
+    command += (
+        "requirements.txt nodeps:requirements-two.txt override:requirements-three.txt; echo $VIRTUAL_ENV"
+    )
+
+    def installations() -> list[str]:
+        (tmp_path / "installations").write_text("")
+        venv = subprocess.check_output(["bash", "-c", command], cwd=tmp_path, text=True)
+        assert venv == f"{tmp_path / '.venv-newer'}\n" and not (tmp_path / ".venv").exists()
+        return (tmp_path / "installations").read_text().splitlines()
+
+    override = "--override -r requirements-three.txt"
+    assert installations()[2:] == ["--no-deps -r requirements-two.txt", override]
+    assert installations() == []
+    (tmp_path / "requirements.txt").write_text("one==2\n")  # puts back what the override replaced
+    assert installations() == ["-r requirements.txt", override]
+
+
 def test_a_failed_installation_shows_the_end_of_its_output_and_names_the_log(environment_for, tmp_path):
     (tmp_path / "fail").touch()
     for _ in range(2):  # A file whose installation failed is tried again.
@@ -159,6 +187,22 @@ def test_pip_installs_where_uv_fails_or_is_missing_and_both_obey_the_lock(monkey
         assert command[-3:] == ["--no-deps", "-r", "two.txt"]
         tool = command[2].upper()
         assert env[f"{tool}_CONSTRAINT"] == env[f"{tool}_BUILD_CONSTRAINT"] == "constraints.txt"
+
+
+def test_an_override_is_its_own_lock(monkeypatch):
+    calls = []
+
+    def run(command, env):
+        calls.append((command, env))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(install_requirements, "uv_options", lambda: [])
+    monkeypatch.chdir(ROOT)  # The function changes the folder; this restores it.
+    assert install_requirements.main(["--override", "-r", "newer.txt"]) == 0
+    ((command, env),) = calls
+    assert command[-3:] == ["--no-deps", "-r", "newer.txt"]
+    assert env["UV_CONSTRAINT"] == env["PIP_CONSTRAINT"] == env["UV_BUILD_CONSTRAINT"] == "newer.txt"
 
 
 def test_uv_gets_pip_s_indexes_and_local_wheels(monkeypatch):

@@ -13,6 +13,8 @@ AVAILABLE_MODELS = {
     "llava_onevision": "LlavaOneVision",
     "qwen2_vl": "Qwen2VL",
     "qwen2_5_vl": "Qwen2p5VL",
+    "qwen2_5_vl_chat": "Qwen2p5VLChat",
     "qwen3_vl": "Qwen3VL",
+    "internvl3_5": "InternVL",
     "conse_qa": "ConseQA",
 }

@@ -24,9 +24,11 @@ from evaluation_setup import (
     write_numbered_video,
     write_videomme_labels,
 )
+from internvl_setup import has_internvl
+from internvl_setup import write_checkpoint as write_internvl_checkpoint
 from llava_setup import LLAVA_NEXT, TESTS, write_checkpoint
 from media import write_video
-from qwen_setup import QWEN2, QWEN2_5
+from qwen_setup import QWEN2, QWEN2_5, QWEN3, has_qwen3
 from qwen_setup import write_checkpoint as write_qwen_checkpoint
 
 import evaluation.run
@@ -41,7 +43,10 @@ DOCUMENTED = {
     "llava_onevision": "llava_onevision/llava_onevision_{dataset}_{frames}.sh",
     "qwen2_vl": "qwen2_vl/qwen2_vl_{dataset}_{frames}.sh",
     "qwen2_5_vl": "qwen2_5_vl/qwen2_5_vl_{dataset}_{frames}.sh",
+    "qwen3_vl": "qwen3_vl/qwen3_vl_{dataset}_{frames}.sh",
+    "internvl3_5": "internvl3_5/internvl3_5_{dataset}_{frames}.sh",
 }
+NEED_NEWER_TRANSFORMERS = {"qwen3_vl": has_qwen3(), "internvl3_5": has_internvl()}
 SELECTION = [[3, 40, 41, 100], [7, 77]]  # the second row has fewer than four frames
 
 
@@ -57,8 +62,10 @@ def world(tmp_path_factory) -> Path:
     hub = folder / "hub"
     write_checkpoint(folder / "checkpoints/llava_vid", hub)
     shutil.copytree(folder / "checkpoints/llava_vid", folder / "checkpoints/llava_onevision")
-    for qwen in (QWEN2, QWEN2_5):
+    for qwen in (QWEN2, QWEN2_5, *([QWEN3] if has_qwen3() else [])):
         write_qwen_checkpoint(folder / "checkpoints" / qwen.name, qwen)
+    if has_internvl():
+        write_internvl_checkpoint(folder / "checkpoints/internvl3_5")
     return folder
 
 
@@ -101,6 +108,8 @@ def run(command: list[object], env: dict[str, str], cwd: Path = ROOT) -> subproc
 @pytest.mark.parametrize("dataset", ["longvideobench", "videomme"])
 @pytest.mark.parametrize("model", list(DOCUMENTED))
 def test_a_documented_script_ends_in_a_results_file(world, tmp_path, model, dataset, frames):
+    if not NEED_NEWER_TRANSFORMERS.get(model, True):
+        pytest.skip("tests/newer_models.sh runs it")
     labels = world / {"longvideobench": "lvb_val.json", "videomme": "videomme.json"}[dataset]
     output = tmp_path / "results"
     # One case starts as a user starts it, with lmms-eval's own tasks beside ours.
@@ -115,7 +124,9 @@ def test_a_documented_script_ends_in_a_results_file(world, tmp_path, model, data
         SELECTION=world / "chosen.json",
         MAX_FRAMES=4,
         OUTPUT=output,
-        **({"MODEL_ARGS": "min_pixels=3136"} if model == "qwen2_5_vl" else {}),  # small pictures stay small
+        **(
+            {"MODEL_ARGS": "min_pixels=3136"} if model in ("qwen2_5_vl", "qwen3_vl") else {}
+        ),  # small pictures stay small
     )
     done = run(["bash", SCRIPTS / DOCUMENTED[model].format(dataset=dataset, frames=frames)], env)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

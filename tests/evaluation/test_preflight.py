@@ -34,6 +34,25 @@ def test_weights_need_a_fifth_more_memory_than_their_size_on_every_gpu(
     assert preflight.check_checkpoint("qwen2_vl", str(tmp_path), gpus=0) == []
 
 
+@pytest.mark.parametrize(
+    ("model", "model_type", "fits"),
+    [
+        ("qwen2_5_vl", "qwen2_5_vl", True),
+        ("qwen2_5_vl_chat", "qwen2_5_vl", True),
+        ("qwen2_5_vl_chat", "qwen2_vl", False),
+        ("qwen3_vl", "qwen3_vl_moe", True),
+        ("internvl3_5", "internvl", True),
+        ("internvl3_5", "internvl_chat", False),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_named(tmp_path, model, model_type, fits):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    expected = f"{tmp_path}: holds a {model_type} model, {model} needs "
+    problems = preflight.check_checkpoint(model, str(tmp_path), gpus=0)
+    assert [problem[: len(expected)] for problem in problems] == ([] if fits else [expected])
+
+
 LLAVA_VIDEO = {  # what of the published configuration is looked at
     "model_type": "llava",
     "architectures": ["LlavaQwenForCausalLM"],

@@ -43,6 +43,7 @@ from qwen_recorder import Call
 from qwen_setup import (
     QWEN2,
     QWEN2_5,
+    QWEN2_5_CHAT,
     QWEN3,
     Qwen,
     answer_nothing,
@@ -85,6 +86,7 @@ needs_qwen3 = pytest.mark.skipif(
 )
 MODELS = [QWEN2, QWEN2_5, pytest.param(QWEN3, marks=needs_qwen3)]
 each = pytest.mark.parametrize("qwen", MODELS, ids=lambda qwen: qwen.name)
+each_class = pytest.mark.parametrize("qwen", [*MODELS, QWEN2_5_CHAT], ids=lambda qwen: qwen.name)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +126,7 @@ def calls_of(
     qwen: Qwen, assets: Path, *arguments: str, task: str = TASK, upstreams: bool = False, generate: Any = None
 ) -> dict[int, Call]:
     """An evaluation's calls of the model by question."""
-    model = qwen.create(assets / qwen.name, f"max_num_frames={BUDGET}", *arguments, upstreams=upstreams)
+    model = qwen.create(assets / qwen.checkpoint, f"max_num_frames={BUDGET}", *arguments, upstreams=upstreams)
     with recorded(generate) as calls:
         evaluate(model, qwen.name, task)
     by_question = {question_of(call): call for call in calls}
@@ -155,7 +157,7 @@ def shown(qwen: Qwen, assets: Path, *arguments: str, task: str = TASK) -> dict[i
 def refusal(qwen: Qwen, assets: Path, *arguments: str, task: str = TASK) -> tuple[str, list[Call]]:
     """The one line with which an evaluation ends, and the calls of the model until then."""
     with recorded(answer_nothing) as calls, pytest.raises(EvaluationError) as ended:
-        model = qwen.create(assets / qwen.name, f"max_num_frames={BUDGET}", *arguments)
+        model = qwen.create(assets / qwen.checkpoint, f"max_num_frames={BUDGET}", *arguments)
         evaluate(model, qwen.name, task)
     line = ended.value.code
     assert line.startswith("error: ") and "\n" not in line
@@ -170,7 +172,7 @@ def linspace(video: str, budget: int = BUDGET) -> list[int]:
 # Which frames
 
 
-@each
+@each_class
 def test_the_model_is_shown_exactly_the_keyframes(qwen, asked):
     calls = asked(qwen, use_topk=True)
 
@@ -198,7 +200,7 @@ def test_a_video_of_one_frame_is_shown_as_selected(qwen, assets, tmp_path, monke
     assert shown(qwen, assets, "use_topk=True") == {0: [0, 0]}
 
 
-@each
+@each_class
 def test_uniform_frames_and_everything_else_are_upstreams_own(qwen, asked, assets, labels, monkeypatch):
     ours = asked(qwen, use_topk=False)
     monkeypatch.setattr(vision_process, "VIDEO_READER_BACKENDS", upstream_readers())
@@ -211,7 +213,7 @@ def test_uniform_frames_and_everything_else_are_upstreams_own(qwen, asked, asset
         assert len(frames_of(call, qwen.patch_size)) == (4 if VIDEOS[question] == "few.mp4" else BUDGET)
 
 
-@each
+@each_class
 def test_nothing_but_the_frames_differs_from_a_uniform_run(qwen, asked):
     on_keyframes, on_uniform = asked(qwen, use_topk=True), asked(qwen, use_topk=False)
 
@@ -219,8 +221,9 @@ def test_nothing_but_the_frames_differs_from_a_uniform_run(qwen, asked):
         assert without_video(prompt_of(call)) == without_video(prompt_of(on_uniform[question]))
         assert call.inputs.keys() == on_uniform[question].inputs.keys()
         if len(KEYFRAMES[question]) == BUDGET:
-            frames = {"input_ids", "attention_mask"} if qwen is QWEN3 else set()  # its prompt tells times
-            frames.add("pixel_values_videos")
+            frames = {"pixel_values_videos"}
+            if qwen is QWEN3:  # its prompt tells times
+                frames |= {"input_ids", "attention_mask", "mm_token_type_ids"}
             assert_same(call.inputs, on_uniform[question].inputs, but=frames)
 
 
@@ -235,7 +238,7 @@ def assert_same(one: dict[str, Any], other: dict[str, Any], but: set[str] = froz
         assert same(one[name], other[name]), name
 
 
-@each
+@each_class
 def test_the_papers_way_refills_short_selections_and_counts_them(qwen, assets, labels, capsys):
     frames = shown(qwen, assets, "use_topk=True", "short_selection=paper")
 
@@ -248,7 +251,7 @@ def test_the_papers_way_refills_short_selections_and_counts_them(qwen, assets, l
 @each
 def test_the_budget_is_upstreams_default_where_none_is_given(qwen, assets, labels):
     with pytest.raises(EvaluationError, match="selected for 8 frames, the model shows 32"):
-        evaluate(qwen.create(assets / qwen.name, "use_topk=True"), qwen.name, TASK)
+        evaluate(qwen.create(assets / qwen.checkpoint, "use_topk=True"), qwen.name, TASK)
 
 
 @pytest.mark.parametrize("qwen", MODELS[1:], ids=lambda qwen: qwen.name)
@@ -257,13 +260,13 @@ def test_lmms_evals_chat_class_refuses_use_topk(qwen, assets):
     chat = getattr(importlib.import_module(f"lmms_eval.models.chat.{qwen.name}"), qwen.upstreams)
 
     with pytest.raises(AssertionError, match="use_topk"):
-        chat.create_from_arg_string(f"pretrained={assets / qwen.name},use_topk=True", {"device": "cpu"})
+        chat.create_from_arg_string(f"pretrained={assets / qwen.checkpoint},use_topk=True", {"device": "cpu"})
 
 
 # Pictures instead of a video
 
 
-@each
+@each_class
 @pytest.mark.parametrize(("kind", "use_topk"), [("aks", True), ("uni", False)])
 def test_pictures_reach_the_model_in_their_order(qwen, kind, use_topk, assets, labels, monkeypatch, tmp_path):
     for index in QUESTIONS:
@@ -423,6 +426,7 @@ def sizes(tmp_path_factory) -> Path:
         (QWEN2, "max_pixels=602112"),
         (QWEN2, "max_pixels=100352"),
         (QWEN2_5, "max_pixels=1605632"),
+        (QWEN2_5_CHAT, "max_pixels=1605632"),
         (QWEN2_5, "min_pixels=260000"),  # more than the budget leaves for each of 24 frames
         pytest.param(QWEN3, "max_pixels=1605632", marks=needs_qwen3),
         pytest.param(QWEN3, "fps=2", marks=needs_qwen3),
@@ -577,7 +581,7 @@ def test_a_codec_that_upstream_cannot_open_is_no_answer(qwen, use_topk, assets, 
     assert "q0" not in line and "q4" not in line
 
 
-@each
+@each_class
 @both_ways
 def test_a_video_corrupt_in_the_middle_is_no_answer(qwen, use_topk, assets, labels, video_folder):
     change_entry(labels, 2, frame_idx=[0, 40, 75, 100, 149])
@@ -620,7 +624,7 @@ def linspace_of(num_frames: int) -> list[int]:
     return np.linspace(0, num_frames - 1, BUDGET).round().astype(int).tolist()
 
 
-@each
+@each_class
 def test_a_keyframe_beyond_the_video_is_refused(qwen, assets, labels):
     change_entry(labels, 4, frame_idx=[0, 4, 5])
 
@@ -640,12 +644,15 @@ def test_a_video_too_short_for_upstreams_uniform_frames_is_an_error(
     assert f"question q2: {video}: cannot be read: nframes should in interval" in line
 
 
-@each
+@each_class
 def test_a_processor_that_fails_ends_the_evaluation_and_keeps_no_answer(
     qwen, assets, labels, tmp_path, monkeypatch, capsys
 ):
     model = qwen.create(
-        assets / qwen.name, f"max_num_frames={BUDGET}", "use_topk=True", f"answers={tmp_path / 'answers'}"
+        assets / qwen.checkpoint,
+        f"max_num_frames={BUDGET}",
+        "use_topk=True",
+        f"answers={tmp_path / 'answers'}",
     )
     fail_second(monkeypatch, type(model.processor), "__call__")
     with recorded(answer_nothing) as calls, pytest.raises(EvaluationError) as ended:
@@ -658,7 +665,7 @@ def test_a_processor_that_fails_ends_the_evaluation_and_keeps_no_answer(
 # Subtitles are those of the frames that reach the model
 
 
-@each
+@each_class
 @both_ways
 def test_the_prompts_subtitles_are_spoken_at_the_frames_shown(qwen, use_topk, assets, tmp_path, monkeypatch):
     merged = merge_selection(
@@ -692,7 +699,7 @@ def run_command(qwen: Qwen, assets: Path, labels: Path, videos: Path) -> subproc
     folder = labels.parent
     return run_lmms_eval(
         qwen.name,
-        f"pretrained={assets / qwen.name},{qwen.arguments},max_num_frames={BUDGET},use_topk=True",
+        f"pretrained={assets / qwen.checkpoint},{qwen.arguments},max_num_frames={BUDGET},use_topk=True",
         TASK,
         folder / "results",
         *qwen.flags,
@@ -706,7 +713,7 @@ def run_command(qwen: Qwen, assets: Path, labels: Path, videos: Path) -> subproc
     )
 
 
-@each
+@each_class
 def test_the_command_shows_the_keyframes_and_writes_results(qwen, assets, labels):
     done = run_command(qwen, assets, labels, assets / "videos")
     assert done.returncode == 0, done.stderr

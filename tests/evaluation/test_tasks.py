@@ -46,6 +46,7 @@ RULES = {
     "llava_vid": "one_a_second",
     "qwen2_vl": "qwen2",
     "qwen2_5_vl": "qwen2_5",
+    "qwen2_5_vl_chat": "qwen2_5_chat",
     "qwen3_vl": "qwen3",
 }
 UPSTREAM_CLASSES = {
@@ -53,6 +54,7 @@ UPSTREAM_CLASSES = {
     "llava_vid": "LlavaVid",
     "qwen2_vl": "Qwen2_VL",
     "qwen2_5_vl": "Qwen2_5_VL",
+    "qwen2_5_vl_chat": "Qwen2_5_VL",
     "qwen3_vl": "Qwen3_VL",
 }
 models = pytest.mark.parametrize("model", RULES)
@@ -101,7 +103,9 @@ class Processor:
 
 def upstream_frames(model: str, path: str, budget: int) -> np.ndarray:
     """The uniform frames, pixels, that lmms-eval's own class of this name reads of a video."""
-    module = importlib.import_module(f"lmms_eval.models.simple.{model}")
+    is_chat = model.endswith("_chat")
+    folder = "chat" if is_chat else "simple"
+    module = importlib.import_module(f"lmms_eval.models.{folder}.{model.removesuffix('_chat')}")
     upstream = object.__new__(getattr(module, UPSTREAM_CLASSES[model]))  # without weights
     if model == "llava_vid":
         return upstream.load_video(path, budget, 1)[0]
@@ -114,7 +118,9 @@ def upstream_frames(model: str, path: str, budget: int) -> np.ndarray:
         interleave_visuals=False, batch_size_per_gpu=1, device_map="cpu", _rank=0, use_cache=True,
         task_dict={"task": {"test": [{}]}},
     )  # fmt: skip
-    arguments = ("?", {}, lambda doc: [path], 0, "task", "test")
+    message = {"role": "user", "content": [{"type": "video", "url": path}]}
+    question = (lambda doc: [message], {}) if is_chat else ({}, lambda doc: [path])
+    arguments = ("?", *question, 0, "task", "test")
     request = Instance("generate_until", arguments, 0, {"task": "task", "doc_id": 0, "repeats": 1})
     with pytest.raises(FramesKnown):
         upstream.generate_until([request])
@@ -487,6 +493,7 @@ def test_every_model_of_ours_has_its_rule():
     named = dict(re.findall(r"  (\w+):\n    uniform: (\w+)", yaml.read_text(encoding="utf-8")))
     assert {model: named.get(model, named["default"]) for model in AVAILABLE_MODELS} == {
         **RULES,
+        "internvl3_5": "internvl",  # tests/evaluation/test_internvl.py compares it
         "conse_qa": "linspace",
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +100,46 @@ def test_of_questions_answered_together_all_are_named_unless_it_is_known_which_v
         tracker._model.generate(images=VIDEO * 2)
 
 
+PREFETCHED = {"images": VIDEO, "input_ids": [[0]]}
+
+
+def test_a_question_may_be_loaded_while_the_one_before_is_answered():
+    model = Model()
+    tracker = VisualTracker(model, one_by_one=True, prefetches=True)
+    with tracker.watch():
+        ask(tracker, DOCS[0], ["a.mp4"])
+        ask(tracker, DOCS[1], ["b.mp4"])
+        model.generate(**PREFETCHED)
+        ask(tracker, DOCS[2], ["c.mp4"])
+        model.generate(**PREFETCHED)
+        model.generate(**PREFETCHED)
+
+
+@pytest.mark.parametrize("passed_over", [0, 1])
+def test_of_prefetched_questions_the_one_that_is_passed_over_is_named(passed_over):
+    tracker = VisualTracker(Model(), one_by_one=True, prefetches=True)
+    with (
+        pytest.raises(EvaluationError, match=rf"^error: question q{passed_over}: v\.mp4: not"),
+        tracker.watch(),
+    ):
+        for doc in DOCS[passed_over:2]:
+            ask(tracker, doc, ["v.mp4"])
+        if passed_over == 0:
+            ask(tracker, DOCS[2], ["v.mp4"])
+        tracker._model.generate(input_ids=[[0]])  # without its video
+
+
+def test_an_error_of_the_model_names_its_question_even_where_upstream_goes_on():
+    model = Model()
+    model.generate = lambda **inputs: 1 / 0
+    tracker = VisualTracker(model, one_by_one=True, prefetches=True, explain=lambda error: f"it {error}")
+    with pytest.raises(EvaluationError, match=r"^error: question q0: it division by zero$"), tracker.watch():
+        ask(tracker, DOCS[0], ["a.mp4"])
+        ask(tracker, DOCS[1], ["b.mp4"])
+        with contextlib.suppress(Exception):
+            model.generate(**PREFETCHED)
+
+
 # Sleeps in C, as a decoder that waits for a dead disk.
 HANGS = """
 import ctypes, sys
@@ -106,24 +147,34 @@ from evaluation.visual_tracker import VisualTracker
 class Model:
     def generate(self, **inputs): return "A"
 model = Model()
-tracker = VisualTracker(model, True, timeout_s=2)
+tracker = VisualTracker(model, True, timeout_s=2, prefetches={prefetches})
 with tracker.watch():
     tracker.begin({{"id": "q0"}})
     if {has_videos}:
         tracker.expect({{"id": "q0"}}, [{video!r}])
-    if {is_loaded}:
-        model.generate(images=[[0]])
+    {then}
     ctypes.CDLL(None).sleep(3)
 print("went on")
 """
 
 
-@pytest.mark.parametrize(("has_videos", "is_loaded"), [(True, False), (False, False), (True, True)])
-def test_loading_that_hangs_ends_the_process_and_names_the_video(tmp_path, has_videos, is_loaded):
+@pytest.mark.parametrize(
+    ("has_videos", "prefetches", "then", "is_loaded"),
+    [
+        (True, False, "pass", False),
+        (False, False, "pass", False),
+        (True, False, "model.generate(images=[[0]])", True),  # what the model takes is not loading
+        (False, True, "tracker.loaded()", True),  # nor is the wait for the question before
+        (True, True, "model.generate(input_ids=[])", False),  # the question before is asked
+    ],
+)
+def test_loading_that_hangs_ends_the_process_and_names_the_video(
+    tmp_path, has_videos, prefetches, then, is_loaded
+):
     video = str(tmp_path / "a.mp4")
-    code = HANGS.format(has_videos=has_videos, is_loaded=is_loaded, video=video)
+    code = HANGS.format(has_videos=has_videos, prefetches=prefetches, then=then, video=video)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    if is_loaded:  # what the model takes is not loading
+    if is_loaded:
         assert (done.returncode, done.stdout) == (0, "went on\n")
         return
     assert (done.returncode, done.stdout) == (1, "")

@@ -140,8 +140,8 @@ def offline(hub: Path, datasets_cache: Path) -> Iterator[None]:
     import transformers.utils.hub
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transformers.utils.hub, "TRANSFORMERS_CACHE", str(hub))
-        patch.setattr(transformers.utils.hub, "_is_offline_mode", True)
+        patch.setattr(transformers.utils.hub, "TRANSFORMERS_CACHE", str(hub), raising=False)
+        patch.setattr(transformers.utils.hub, "_is_offline_mode", True, raising=False)
         patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", datasets_cache)
         patch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)

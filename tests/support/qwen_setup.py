@@ -7,7 +7,7 @@ import gc
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ class Qwen:
     """One of lmms-eval's Qwen models and our subclass of it.
 
     Attributes:
-        name: lmms-eval's, also of the modules.
+        name: ours, also of the module; lmms-eval's, but for the ending of a chat class.
         ours: our class.
         upstreams: lmms-eval's class.
         patch_size: side of an image patch in pixels.
@@ -77,10 +77,21 @@ class Qwen:
     arguments: str = "device_map=cpu"
     flags: tuple[str, ...] = ()
 
+    @property
+    def is_chat(self) -> bool:
+        return self.name.endswith("_chat")
+
+    @property
+    def checkpoint(self) -> str:
+        """The name of a checkpoint's folder; a chat class runs the same as the simple one."""
+        return self.name.removesuffix("_chat")
+
     def kind(self, upstreams: bool = False) -> type:
         """The class: ours or lmms-eval's."""
         if upstreams:
-            return getattr(importlib.import_module(f"lmms_eval.models.simple.{self.name}"), self.upstreams)
+            folder = "chat" if self.is_chat else "simple"
+            module = importlib.import_module(f"lmms_eval.models.{folder}.{self.checkpoint}")
+            return getattr(module, self.upstreams)
         return getattr(importlib.import_module(f"evaluation.{self.name}"), self.ours)
 
     def create(self, checkpoint: Path, *arguments: str, upstreams: bool = False) -> Any:
@@ -95,6 +106,7 @@ QWEN2_5 = Qwen(
     "qwen2_5_vl", "Qwen2p5VL", "Qwen2_5_VL", 14, "device_map=cpu,min_pixels=3136", ("--force_simple",)
 )
 QWEN3 = Qwen("qwen3_vl", "Qwen3VL", "Qwen3_VL", 16, "device_map=cpu,min_pixels=3136", ("--force_simple",))
+QWEN2_5_CHAT = replace(QWEN2_5, name="qwen2_5_vl_chat", ours="Qwen2p5VLChat", flags=())
 
 
 def write_checkpoint(folder: Path, qwen: Qwen) -> Path:
