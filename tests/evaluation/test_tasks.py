@@ -487,15 +487,20 @@ def test_a_video_without_subtitles_says_so(subtitled, monkeypatch, tmp_path):
 
 
 def test_every_model_of_ours_has_its_rule():
+    from lmms_eval.utils import load_yaml_config
+
+    from aks.lmms_eval_models import SUFFIX
     from evaluation.models import AVAILABLE_MODELS
 
     yaml = Path(__file__).resolve().parents[2] / "datasets/videomme/videomme_w_subtitle.yaml"
-    named = dict(re.findall(r"  (\w+):\n    uniform: (\w+)", yaml.read_text(encoding="utf-8")))
-    assert {model: named.get(model, named["default"]) for model in AVAILABLE_MODELS} == {
-        **RULES,
-        "internvl3_5": "internvl",  # tests/evaluation/test_internvl.py compares it
-        "conse_qa": "linspace",
-    }
+    named = load_yaml_config(str(yaml), mode="simple")["lmms_eval_specific_kwargs"]
+    for suffix in ("", SUFFIX):  # its name in lmms-eval's plug-in, and where the project is installed
+        rules = {model: named.get(model + suffix, named["default"])["uniform"] for model in AVAILABLE_MODELS}
+        assert rules == {
+            **RULES,
+            "internvl3_5": "internvl",  # tests/evaluation/test_internvl.py compares it
+            "conse_qa": "linspace",
+        }
 
 
 @pytest.mark.parametrize("use_topk", [True, False])
