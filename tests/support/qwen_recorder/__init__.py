@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationMixin
+from transformers import BatchFeature, GenerationMixin
 
 
 @dataclass
@@ -37,3 +37,17 @@ def recording(keep: Callable[[Call], None]) -> Callable[..., torch.Tensor]:
         return answer
 
     return recorded
+
+
+def stay_on_cpu() -> None:
+    """Let inputs that a class moves to "cuda" stay where they are, on a machine without GPUs.
+
+    lmms-eval 0.3.0's Qwen2-VL does so whatever the device of its model.
+    """
+    move = BatchFeature.to
+
+    def to(self: BatchFeature, *arguments: Any, **options: Any) -> BatchFeature:
+        return move(self, *("cpu" if argument == "cuda" else argument for argument in arguments), **options)
+
+    if not torch.cuda.is_available():
+        BatchFeature.to = to
