@@ -74,6 +74,8 @@ AREAS = {
     "evaluation/reproduce": "reproduce",
     "evaluation/insert_frame_num": "merged_labels",
     "evaluation/llava": "llava evaluation_scripts",
+    "evaluation/llava_keyframes": "answer_cache llava evaluation_scripts",
+    "evaluation/llava_on_transformers": "llava_on_transformers llava",
     "evaluation/metrics": "tables benchmarks",
     "evaluation/mm_utils": "llava",
     "evaluation/models/": "evaluation_scripts",

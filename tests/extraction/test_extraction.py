@@ -139,6 +139,27 @@ def test_bad_videos_are_listed_and_the_others_are_scored(data, tmp_path, run_scr
     assert "1 questions have no candidates" in done.stdout
 
 
+def test_lists_of_an_earlier_run_go_scores_first(data, tmp_path, monkeypatch):
+    """A run that is killed on the way leaves no scores without their frames."""
+    (data / "two.mp4").write_text("no video")
+    labels, run = load_custom(data), RunDir(tmp_path / "out")
+    extract(labels, ToyScorer(), run, allow_missing=True)
+    removed = []
+    unlink = Path.unlink
+
+    def killed(path, missing_ok=False):
+        if path.parent == run.folder and path.name in ("scores.json", "frames.json", "times.json"):
+            removed.append(path.name)
+            unlink(path)
+            raise KeyboardInterrupt
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", killed)
+    with pytest.raises(KeyboardInterrupt):
+        extract(labels, ToyScorer(), run)
+    assert removed == ["scores.json"]
+
+
 def test_runs_with_other_settings_do_not_mix(data, tmp_path):
     labels, run = load_custom(data), RunDir(tmp_path / "out")
     extract(labels, ToyScorer(), run)
