@@ -32,6 +32,7 @@ class Question:
             (LongVideoBench: ``"A. text "`` each; VideoMME: its lettered strings, joined).
         duration_s: length of the video in seconds, or None.
         group: what recall is reported by, e.g. LongVideoBench's duration group; ``-`` for none.
+        category: of the question, e.g. LongVideoBench's question category; ``-`` for none.
         evidence_frames: evidence as frame numbers, (first, last) each.
         evidence_times_s: evidence in seconds, (first, last) each.
     """
@@ -45,6 +46,7 @@ class Question:
     options_prompt: str = ""
     duration_s: float | None = None
     group: str = "-"
+    category: str = "-"
     evidence_frames: tuple[Evidence, ...] = ()
     evidence_times_s: tuple[Evidence, ...] = ()
 
@@ -112,8 +114,8 @@ class LabelFormat:
         label_name: its usual file name; None where ``--label_file`` must name it. Then the file is somebody's
             own, and its entries may leave out ids and options.
         video_folder: folder of the videos in the data set's folder.
-        id, video, text, options, answer, duration_s, group, evidence_frames, evidence_times_s: the field that
-            holds this of a :class:`Question`; None for none.
+        id, video, text, options, answer, duration_s, group, category, evidence_frames, evidence_times_s: the
+            field that holds this of a :class:`Question`; None for none.
         video_entries: where an entry is a video, the field with its questions; the other fields are then each
             question's. None where an entry is a question.
         made_fields: fields made of others, which are added to an entry.
@@ -130,6 +132,7 @@ class LabelFormat:
     answer: str = "answer"
     duration_s: str | None = "duration"
     group: str = "group"
+    category: str = "category"
     evidence_frames: str = "evidence_frames"
     evidence_times_s: str = "evidence_times"
     video_entries: str | None = None
@@ -178,6 +181,7 @@ class LabelFormat:
             options_prompt=self.options_prompt(options),
             duration_s=entry.number(self.duration_s),
             group=entry.group(self.group),
+            category=entry.group(self.category),
             evidence_frames=entry.evidence(self.evidence_frames),
             evidence_times_s=entry.evidence(self.evidence_times_s),
         )
@@ -222,6 +226,7 @@ DATASETS = {
         options="candidates",
         answer="correct_choice",
         group="duration_group",
+        category="question_category",
         evidence_frames="position",
     ),
     "videomme": LabelFormat(
@@ -231,6 +236,7 @@ DATASETS = {
         video="videoID",
         duration_s=None,
         group="duration",
+        category="task_type",
         options_prompt="".join,
         extensions=(".mp4", ".MP4", ".mkv"),
     ),

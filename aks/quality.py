@@ -325,8 +325,11 @@ def main() -> None:
     }
     if not measured[reference]:
         raise errors.UserError(f"{labels.path}: neither evidence nor durations; nothing can be measured")
-    groups = [question.group for question in labels.questions]
-    groupings = {"group": groups} if len(set(groups)) > 1 else {}
+    groupings = {
+        name: groups
+        for name in ("group", "category")
+        if len(set(groups := [getattr(question, name) for question in labels.questions])) > 1
+    }
     records = compare(labels.questions, measured, reference, groupings)
     print(format_records(records, reference))
     if args.output:

@@ -100,6 +100,8 @@ def test_the_released_selections_have_the_published_figures(reference, tmp_path,
         (record["group"], record["measure"], record["selection"]): record
         for record in csv.DictReader((tmp_path / "quality.csv").open())
     }
+    categories = {record["group"] for record in records.values() if record["grouping"] == "category"}
+    assert len(categories) == 17 and "S2E" in categories
     for (of, group, within), (uniform, aks) in PUBLISHED.items():
         if of == budget:
             found = [records[group, f"recall within {within} s", name] for name in ("uniform", "aks")]
