@@ -7,9 +7,9 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
+import forkserver
 import numpy as np
 import pytest
 from evaluation_setup import ROOT, STARTUP, write_longvideobench_labels, write_numbered_video
@@ -96,9 +96,10 @@ def world(tmp_path) -> Path:
 
 def reproduce(world: Path, *arguments: object) -> subprocess.CompletedProcess:
     flags = ["--outscores", world / "outscores", "--output", world / "out"]
-    command = [sys.executable, ROOT / "evaluation/reproduce.py", *arguments, *flags]
+    python = forkserver.python("lmms_eval")
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(STARTUP), "OMP_NUM_THREADS": "1"}
-    env["HF_DATASETS_CACHE"] = str(world / "datasets_cache")
+    env |= {"HF_DATASETS_CACHE": str(world / "datasets_cache"), "FORKSERVER_PYTHON": python}
+    command = [python, ROOT / "evaluation/reproduce.py", *arguments, *flags]
     return subprocess.run(list(map(str, command)), cwd=world, env=env, text=True, capture_output=True)
 
 

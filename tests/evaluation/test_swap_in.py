@@ -12,7 +12,6 @@ import sys
 import tomllib
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from evaluation_setup import (
@@ -271,38 +270,39 @@ def world(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_plain_commands_show_the_keyframes_or_upstream_s_uniform_frames(package, world, tmp_path):
+def test_a_plain_command_shows_the_keyframes(package, world, tmp_path):
+    """Uniform frames, and other versions: ``python tests/lmms_eval_versions.py --swap_in``."""
     evaluation.swap_in.install(package, None)
-    for dataset, task, use_topk in (("", "longvideobench_val_v", True), ("videomme", "videomme", False)):
-        output = tmp_path / f"{task}_{use_topk}/out"
-        output.mkdir(parents=True)
-        done = run_lmms_eval(
-            "llava_vid",
-            f"pretrained={world / 'llava'},conv_template=chatml_direct,torch_dtype=bfloat16,"
-            "device_map=auto,overwrite=False,max_frames_num=4" + use_topk * ",use_topk=True",
-            task,
-            output,
-            labels=world / dataset / "include_frame_idx.json",
-            videos=world / "videos",
-            python=sys.executable,
-            python_path=[TESTS],
-            environment={
-                "LMMS_EVAL_PLUGINS": "llava_recorder",  # a plug-in of one's own stays one
-                "AKS_RECORDED_CALLS": str(output.parent / "calls"),
-                "HF_HUB_CACHE": str(world / "hub"),
-                "LLAVA": "transformers",
-            },
-            swapped_in=package.parent,
-        )
-        assert done.returncode == 0 and results_in(output), done.stdout[-2000:] + done.stderr[-2000:]
-        calls = sorted((output.parent / "calls").iterdir())
-        shown = [read_frame_indices(Call(**torch.load(path, weights_only=False)).pixels) for path in calls]
-        uniform = np.linspace(0, NUM_FRAMES - 1, 4, dtype=int).tolist()  # upstream's rule
-        assert shown == (KEYFRAMES if use_topk else [uniform] * 2)
-        (results,) = results_in(output)
-        (run,), unknown = read_runs(results)  # the tables know them, under the names of upstream
-        assert (run.task, run.use_topk, unknown) == (task, use_topk, [])
-        assert run.benchmark == ("VideoMME" if dataset else "LongVideoBench")
+    done = run_lmms_eval(
+        "llava_vid",
+        f"pretrained={world / 'llava'},conv_template=chatml_direct,torch_dtype=bfloat16,device_map=auto,"
+        "overwrite=False,max_frames_num=4,use_topk=True",
+        "longvideobench_val_v,videomme",
+        tmp_path / "out",
+        labels=world / "include_frame_idx.json",
+        videos=world / "videos",
+        python=sys.executable,
+        python_path=[TESTS],
+        environment={
+            "LMMS_EVAL_PLUGINS": "llava_recorder",  # a plug-in of one's own stays one
+            "AKS_RECORDED_CALLS": str(tmp_path / "calls"),
+            "AKS_VIDEOMME_LABELS": str(world / "videomme/include_frame_idx.json"),
+            "AKS_VIDEOMME_VIDEOS": str(world / "videos"),
+            "HF_HUB_CACHE": str(world / "hub"),
+            "LLAVA": "transformers",
+        },
+        swapped_in=package.parent,
+    )
+    assert done.returncode == 0 and results_in(tmp_path / "out"), done.stdout[-2000:] + done.stderr[-2000:]
+    calls = [Call(**torch.load(path, weights_only=False)) for path in sorted((tmp_path / "calls").iterdir())]
+    assert [read_frame_indices(call.pixels) for call in calls] == KEYFRAMES * 2
+    (results,) = results_in(tmp_path / "out")
+    runs, unknown = read_runs(results)  # the tables know them, under the names of upstream
+    assert {(run.task, run.benchmark) for run in runs} == {
+        ("longvideobench_val_v", "LongVideoBench"),
+        ("videomme", "VideoMME"),
+    }
+    assert all(run.use_topk for run in runs) and not unknown
 
 
 def test_lmms_eval_finds_an_installed_project_s_models_under_names_of_their_own(tmp_path, monkeypatch):
