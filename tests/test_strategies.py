@@ -36,6 +36,17 @@ def test_a_rule_chooses_the_frames_of_the_original_code(strategy, options, budge
     assert found == sorted(original + others[: budget - len(original)])  # the best ones fill the budget
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_rule_fills_the_smallest_budgets(strategy):
+    rng = np.random.default_rng(6)
+    for num in range(1, 60):
+        for budget in (1, 2, 3):
+            found = chosen(strategy, budget, rng.random(num))
+            assert len(set(found)) == len(found) == min(budget, num) and set(found) <= set(range(num))
+    if strategy == "bolt":  # one frame is where half of the relevance has been
+        assert chosen("bolt", 1, [0.0, 0.1, 1.0, 0.9, 0.9, 0.0]) == [3]
+
+
 def naive_coverage(positions: list[int], num_candidates: int, levels: int) -> int:
     """Minus the differences between the halves of every bin, level by level."""
     bins, penalty = [range(num_candidates)], 0
