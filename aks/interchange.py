@@ -75,10 +75,11 @@ def import_kfs(path: Path, labels: LabelSet, frame_path: Path | None) -> Iterato
     for entry in parse_entries(path, read_label_bytes(path)):
         index, wanted = positions.get(str(entry.get("id")), -1), entry.get("frame_timestamps")
         if index >= 0 and is_times(wanted):
-            if not 0 < len(frames[index]) == len(times[index]):
+            num_frames, num_times = len(frames[index]), len(times[index])
+            if not 0 < num_frames == num_times:
                 raise UserError(
-                    f"{frame_path}: question {labels.questions[index].id} has {len(frames[index])} candidates "
-                    f"and {len(times[index])} times, but keyframes in {path}"
+                    f"{frame_path}: question {labels.questions[index].id} has {num_frames} candidates and "
+                    f"{num_times} times, but keyframes in {path}"
                 )
             distances = np.abs(times[index][None] - np.array(wanted, dtype=np.float64)[:, None])
             wanted = frames[index][distances.argmin(axis=1)].tolist()
