@@ -139,6 +139,8 @@ def test_released_is_another_name_of_paper():
         ("bolt", {"seed": 1}, "option 'seed': strategy bolt has power"),
         ("bolt", {"power": 0}, "power is 0"),
         ("nms", {"window": -1}, "window is -1"),
+        ("gumbel", {"seed": 1.5}, "seed is 1.5; it must be a whole number"),
+        ("gumbel", {"seed": float("inf")}, "seed is inf"),
         ("gumbel", {"temperature": float("inf")}, "temperature is inf"),
         ("maximum", {"weight": float("nan")}, "weight is nan"),
     ],
@@ -146,6 +148,10 @@ def test_released_is_another_name_of_paper():
 def test_a_wrong_option_is_named(strategy, options, words):
     with pytest.raises(ValueError, match=words):
         chosen(strategy, 2, **options)
+
+
+def test_a_window_beyond_the_video_leaves_the_best_frame_and_those_that_fill_the_budget():
+    assert chosen("nms", 3, window=1e308) == chosen("top", 3)
 
 
 def test_options_have_defaults():
