@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 import os
 from pathlib import Path
 
@@ -65,6 +66,8 @@ def parse_options(texts: list[str]) -> dict[str, float]:
         name, _, value = text.partition("=")
         try:
             options[name] = float(value)
+            if not math.isfinite(options[name]):
+                raise ValueError
         except ValueError:
             raise errors.UserError(f"--option {text}: use NAME=VALUE with a number, such as seed=1") from None
     return options

@@ -27,6 +27,20 @@ def read_label_bytes(path: Path) -> bytes:
         raise UserError(f"{path}: cannot read the label file: {error.strerror}") from None
 
 
+def decode_text(path: Path, raw: bytes) -> str:
+    """The text of a file's content.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: not UTF-8 text (byte {error.start}); unpack it if it is compressed, or save it as UTF-8"
+        ) from None
+
+
 def parse_entries(path: Path, raw: bytes) -> list[dict[str, Any]]:
     """The entries of a label file, from its content: of ``.jsonl`` one a line, else a JSON list.
 
@@ -35,12 +49,7 @@ def parse_entries(path: Path, raw: bytes) -> list[dict[str, Any]]:
     Raises:
         UserError: the content is empty, not UTF-8, not JSON, or no such list; says which.
     """
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: not UTF-8 text (byte {error.start}); unpack it if it is compressed, or save it as UTF-8"
-        ) from None
+    text = decode_text(path, raw)
     if not text.strip():
         raise UserError(f"{path}: empty; it must hold a JSON list of entries")
     is_lines = path.suffix.lower() == ".jsonl"

@@ -24,12 +24,12 @@ import numpy as np
 
 from aks import errors
 from aks.cli import at_least
-from aks.entries import parse_entries, read_label_bytes
+from aks.entries import decode_text, parse_entries, read_label_bytes
 from aks.errors import UserError
-from aks.jsonio import write_atomically, write_json
+from aks.jsonio import write_atomically
 from aks.labels import DATASETS, LabelSet, load_labels
 from aks.recall import read_lists, read_times
-from aks.score_lists import check_frame_numbers
+from aks.score_lists import check_frame_numbers, write_selection
 
 Rows = list[list[int]]
 
@@ -74,7 +74,13 @@ def import_kfs(path: Path, labels: LabelSet, frame_path: Path | None) -> Iterato
     positions = {question.id: question.index for question in labels.questions}
     for entry in parse_entries(path, read_label_bytes(path)):
         index, wanted = positions.get(str(entry.get("id")), -1), entry.get("frame_timestamps")
-        if index >= 0 and is_times(wanted) and len(times[index]):
+        if index >= 0 and is_times(wanted):
+            num_frames, num_times = len(frames[index]), len(times[index])
+            if not 0 < num_frames == num_times:
+                raise UserError(
+                    f"{frame_path}: question {labels.questions[index].id} has {num_frames} candidates and "
+                    f"{num_times} times, but keyframes in {path}"
+                )
             distances = np.abs(times[index][None] - np.array(wanted, dtype=np.float64)[:, None])
             wanted = frames[index][distances.argmin(axis=1)].tolist()
         yield index, wanted
@@ -93,7 +99,10 @@ def import_csv(path: Path, labels: LabelSet, frame_path: Path | None) -> Iterato
     """Rows of any order; columns other than ``question`` and ``frame`` are not read."""
     positions = {question.id: question.index for question in labels.questions}
     rows: dict[int, list[int]] = {question.index: [] for question in labels.questions}
-    for row in csv.DictReader(io.StringIO(read_label_bytes(path).decode("utf-8-sig"))):
+    reader = csv.DictReader(io.StringIO(decode_text(path, read_label_bytes(path))))
+    if missing := {"question", "frame"}.difference(reader.fieldnames or ()):
+        raise UserError(f"{path}: its first line names no column {min(missing)!r}")
+    for row in reader:
         index, frame = positions.get(row.get("question") or "", -1), row.get("frame") or ""
         rows.setdefault(index, []).append(int(frame) if frame.isdecimal() else -1)
     yield from rows.items()
@@ -161,8 +170,10 @@ def main() -> None:
     else:
         entries = import_rows(args.source, labels, args.frame_path)
         frames = collect(args.source, labels, entries, args.max_num_frames)
-        write_json(args.target, frames)
+        write_selection(args.target, frames)
     print(f"wrote {args.target}: {len(frames)} questions, {sum(map(len, frames))} keyframes")
+    if empty := sum(len(row) == 0 for row in frames):
+        print(f"{empty} questions have no keyframes")
 
 
 if __name__ == "__main__":

@@ -148,7 +148,7 @@ class LabelFormat:
         """One entry a question; entries that are so already stay as they are.
 
         Raises:
-            UserError: a video's questions are no list of objects.
+            UserError: a video's questions are no list of objects, or there are none at all.
         """
         found = []
         for index, data in enumerate(entries):
@@ -161,6 +161,8 @@ class LabelFormat:
                 raise entry.error(f"{self.video_entries!r} is not a list of questions")
             video = {name: value for name, value in data.items() if name != self.video_entries}
             found += [{**video, **question} for question in questions]
+        if not found:
+            raise UserError(f"{path}: holds no questions")
         return found
 
     def question(self, index: int, entry: LabelEntry) -> Question:

@@ -32,7 +32,7 @@ def manifests() -> list[ModelManifest]:
     if str(root) not in sys.path:
         sys.path.append(str(root))  # at the end, where it hides no other package
     spec = importlib.util.find_spec("evaluation")
-    if spec is None or spec.origin != str(root / "evaluation/__init__.py"):
+    if spec is None or Path(spec.origin or "").resolve() != root / "evaluation/__init__.py":
         warnings.warn(
             f"another package named evaluation hides {root / 'evaluation'}: no model ends in {SUFFIX}",
             stacklevel=2,

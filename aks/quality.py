@@ -110,7 +110,7 @@ def measure(question: Question, selected: SelectedFrames, tolerances_s: Sequence
                 values[f"all places within {tolerance_s:g} s"] = float(found.all())
         near = found_within(pairs, tolerances_s[0], axis=0)
         values[f"precision within {tolerances_s[0]:g} s"] = float(near.mean()) if len(near) else 0.0
-    if question.duration_s:
+    if question.duration_s and np.isfinite(selected.times_s).all():
         gaps = gaps_of(selected.times_s, question.duration_s)
         values["largest gap"] = float(gaps.max())
         values["evenness"] = evenness_of(gaps)
@@ -158,11 +158,11 @@ def compare(
     for grouping, names in groupings.items():
         for name in sorted(set(names), key=group_order):
             groups[grouping, name] = np.array([other == name for other in names])
-    records = []
+    records, none = [], np.full(len(questions), np.nan)
     for (grouping, group), is_in in groups.items():
         resamples: dict[bytes, VideoBootstrap] = {}  # by the questions asked, which most measures share
         for name in measured[reference]:
-            values = {selection: rows[name] for selection, rows in measured.items()}
+            values = {selection: rows.get(name, none) for selection, rows in measured.items()}
             asked = is_in & np.all([np.isfinite(row) for row in values.values()], axis=0)
             if not asked.any():
                 continue
@@ -183,12 +183,13 @@ def compare(
 
 
 def format_records(records: Sequence[dict[str, Any]], reference: str) -> str:
-    """The records as text: a table a group, a line a measure and selection."""
+    """The records as text: a table a group of equal questions, a line a measure and selection."""
     lines, heading = [], None
     width = max(len(record["selection"]) for record in records)
     for record in records:
-        if (record["grouping"], record["group"]) != heading:
-            heading = record["grouping"], record["group"]
+        # Measures of one group may be of different questions, as not all of them have every label.
+        if [record[key] for key in ("grouping", "group", "questions", "videos")] != heading:
+            heading = [record[key] for key in ("grouping", "group", "questions", "videos")]
             name = "all questions" if heading[0] == "all" else f"{heading[0]} {heading[1]}"
             lines += ["", f"{name} ({record['questions']} questions, {record['videos']} videos)"]
         value = f"{record['value']:.3f} [{record['low']:.3f}, {record['high']:.3f}]"
@@ -257,6 +258,20 @@ def read_selection(path: Path, labels: LabelSet, frame_path: str | None) -> list
     ]
 
 
+def with_strides(rows: Sequence[SelectedFrames], strides: Sequence[int]) -> list[SelectedFrames]:
+    """A selection that takes the strides which it does not tell, and the times by them, from the others."""
+    return [
+        row
+        if row.stride
+        else SelectedFrames(
+            row.frames,
+            row.times_s if np.isfinite(row.times_s).all() else row.frames / (stride or np.nan),
+            stride,
+        )
+        for row, stride in zip(rows, strides, strict=True)
+    ]
+
+
 def uniform_selection(labels: LabelSet, strides: Sequence[int], budget: int) -> list[SelectedFrames] | None:
     """Uniform sampling of every question's video; None where a duration is unknown."""
     if not all(question.duration_s for question in labels.questions):
@@ -313,6 +328,10 @@ def main() -> None:
     strides = [
         max(rows[question.index].stride for rows in selections.values()) for question in labels.questions
     ]
+    selections = {name: with_strides(rows, strides) for name, rows in selections.items()}
+    pairs = zip(labels.questions, strides, strict=True)
+    if unknown := sum(bool(question.evidence_frames) and not stride for question, stride in pairs):
+        print(f"{unknown} questions left out: too few frames to tell the stride; give --frame_path")
     if uniform := uniform_selection(labels, strides, budget):
         selections = {UNIFORM: uniform, **selections}
     else:
@@ -331,6 +350,8 @@ def main() -> None:
         if len(set(groups := [getattr(question, name) for question in labels.questions])) > 1
     }
     records = compare(labels.questions, measured, reference, groupings)
+    if not records:
+        raise errors.UserError(f"{labels.path}: nothing can be measured without strides; give --frame_path")
     print(format_records(records, reference))
     if args.output:
         write_files(args.output, records, labels, selections)

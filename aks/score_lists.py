@@ -1,4 +1,4 @@
-"""Reading ``scores.json``, ``frames.json`` and ``times.json``, written by this project or by anybody else."""
+"""The lists of numbers in ``scores.json``, ``frames.json`` and such, written by this project or by others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import simdjson
 
 from aks.errors import UserError
-from aks.jsonio import read_json
+from aks.jsonio import read_json, write_json
 
 MAX_FRAME = 2**53  # the last whole number before floats skip some
 
@@ -71,6 +71,19 @@ def check_frame_numbers(path: Path, rows: list[np.ndarray]) -> list[np.ndarray]:
                 f"{row[position - 1]:.0f}; frame numbers must ascend"
             )
     return [row.astype(np.int64) for row in rows]
+
+
+def write_selection(path: Path, rows: list[list[int]]) -> None:
+    """Write a selection that comes from elsewhere: a JSON list of keyframes a question.
+
+    Raises:
+        UserError: another selection's record or times would be taken for those of this one.
+    """
+    if path.name == "selected_frames.json":
+        for other in ("selection.json", "selected_times.json"):
+            if path.with_name(other).exists():
+                raise UserError(f"{path}: {other} beside it is of another selection; name another folder")
+    write_json(path, rows)
 
 
 def read_number_lists(path: Path) -> list[np.ndarray]:

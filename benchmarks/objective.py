@@ -19,6 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from aks import errors
+from aks.cli import at_least
 from aks.jsonio import write_json
 from aks.labels import load_labels
 from aks.recall import recall_table
@@ -36,8 +37,8 @@ def main() -> None:
     )
     parser.add_argument("--score_path", type=Path, required=True, help="scores.json, frames.json beside it")
     parser.add_argument("--label_file", help="labels of one's own, for recall; times.json beside the scores")
-    parser.add_argument("--max_num_frames", type=int, default=64)
-    parser.add_argument("--all_depth", type=int, default=5)
+    parser.add_argument("--max_num_frames", type=at_least(1), default=64)
+    parser.add_argument("--all_depth", type=at_least(0), default=5)
     parser.add_argument("--t1", type=float, default=0.8)
     parser.add_argument("--weights", type=float, nargs="+", default=[0, 0.02, 0.05, 0.1, 0.2, 0.5, 1])
     parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")

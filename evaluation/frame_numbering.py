@@ -6,7 +6,7 @@
         --selected_frames selected_frames/longvideobench/blip/selected_frames.json --output player.json
 
 A player leaves out the frames that an edit list hides, and so does this project. decord, by which the
-released files were made, counts them, so that its frame n is an earlier one. ``--output`` writes the lists
+released files were made, counts them, so that its frame n is an earlier one. ``--output`` writes a selection
 again in a player's numbers. Videos without an edit list have the same numbers in both.
 """
 
@@ -26,9 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a scri
 from aks import errors
 from aks.console import progress
 from aks.errors import UserError, VideoError, error_message
-from aks.jsonio import write_json
 from aks.labels import DATASETS, LabelSet, load_labels
-from aks.score_lists import check_frame_numbers, read_number_lists
+from aks.recall import read_lists
+from aks.score_lists import check_frame_numbers, write_selection
 from aks.video.backends import open_container, reset_decoder_globals, select_video_stream
 from aks.video.reader import Video
 
@@ -120,16 +120,13 @@ def main() -> int:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--frames_path", type=Path, help="frames.json: all candidates of each question")
     which.add_argument("--selected_frames", type=Path, help="selected_frames.json")
-    parser.add_argument("--output", type=Path, help="write decord's lists again, in a player's numbers")
+    parser.add_argument("--output", type=Path, help="write decord's selection again, in a player's numbers")
     args = parser.parse_args()
+    if args.output and args.frames_path:
+        raise UserError("--output goes with --selected_frames: scores.json would not fit other candidates")
     labels = load_labels(args.dataset_name.lower(), args.dataset_path, args.label_file)
     path = args.frames_path or args.selected_frames
-    rows = check_frame_numbers(path, read_number_lists(path))
-    if len(rows) != len(labels.questions):
-        raise UserError(
-            f"{path}: {len(rows)} lists, but {labels.path} has {len(labels.questions)} entries; "
-            "both must be of the same label file"
-        )
+    rows = check_frame_numbers(path, read_lists(path, labels))
 
     edited, failed = read_edited_videos(labels)
     for name, reason in failed.items():
@@ -167,7 +164,7 @@ def main() -> int:
         for question in labels.questions:
             if video := edited.get(question.video):
                 rows[question.index] = video.in_player_numbers(rows[question.index])
-        write_json(args.output, [row.tolist() for row in rows])
+        write_selection(args.output, [row.tolist() for row in rows])
         print(f"wrote {args.output}, in a player's numbers")
     return int(bool(failed))
 

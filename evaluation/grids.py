@@ -6,6 +6,7 @@ cell reads its answers there.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -123,6 +124,7 @@ class Asked:
     Attributes:
         rows: the frames of each question to ask.
         sources: which question of the label file it is.
+        digests: of the frames shown, by which another table knows the question again.
     """
 
     def __init__(self, frames: int, refill: bool) -> None:
@@ -132,6 +134,7 @@ class Asked:
         self._answers: dict[Setting, list[int]] = {}
         self.rows: list[list[int]] = []
         self.sources: list[int] = []
+        self.digests: list[str] = []
 
     def add(self, setting: Setting, rows: Sequence[Sequence[int]]) -> None:
         """Ask a setting's questions."""
@@ -143,6 +146,7 @@ class Asked:
                 self._indices[key] = len(self.rows)
                 self.rows.append(list(row))
                 self.sources.append(question)
+                self.digests.append(hashlib.sha256(str(shown).encode()).hexdigest()[:12])
             answers.append(self._indices[key])
         self._answers[setting] = answers
 

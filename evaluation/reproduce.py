@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import io
 import json
 import os
@@ -31,18 +32,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a scri
 from aks import errors
 from aks.cli import at_least
 from aks.errors import UserError
-from aks.jsonio import write_json
+from aks.jsonio import read_json, write_json
 from aks.labels import DATASETS, LabelSet, load_labels
 from aks.score_lists import read_scores
-from aks.selection import QUOTAS
-from evaluation.evaluator import read_newest
+from aks.selection import QUOTAS, select_positions
+from evaluation.evaluator import read_newest, results_files
 from evaluation.grids import GRIDS, PAPER, Asked, Cell, Setting, cells_of
 from evaluation.preflight import check_checkpoint, check_videos
 from evaluation.results import format_table
 from evaluation.run import MODELS
 
 ROOT = Path(__file__).resolve().parent.parent
-SEPARATOR = "#"  # between a question's id and the number of its list of frames
+SEPARATOR = "#"  # between a question's id and the digest of its frames
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -74,6 +75,10 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if len(args.dataset) > 1 and (args.labels or args.videos):
         raise UserError("--labels and --videos belong to one data set; name it with --dataset")
+    try:
+        select_positions([0.0], 1, **changes_of(args))
+    except ValueError as error:
+        raise UserError(f"reproduce.py: {error} (see --help)") from None
     return args
 
 
@@ -151,20 +156,18 @@ def ask(
         UserError: the evaluation fails; its own messages stand above.
     """
     folder = args.output / args.model / f"{labels.dataset}_{name}_{frames}"
-    entries = labels.entries
-    sources = list(range(args.limit or len(entries))) if asked is None else asked.sources
     key = DATASETS[labels.dataset].id
-    questions = [
-        {**entries[source], key: f"{entries[source][key]}{SEPARATOR}{number}"}
-        for number, source in enumerate(sources)
-    ]
+    if asked is None:
+        questions = labels.entries[: args.limit]
+    else:
+        questions = [
+            {**labels.entries[source], key: f"{labels.entries[source][key]}{SEPARATOR}{digest}"}
+            for source, digest in zip(asked.sources, asked.digests, strict=True)
+        ]
     command = ["--model", args.model, "--dataset", labels.dataset, "--output", str(folder)]
     command += ["--labels", str(folder / "questions.json"), "--max_frames", str(frames)]
     command += ["--frames", "uni" if asked is None else "aks"]
-    changed = keep(folder / "questions.json", questions)
     if asked is not None:
-        changed |= keep(folder / "selected_frames.json", asked.rows)
-        write_json(folder / "selection.json", {"max_num_frames": frames})
         command += ["--selection", str(folder / "selected_frames.json")]
         command += ["--short_selection", args.short_selection]
     command += ["--videos", args.videos or str(labels.video_root)]
@@ -174,22 +177,22 @@ def ask(
     # One cache of answers for all tables: a question with the same frames is not asked again.
     answers = f"answers={args.output / args.model / 'answers'}"
     command += ["--model_args", ",".join(filter(None, [answers, args.model_args]))]
-    changed |= keep(folder / "command.json", command)
-    if changed or not list(folder.rglob("*_results.json")):
-        script = [sys.executable, str(ROOT / "evaluation/run.py"), *command]
-        if subprocess.run(script).returncode:
+
+    inputs = json.dumps([questions, asked and asked.rows]).encode()
+    record = {"command": command, "inputs_sha256": hashlib.sha256(inputs).hexdigest()}
+    done = folder / "evaluated.json"  # what the newest results there are of
+    if not (done.is_file() and read_json(done) == record and results_files(folder)):
+        folder.mkdir(parents=True, exist_ok=True)
+        done.unlink(missing_ok=True)
+        write_json(folder / "questions.json", questions)
+        if asked is not None:
+            write_json(folder / "selected_frames.json", asked.rows)
+            write_json(folder / "selection.json", {"max_num_frames": frames})
+        if subprocess.run([sys.executable, str(ROOT / "evaluation/run.py"), *command]).returncode:
             raise UserError(f"{folder}: the evaluation failed, see above; the same command goes on")
+        write_json(done, record)
     (run,) = read_newest(folder, len(questions))
-    return [run.samples[question[key]].correct for question in questions]
-
-
-def keep(path: Path, content: Any) -> bool:
-    """Write a JSON file unless it holds just this already; whether it was written."""
-    if path.is_file() and json.loads(path.read_bytes()) == content:
-        return False
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, content)
-    return True
+    return [run.samples[str(question[key])].correct for question in questions]
 
 
 def evaluate_cells(
@@ -199,7 +202,7 @@ def evaluate_cells(
     selected: Mapping[Setting, list[list[int]]],
 ) -> dict[Setting, float]:
     """Accuracy in percent of every setting, one evaluation for each number of frames."""
-    limit = args.limit or len(labels.questions)
+    limit = min(args.limit or len(labels.questions), len(labels.questions))
     for setting, rows in selected.items():
         if len(rows) != len(labels.questions):
             raise UserError(
@@ -242,7 +245,6 @@ def report(args: argparse.Namespace, records: Sequence[Mapping[str, Any]]) -> No
     writer.writeheader()
     writer.writerows(records)
     path = args.output / f"{args.table}_{args.model}.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text.getvalue(), encoding="utf-8")
     print(f"wrote {path}")
 
@@ -273,6 +275,10 @@ def main() -> int:
     )
     if problems and not scores_alone:
         raise UserError(f"{len(problems)} things are missing (above); nothing was evaluated")
+    try:
+        args.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {args.output}: cannot be created: {error.strerror}") from None
 
     records = []
     for dataset, of_dataset in cells.items():

@@ -28,7 +28,7 @@ from evaluation.scoring import CURRENT
 
 RESULTS = "_results.json"
 SCORE_TOLERANCE = 0.00051  # points; lmms-eval records LongVideoBench's score as a fraction of five decimals
-FRAMES_ARGUMENTS = ("max_frames_num", "max_num_frames")  # LLaVA's name, and Qwen's
+FRAMES_ARGUMENTS = ("max_frames_num", "max_num_frames", "num_frames")  # LLaVA's, Qwen's and InternVL's name
 DURATIONS = ("short", "medium", "long")  # VideoMME's
 
 

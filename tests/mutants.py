@@ -30,7 +30,7 @@ MODELS = "qwen llava"
 # The tests that guard the files whose paths begin so, the fastest first; the longest such beginning counts.
 AREAS = {
     "aks/": "cli keyframes extraction feature_store conse",
-    "aks/entries": "labels merged_labels",
+    "aks/entries": "labels merged_labels interchange",
     "aks/labels": "labels recall extraction merged_labels benchmarks",
     "aks/video/packets": VIDEO,
     "aks/cli": "cli keyframes extraction faults lavis_cli ray",
@@ -43,7 +43,7 @@ AREAS = {
     "aks/lmms_eval_models": "swap_in",
     "aks/locks": "faults scale ray",
     "aks/jsonio": "run_dir extraction recall frame_select conse feature_store scale",
-    "aks/score_lists": "frame_select recall selection",
+    "aks/score_lists": "frame_select recall selection interchange",
     "aks/run_dir": "run_dir extraction recall frame_select conse feature_store odd_videos scale ray",
     "aks/extraction/batching": "batching",
     "aks/extraction/worker": "extraction workers faults scale",

@@ -160,6 +160,7 @@ def test_times_are_written_where_step_1_left_them_and_stale_ones_are_removed(tmp
         (SCORES, FRAMES, ["--quota", "half"], "--quota: invalid choice: 'half'"),
         (SCORES, FRAMES, ["--option", "seed=1"], "option 'seed': strategy ada has no options"),
         (SCORES, FRAMES, ["--option", "seed"], "--option seed: use NAME=VALUE with a number"),
+        (SCORES, FRAMES, ["--strategy", "gumbel", "--option", "seed=inf"], "use NAME=VALUE with a number"),
         (SCORES, FRAMES, ["--strategy", "bolt", "--option", "power=-1"], "power is -1.0; it must be above 0"),
         (SCORES, FRAMES, ["--score_path", "absent.json"], "absent.json: file not found"),
     ],

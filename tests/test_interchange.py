@@ -86,13 +86,37 @@ def test_times_between_candidates_become_the_nearest(folder):
         ("kfs", "[]", "name step 1's frames.json"),
         ("csv", "question,frame\na,x\n", "question a: [-1] is no list of frames"),
         ("csv", "question,frame\nc,1\n", "is of no question"),
+        ("csv", "id,frame\na,1\n", "its first line names no column 'question'"),
+        ("csv", b"question,frame\n\xe9,1\n", "not UTF-8 text"),
     ],
 )
 def test_what_does_not_fit_is_one_line(folder, form, content, words):
-    (folder / "in.json").write_text(content)
+    (folder / "in.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     done = convert(folder, "import", form, "in.json", "back.json")
     assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
     assert not (folder / "back.json").exists()
+
+
+def test_times_are_never_taken_for_frame_numbers(folder):
+    """A video that failed in step 1 has no candidates."""
+    (folder / "k.json").write_text(json.dumps([{"id": id, "frame_timestamps": [1, 2]} for id in ("a", "b")]))
+    (folder / "frames.json").write_text(json.dumps([FRAMES[0], []]))
+    (folder / "times.json").write_text(json.dumps([TIMES[0], []]))
+    done = convert(folder, "import", "kfs", "k.json", "back.json", "--frame_path", "frames.json")
+    assert done.returncode == 2 and "question b has 0 candidates" in done.stderr
+    assert not (folder / "back.json").exists()
+
+
+def test_an_imported_selection_does_not_stand_beside_another_ones_record(folder):
+    """Recall would read those times as its own, the evaluation that budget."""
+    (folder / "c.csv").write_text("question,frame\na,75\na,100\n")
+    before = (folder / "selected_frames.json").read_text()
+    done = convert(folder, "import", "csv", "c.csv", "selected_frames.json")
+    assert done.returncode == 2 and "selected_times.json beside it is of another selection" in done.stderr
+    assert (folder / "selected_frames.json").read_text() == before
+    (folder / "selected_times.json").unlink()
+    done = convert(folder, "import", "csv", "c.csv", "selected_frames.json")
+    assert done.stdout.splitlines()[1] == "1 questions have no keyframes"  # b is not in the file
 
 
 def test_a_selection_without_times_has_none_to_export(folder):

@@ -266,6 +266,7 @@ def without(entry, key):
         ("videomme", [without(VIDEOMME, "question_id")], "'question_id' is missing"),
         ("videomme", [{**VIDEOMME, "answer": "E"}], "answer 'E'"),
         ("lvbench", [{**LVBENCH, "qa": {}}], "entry 0 .id a.: 'qa' is not a list of questions"),
+        ("lvbench", [{**LVBENCH, "qa": []}], "holds no questions"),
         ("lvbench", [{**LVBENCH, "qa": ["?"]}], "'qa' is not a list of questions"),
         ("lvbench", [{**LVBENCH, "qa": [{"uid": "1"}]}], "entry 0 .id 1.: 'question' is missing"),
         ("lvbench", [LVBENCH, LVBENCH], "entry 2 .id 50.: id '50' was used by entry 0"),

@@ -154,3 +154,35 @@ def test_a_mistake_is_one_line(labels, tmp_path, flags, words):
     flags = [flag.replace("=", f"={tmp_path}/") if flag.endswith(".json") else flag for flag in flags]
     done = command("--dataset_name", "custom", "--label_file", labels, "--selected_frames", *flags)
     assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_what_one_selection_does_not_tell_another_does(labels, tmp_path):
+    """A single frame tells no stride; the strides of the video are the same for every selection."""
+    (tmp_path / "one.json").write_text(json.dumps([[50]] * 3))
+    flags = ["--dataset_name", "custom", "--label_file", labels, "--selected_frames"]
+    done = command(*flags, f"one={tmp_path / 'one.json'}", f"a={tmp_path / 'a.json'}")
+    assert done.returncode == 0, done.stderr
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert any(line.startswith("precision within 1 s one 1.000") for line in lines)
+    assert any(line.startswith("largest gap one 0.800") for line in lines)
+    done = command(*flags, f"one={tmp_path / 'one.json'}")
+    assert "3 questions left out: too few frames to tell the stride" in done.stdout
+    assert done.returncode == 2 and "give --frame_path" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_unknown_times_are_not_taken_for_uneven_ones():
+    unknown = SelectedFrames(np.array([50]), np.array([np.nan]), 0)
+    assert measure(question(duration_s=10.0), unknown, [1.0]) == {}
+
+
+def test_every_table_says_how_many_questions_it_is_of(labels, tmp_path):
+    entries = json.loads(labels.read_text())
+    del entries[0]["evidence_frames"]
+    labels.write_text(json.dumps(entries))
+    done = command(
+        *("--dataset_name", "custom", "--label_file", labels, "--selected_frames"),
+        f"a={tmp_path / 'a.json'}",
+    )
+    recall, gaps = done.stdout.split("\n\n")
+    assert recall.startswith("all questions (2 questions, 2 videos)") and "largest gap" not in recall
+    assert gaps.startswith("all questions (3 questions, 3 videos)") and "largest gap" in gaps

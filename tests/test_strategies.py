@@ -36,6 +36,17 @@ def test_a_rule_chooses_the_frames_of_the_original_code(strategy, options, budge
     assert found == sorted(original + others[: budget - len(original)])  # the best ones fill the budget
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_rule_fills_the_smallest_budgets(strategy):
+    rng = np.random.default_rng(6)
+    for num in range(1, 60):
+        for budget in (1, 2, 3):
+            found = chosen(strategy, budget, rng.random(num))
+            assert len(set(found)) == len(found) == min(budget, num) and set(found) <= set(range(num))
+    if strategy == "bolt":  # one frame is where half of the relevance has been
+        assert chosen("bolt", 1, [0.0, 0.1, 1.0, 0.9, 0.9, 0.0]) == [3]
+
+
 def naive_coverage(positions: list[int], num_candidates: int, levels: int) -> int:
     """Minus the differences between the halves of every bin, level by level."""
     bins, penalty = [range(num_candidates)], 0
@@ -128,6 +139,8 @@ def test_released_is_another_name_of_paper():
         ("bolt", {"seed": 1}, "option 'seed': strategy bolt has power"),
         ("bolt", {"power": 0}, "power is 0"),
         ("nms", {"window": -1}, "window is -1"),
+        ("gumbel", {"seed": 1.5}, "seed is 1.5; it must be a whole number"),
+        ("gumbel", {"seed": float("inf")}, "seed is inf"),
         ("gumbel", {"temperature": float("inf")}, "temperature is inf"),
         ("maximum", {"weight": float("nan")}, "weight is nan"),
     ],
@@ -135,6 +148,10 @@ def test_released_is_another_name_of_paper():
 def test_a_wrong_option_is_named(strategy, options, words):
     with pytest.raises(ValueError, match=words):
         chosen(strategy, 2, **options)
+
+
+def test_a_window_beyond_the_video_leaves_the_best_frame_and_those_that_fill_the_budget():
+    assert chosen("nms", 3, window=1e308) == chosen("top", 3)
 
 
 def test_options_have_defaults():

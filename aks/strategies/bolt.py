@@ -16,7 +16,8 @@ def select_bolt(scores: np.ndarray, budget: int, *, power: float = 3.0, **_: obj
     """Inverse transform sampling at ``budget`` equally spaced quantiles.
 
     The original shows a frame twice in which two quantiles lie. Here the best other frames take the place of
-    such repetitions. Where all scores are equal it divides by zero; here every frame weighs the same.
+    such repetitions. Where all scores are equal it divides by zero; here every frame weighs the same. Of one
+    frame its quantile is 1, past the last frame where rounding makes the sum less; here it is the median.
 
     Args:
         scores: normalized relevance, (n,).
@@ -27,5 +28,5 @@ def select_bolt(scores: np.ndarray, budget: int, *, power: float = 3.0, **_: obj
         raise ValueError(f"power is {power}; it must be above 0")
     weights = scores**power if scores.any() else np.ones(len(scores))
     cumulated = np.cumsum(weights / weights.sum())
-    quantiles = np.linspace(1 / budget, 1 - 1 / budget, budget)
+    quantiles = np.linspace(1 / budget, 1 - 1 / budget, budget) if budget > 1 else [0.5]
     return fill(np.searchsorted(cumulated, quantiles), scores, budget)

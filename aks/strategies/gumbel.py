@@ -28,5 +28,7 @@ def select_gumbel(
     """
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature is {temperature}; it must be a number, 0 or more")
+    if not (0 <= seed < math.inf and seed == int(seed)):
+        raise ValueError(f"seed is {seed}; it must be a whole number, 0 or more")
     noise = np.random.default_rng(int(seed)).gumbel(size=len(scores))
     return np.sort(np.argsort(-(scores + temperature * noise), kind="stable")[:budget])

@@ -23,7 +23,7 @@ def select_nms(scores: np.ndarray, budget: int, *, window: float = 0.5, **_: obj
     """
     if not 0 <= window < math.inf:
         raise ValueError(f"window is {window}; it must be a number, 0 or more")
-    reach = int(window * (len(scores) - 1) / budget)  # in candidates
+    reach = int(min(window * (len(scores) - 1) / budget, len(scores)))  # in candidates
     is_free = np.ones(len(scores), dtype=bool)
     chosen: list[int] = []
     for position in np.argsort(-scores, kind="stable").tolist():

@@ -116,7 +116,19 @@ def test_a_missing_video_is_named_and_nothing_is_written(data, tmp_path):
     assert "gone.mp4: file not found" in error and "1 videos cannot be read (above)" in error
     assert command(data, "--selected_frames", path, names=("gone.mp4", "trimmed.mp4"))[0] == 1
     path.write_text("[[0]]")
-    assert command(data, "--selected_frames", path)[2].endswith("both must be of the same label file\n")
+    assert command(data, "--selected_frames", path)[2].endswith("they must belong together\n")
+
+
+def test_neither_candidates_nor_a_described_selection_are_written_again(data, tmp_path):
+    path, output = tmp_path / "selection.json", tmp_path / "old/selected_frames.json"
+    path.write_text(json.dumps([[0], [50, 125]]))
+    status, _, error = command(data, "--frames_path", path, "--output", output)
+    assert status == 2 and "--output goes with --selected_frames" in error
+    output.parent.mkdir()
+    output.with_name("selected_times.json").write_text("[[0], [2, 5]]")
+    status, _, error = command(data, "--selected_frames", path, "--output", output)
+    assert status == 2 and "selected_times.json beside it is of another selection" in error
+    assert not output.exists()
 
 
 def test_a_video_without_an_edit_list_is_none(videos):

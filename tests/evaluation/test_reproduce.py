@@ -81,6 +81,18 @@ def test_a_question_is_asked_once_for_each_list_of_frames():
     assert strict.rows == [[5], [6]]
 
 
+def test_a_question_is_known_by_its_frames_in_every_table():
+    """Its answers are kept by its id, so that another table with the same frames does not ask again."""
+    first, second = (Setting(2, "blip", t1=t1) for t1 in (0.1, 0.2))
+    one, two = Asked(2, refill=True), Asked(2, refill=True)
+    one.add(first, [[1, 2], [5]])
+    two.add(second, [[3, 4], [6]])
+    two.add(first, [[1, 2], [5]])
+    assert two.rows == [[3, 4], [6], [1, 2]]
+    assert two.digests[1:] == one.digests[::-1]  # below the budget both show the same uniform frames
+    assert len(set(two.digests)) == 3
+
+
 @pytest.fixture
 def world(tmp_path) -> Path:
     """Two questions about one video, with generated scores."""
@@ -130,6 +142,26 @@ def test_selections_are_written_without_a_model(world):
     assert record["max_num_frames"] == 32
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--all_depth", "99"], "max_depth is 99"),
+        (["--all_depth", "-1"], "max_depth is -1"),
+        (["--t1", "nan"], "t1 and t2 must be numbers"),
+    ],
+)
+def test_a_wrong_setting_is_one_line(world, flags, words):
+    done = reproduce(world, "selections", "--dataset", "longvideobench", *flags)
+    assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_an_output_that_is_no_folder_is_told(world):
+    (world / "out").touch()
+    done = reproduce(world, "selections", "--dataset", "longvideobench")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == f"error: --output {world}/out: cannot be created: File exists"
+
+
 def test_what_is_missing_is_listed_once_before_anything_runs(world):
     shutil.rmtree(world / "outscores")
     done = reproduce(world, "depth_threshold", "--check_only")
@@ -170,7 +202,11 @@ def test_a_table_from_scores_to_accuracy(world):
         for index, row in enumerate(json.loads(path.read_text()))
     }
     assert asked == shown and len(entries) == len(asked)
-    # Again: nothing is asked.
-    again = reproduce(world, *command)
-    assert again.returncode == 0 and "lmms_eval" not in again.stdout
-    assert (world / "out/strategies_conse_qa.csv").exists()
+    # Again: nothing is asked. A limit beyond the questions is none.
+    again = reproduce(world, *command, "--limit", 5)
+    assert again.returncode == 0 and "lmms_eval" not in again.stdout, again.stderr
+    # The results of an evaluation are not taken for those of another one that failed, nor afterwards.
+    for _ in range(2):
+        failed = reproduce(world, *command, "--checkpoint", "a,b")
+        assert failed.returncode == 2
+        assert "longvideobench_strategies_64: the evaluation failed" in failed.stderr  # the first one, again

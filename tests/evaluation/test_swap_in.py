@@ -329,3 +329,13 @@ def test_lmms_eval_finds_an_installed_project_s_models_under_names_of_their_own(
     assert registry.resolve("llava_vid").class_path.startswith("lmms_eval.")
     model = registry.get_model_class("conse_qa_aks")
     assert (model.__module__, model.__name__) == ("evaluation.models.conse_qa", "ConseQA")
+
+
+def test_an_installed_project_is_found_through_a_link(tmp_path):
+    (tmp_path / "link").symlink_to(ROOT)
+    script = "from aks.lmms_eval_models import manifests; print(len(manifests()))"
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "link")}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=env, text=True, capture_output=True
+    )
+    assert done.stdout.split() == [str(len(AVAILABLE_MODELS))], done.stderr

@@ -19,6 +19,7 @@ from aks import UserError
 from aks.bootstrap import bootstrap_interval
 from evaluation.evaluator import evaluate, results_files
 from evaluation.results import parse_model_args, read_runs
+from evaluation.run import MODELS
 from evaluation.significance import mcnemar_p
 from evaluation.tables import PUBLISHED
 
@@ -452,6 +453,13 @@ def test_rows_that_are_not_the_papers_come_below(tmp_path, run_tables):
         ("conse_qa", "VideoMME", "default"),
         ("qwen2_5_vl", "VideoMME", "32"),
     ]
+
+
+def test_the_number_of_frames_is_read_by_every_models_name_for_it(tmp_path):
+    for name, model in MODELS.items():
+        path = write_run(tmp_path / name, [True], model=name, arguments=f"{model.frames_argument}=16")
+        ((run,), _) = read_runs(path)
+        assert run.max_frames == 16, name
 
 
 def test_a_score_of_a_benchmarks_own_stands_beside_the_accuracy(tmp_path, run_tables):
