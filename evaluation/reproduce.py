@@ -40,7 +40,7 @@ from evaluation.evaluator import read_newest, results_files
 from evaluation.grids import GRIDS, PAPER, Asked, Cell, Setting, cells_of
 from evaluation.preflight import check_checkpoint, check_videos
 from evaluation.results import format_table
-from evaluation.run import MODELS
+from evaluation.run import MODELS, OPTIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 SEPARATOR = "#"  # between a question's id and the digest of its frames
@@ -188,7 +188,10 @@ def ask(
         if asked is not None:
             write_json(folder / "selected_frames.json", asked.rows)
             write_json(folder / "selection.json", {"max_num_frames": frames})
-        if subprocess.run([sys.executable, str(ROOT / "evaluation/run.py"), *command]).returncode:
+        # run.py's settings are the flags alone: a variable such as LIMIT would change what is asked.
+        env = {name: value for name, value in os.environ.items() if name.lower() not in OPTIONS}
+        script = [sys.executable, str(ROOT / "evaluation/run.py"), *command]
+        if subprocess.run(script, env=env).returncode:
             raise UserError(f"{folder}: the evaluation failed, see above; the same command goes on")
         write_json(done, record)
     (run,) = read_newest(folder, len(questions))

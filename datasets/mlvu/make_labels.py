@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # started as a scr
 
 from aks import errors
 from aks.entries import LabelEntry, parse_entries, read_label_bytes
+from aks.errors import UserError
 from aks.jsonio import write_json
 
 # The multiple-choice tasks; a task's file and the folder of its videos are called so, behind its number.
@@ -34,6 +35,8 @@ def main() -> None:
     entries, left_out = [], []
     for number, task in enumerate(TASKS, 1):
         path = args.folder / f"{number}_{task}.json"
+        if not path.is_file():
+            raise UserError(f"{path}: file not found; name MLVU's folder of label files")
         for index, data in enumerate(parse_entries(path, read_label_bytes(path))):
             entry = LabelEntry(path, index, data, data.get("video"))
             if data.get("question") and data.get("answer") in entry.texts("candidates", required=True):

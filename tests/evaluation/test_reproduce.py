@@ -111,6 +111,7 @@ def reproduce(world: Path, *arguments: object) -> subprocess.CompletedProcess:
     python = forkserver.python("lmms_eval")
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(STARTUP), "OMP_NUM_THREADS": "1"}
     env |= {"HF_DATASETS_CACHE": str(world / "datasets_cache"), "FORKSERVER_PYTHON": python}
+    env["LIMIT"] = "1"  # a setting of run.py, which counts for nothing here
     command = [python, ROOT / "evaluation/reproduce.py", *arguments, *flags]
     return subprocess.run(list(map(str, command)), cwd=world, env=env, text=True, capture_output=True)
 
