@@ -87,6 +87,8 @@ AREAS = {
     "evaluation/significance": "tables",
     "evaluation/plots": "tables",
     "evaluation/preflight": "preflight evaluation_scripts",
+    "evaluation/scoring": "scoring tables",
+    "evaluation/visual_tracker": "visual_tracker llava qwen",
     "evaluation/uniform": "tasks llava qwen",
     "evaluation/task": "merged_labels tasks evaluation_scripts benchmarks",
     "evaluation/upstream_task": "benchmarks",
@@ -105,6 +107,8 @@ WRITES = re.compile(
 )
 TEST_LIMIT_S = 300  # a test that takes longer hangs
 LEAVES = (ast.Raise, ast.Return, ast.Continue, ast.Break)
+# Seconds to wait: no test waits so long, and shorter limits are given where one is tested.
+WAITS = re.compile("TIMEOUT_S$|INTERVAL_S$")
 
 
 class Fault(NamedTuple):
@@ -190,11 +194,13 @@ def faults_of(file: str, source: bytes) -> Iterator[Fault]:
 
 
 def is_for_people(node: ast.AST) -> bool:
-    """Whether a node is a docstring, a message, a log line, or for type checkers."""
+    """Whether a node is a docstring, a message, a log line, for type checkers, or seconds to wait."""
     match node:
         case ast.Expr(value=ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name))):
             return name in LOGS
         case ast.Raise() | ast.JoinedStr() | ast.Expr(value=ast.Constant()):
+            return True
+        case ast.Assign(targets=[ast.Name(id=name)]) if WAITS.search(name):
             return True
     return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
@@ -208,7 +214,8 @@ def are_swappable(first: ast.AST, second: ast.AST) -> bool:
         used.append({n.id for n in names if isinstance(n.ctx, ast.Load)})
         if not isinstance(node, STATEMENTS) or leaves(node, *LEAVES) or not writes(node):
             return False
-    return not bound[0] & used[1] and not bound[1] & used[0]
+    closes = all(re.search(r"\bclose\(", ast.unparse(node)) for node in (first, second))  # in any order
+    return not closes and not bound[0] & used[1] and not bound[1] & used[0]
 
 
 def leaves(node: ast.AST, *ways: type[ast.AST]) -> bool:

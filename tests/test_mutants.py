@@ -9,6 +9,7 @@ import pytest
 
 SOURCE = '''"""Two < three."""
 limit: int = 2
+READ_TIMEOUT_S = 3.0
 def check(items: list[int], kind="a", wait=0.5):
     """Not one."""
     if not items:
@@ -21,6 +22,8 @@ def check(items: list[int], kind="a", wait=0.5):
     for name in ("times", "scores"):
         chosen = {"name": name, "is": limit is None}
         items.close()
+    kind.close()
+    wait.close()
     return chosen
 '''
 FAULTS = [  # the lines that each fault changes, as they are then

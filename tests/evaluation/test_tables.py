@@ -18,7 +18,7 @@ import evaluation.plots
 from aks import UserError
 from aks.bootstrap import bootstrap_interval
 from evaluation.evaluator import evaluate, results_files
-from evaluation.results import parse_model_args, read_runs
+from evaluation.results import format_table, parse_model_args, read_runs
 from evaluation.run import MODELS
 from evaluation.significance import mcnemar_p
 from evaluation.tables import PUBLISHED
@@ -842,6 +842,29 @@ def test_the_plot_says_so_where_it_leaves_groups_out(tmp_path, monkeypatch, grou
     records = [{**facts, "grouping": grouping, "group": group} for grouping, group in names]
     evaluation.plots.plot(tmp_path / "tables.png", records)
     assert titles == [f"m, custom, 8 frames{remark}"]
+
+
+def test_the_papers_figures_stand_inside_the_plot():
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2)
+    group = {"group": "", "benchmark": "custom", "uniform": 50.0, "aks": 60.0, "n_uniform": 3}
+    group |= {"difference": 10.0, "low": 1.0, "high": 19.0}
+    paper = {"published_uniform": 55.0, "published_aks": 61.0}
+    evaluation.plots._plot_accuracy(left, "title", [group], paper)
+    evaluation.plots._plot_difference(right, [group], paper)
+    for axis, count in ((left, 2), (right, 1)):
+        markers = [line for line in axis.lines if "paper" in line.get_label()]
+        bottom, top = axis.get_ylim()
+        assert len(markers) == count
+        assert all(top < y < bottom for line in markers for y in line.get_ydata())
+    plt.close(figure)
+
+
+def test_a_table_lines_up_as_plain_text():
+    lines = format_table(["name", "n"], [["a|b", "1"], ["longer than its title", "1000"]]).splitlines()
+    assert lines[2:] == ["| a\\|b                  |    1 |", "| longer than its title | 1000 |"]
+    assert len(set(map(len, lines))) == 1
 
 
 def test_the_plot_shows_both_runs_of_a_group():
