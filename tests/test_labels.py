@@ -154,7 +154,7 @@ def test_mlvu_s_files_become_one_with_the_answers_as_letters(tmp_path, run_scrip
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("3_ego", None, "3_ego.json: label file not found"),
+        ("3_ego", None, "3_ego.json: file not found; name MLVU's folder"),
         ("3_ego", [{"video": "b.mp4", "question": "?", "answer": "a"}], "'candidates' is missing"),
         ("3_ego", [{"question": "?", "answer": "a", "candidates": ["a"]}], "'video' is missing"),
     ],

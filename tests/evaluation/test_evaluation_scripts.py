@@ -128,7 +128,14 @@ def test_a_documented_script_ends_in_a_results_file(world, tmp_path, model, data
             {"MODEL_ARGS": "min_pixels=3136"} if model in ("qwen2_5_vl", "qwen3_vl") else {}
         ),  # small pictures stay small
     )
-    done = run(["bash", SCRIPTS / DOCUMENTED[model].format(dataset=dataset, frames=frames)], env)
+    script = SCRIPTS / DOCUMENTED[model].format(dataset=dataset, frames=frames)
+    if (dataset, frames) not in (("longvideobench", "aks"), ("videomme", "uni")):
+        # Every benchmark and both kinds of frames are evaluated with each model, but not all four pairs.
+        done = run(["bash", script, "--check_only"], env)
+        assert (done.returncode, "inputs are fine" in done.stdout) == (0, True), done.stderr[-3000:]
+        assert f"{model} on {dataset}, {frames}: 2 questions" in done.stdout
+        return
+    done = run(["bash", script], env)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     [results] = results_in(output)
     config = json.loads(results.read_text())["config"]
@@ -316,17 +323,9 @@ def copy_project(folder: Path) -> None:
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
 
 
-@pytest.mark.parametrize(
-    ("dataset", "max_frames", "label_name", "video"),
-    [
-        ("longvideobench", 64, "lvb_val.json", "videos/86CxyhFV9MI.mp4"),
-        ("videomme", 32, "videomme.json", "data/fFjv93ACGo8.mp4"),
-    ],
-)
-def test_the_released_files_run_where_they_lie(
-    reference, world, tmp_path, dataset, max_frames, label_name, video
-):
+def test_the_released_files_run_where_they_lie(reference, world, tmp_path):
     """Labels and selections as published, with the released repository's places and names; two questions."""
+    dataset, max_frames, label_name, video = "videomme", 32, "videomme.json", "data/fFjv93ACGo8.mp4"
     copy_project(tmp_path)
     chosen = tmp_path / f"selected_frames/{dataset}/blip"
     chosen.mkdir(parents=True)
