@@ -59,10 +59,12 @@ def pytest_ignore_collect(collection_path, config):
 
 @pytest.hookimpl(tryfirst=True)  # before pytest chooses tests by their marks
 def pytest_collection_modifyitems(items):
-    """Mark the tests of the slow files; other slow tests have the mark as a decorator."""
+    """Mark the tests of the slow files, others have the mark as a decorator; leave out the long ones."""
     for item in items:
         if item.path.stem in SLOW_FILES:
             item.add_marker("slow")
+        if item.get_closest_marker("long") and "AKS_TESTS_LONG" not in os.environ:
+            item.add_marker(pytest.mark.skip(reason="AKS_TESTS_LONG=1 runs it"))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 source ./environment.sh
 environment_newer requirements-dev.txt nodeps:requirements-dev-nodeps.txt nodeps:requirements-conse.txt
 python check_environment.py requirements-newer.txt
-export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+export AKS_TESTS_LONG=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 tests=(tests/evaluation/{test_qwen,test_internvl,test_visual_tracker}.py)
 python -m pytest "${tests[@]}" "$@"
 # The scripts of these models alone: other models' rows run with the pinned transformers.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
+import forkserver
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,7 +26,7 @@ def folder(tmp_path) -> Path:
 
 
 def convert(folder: Path, *arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "aks.interchange", *map(str, arguments)]
+    command = [forkserver.python("torch"), "-m", "aks.interchange", *map(str, arguments)]
     command += ["--dataset_name", "custom", "--label_file", str(folder / "labels.json")]
     return subprocess.run(
         command, cwd=folder, env={"PYTHONPATH": str(ROOT)}, text=True, capture_output=True, check=False

@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import subprocess
-import sys
 from pathlib import Path
 
+import forkserver
 import numpy as np
 import pytest
 from PIL import Image
@@ -110,7 +110,10 @@ def test_the_released_selections_have_the_published_figures(reference, tmp_path)
 
 def command(*flags: object) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "aks.quality", *map(str, flags)], cwd=ROOT, text=True, capture_output=True
+        [forkserver.python("torch"), "-m", "aks.quality", *map(str, flags)],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
     )
 
 

@@ -216,7 +216,9 @@ def aggregate(metric: str, values: list[Any]) -> float:
     return getattr(upstream_videomme_v2, function)(values)
 
 
-@each
+@pytest.mark.parametrize(
+    "dataset", ["lvbench", *(pytest.param(name, marks=pytest.mark.long) for name in ("mlvu", "videomme_v2"))]
+)
 def test_from_published_labels_to_upstreams_score(world, labels, tmp_path, dataset):
     def run(script: str, *flags: object) -> subprocess.CompletedProcess[str]:
         kind = "lmms_eval" if script == "evaluation/run.py" else "torch"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import decord
+import forkserver
 import numpy as np
 import pytest
 from evaluation_setup import ROOT, write_longvideobench_labels
@@ -35,7 +35,12 @@ def videos(tmp_path_factory) -> Path:
 
 def command(videos: Path, *arguments: object, names: tuple[str, ...] = ("plain.mp4", "trimmed.mp4")):
     labels = write_longvideobench_labels(videos.parent / "labels", names)
-    script = [sys.executable, ROOT / "evaluation/frame_numbering.py", "--dataset_name", "longvideobench"]
+    script = [
+        forkserver.python("torch"),
+        ROOT / "evaluation/frame_numbering.py",
+        "--dataset_name",
+        "longvideobench",
+    ]
     flags = ["--label_file", labels, "--dataset_path", videos.parent / "data", *map(str, arguments)]
     done = subprocess.run([*script, *flags], text=True, capture_output=True)
     return done.returncode, done.stdout, done.stderr

@@ -87,6 +87,8 @@ needs_qwen3 = pytest.mark.skipif(
 MODELS = [QWEN2, QWEN2_5, pytest.param(QWEN3, marks=needs_qwen3)]
 each = pytest.mark.parametrize("qwen", MODELS, ids=lambda qwen: qwen.name)
 each_class = pytest.mark.parametrize("qwen", [*MODELS, QWEN2_5_CHAT], ids=lambda qwen: qwen.name)
+CHAT = pytest.param(QWEN2_5_CHAT, marks=pytest.mark.long)  # shares the code that is tested with the others
+each_class_if_long = pytest.mark.parametrize("qwen", [*MODELS, CHAT], ids=lambda qwen: qwen.name)
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +215,7 @@ def test_uniform_frames_and_everything_else_are_upstreams_own(qwen, asked, asset
         assert len(frames_of(call, qwen.patch_size)) == (4 if VIDEOS[question] == "few.mp4" else BUDGET)
 
 
-@each_class
+@each_class_if_long
 def test_nothing_but_the_frames_differs_from_a_uniform_run(qwen, asked):
     on_keyframes, on_uniform = asked(qwen, use_topk=True), asked(qwen, use_topk=False)
 
@@ -238,7 +240,7 @@ def assert_same(one: dict[str, Any], other: dict[str, Any], but: set[str] = froz
         assert same(one[name], other[name]), name
 
 
-@each_class
+@each_class_if_long
 def test_the_papers_way_refills_short_selections_and_counts_them(qwen, assets, labels, capsys):
     frames = shown(qwen, assets, "use_topk=True", "short_selection=paper")
 
@@ -266,7 +268,7 @@ def test_lmms_evals_chat_class_refuses_use_topk(qwen, assets):
 # Pictures instead of a video
 
 
-@each_class
+@each_class_if_long
 @pytest.mark.parametrize(("kind", "use_topk"), [("aks", True), ("uni", False)])
 def test_pictures_reach_the_model_in_their_order(qwen, kind, use_topk, assets, labels, monkeypatch, tmp_path):
     for index in QUESTIONS:
@@ -581,7 +583,7 @@ def test_a_codec_that_upstream_cannot_open_is_no_answer(qwen, use_topk, assets, 
     assert "q0" not in line and "q4" not in line
 
 
-@each_class
+@each_class_if_long
 @both_ways
 def test_a_video_corrupt_in_the_middle_is_no_answer(qwen, use_topk, assets, labels, video_folder):
     change_entry(labels, 2, frame_idx=[0, 40, 75, 100, 149])
@@ -624,7 +626,7 @@ def linspace_of(num_frames: int) -> list[int]:
     return np.linspace(0, num_frames - 1, BUDGET).round().astype(int).tolist()
 
 
-@each_class
+@each_class_if_long
 def test_a_keyframe_beyond_the_video_is_refused(qwen, assets, labels):
     change_entry(labels, 4, frame_idx=[0, 4, 5])
 
@@ -665,7 +667,7 @@ def test_a_processor_that_fails_ends_the_evaluation_and_keeps_no_answer(
 # Subtitles are those of the frames that reach the model
 
 
-@each_class
+@each_class_if_long
 @both_ways
 def test_the_prompts_subtitles_are_spoken_at_the_frames_shown(qwen, use_topk, assets, tmp_path, monkeypatch):
     merged = merge_selection(
@@ -713,7 +715,7 @@ def run_command(qwen: Qwen, assets: Path, labels: Path, videos: Path) -> subproc
     )
 
 
-@each_class
+@each_class_if_long
 def test_the_command_shows_the_keyframes_and_writes_results(qwen, assets, labels):
     done = run_command(qwen, assets, labels, assets / "videos")
     assert done.returncode == 0, done.stderr

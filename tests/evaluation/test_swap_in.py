@@ -12,6 +12,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import forkserver
 import pytest
 import torch
 from evaluation_setup import (
@@ -61,7 +62,9 @@ def digests(package: Path) -> dict[str, tuple[str, int]]:
 def swap_in(*arguments: object) -> tuple[int, str]:
     """Status and output of the command."""
     done = subprocess.run(
-        [sys.executable, ROOT / "evaluation/swap_in.py", *map(str, arguments)], text=True, capture_output=True
+        [forkserver.python("torch"), ROOT / "evaluation/swap_in.py", *map(str, arguments)],
+        text=True,
+        capture_output=True,
     )
     return done.returncode, (done.stdout + done.stderr).strip()
 
