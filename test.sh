@@ -19,7 +19,7 @@ export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 ruff check .
 ruff format --check .
 if [ "$#" = 0 ]; then
-    workers=$(($(nproc) + 1))  # tests wait for other processes a third of their time
+    workers=$(nproc)
     set -- -n $((workers < 4 ? workers : 4))
 elif [ "$1" = -k ]; then
     set -- -m "not slow" "$@"
