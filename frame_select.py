@@ -19,6 +19,7 @@ import numpy as np
 
 from aks import errors
 from aks.jsonio import read_json, write_json
+from aks.presets import DEFAULT, PRESETS, preset_settings
 from aks.score_lists import infer_stride, read_number_lists, read_scores
 from aks.selection import QUOTAS, STRATEGIES, options_of, select_positions
 
@@ -34,16 +35,26 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--frame_path", help="(default: frames.json beside the scores)")
     parser.add_argument("--max_num_frames", type=int, default=64, help="budget: keyframes a question")
     parser.add_argument("--ratio", type=int, default=1, help="use every ratio-th candidate")
-    parser.add_argument("--t1", type=float, default=0.8, help="threshold on the difference of means")
+    parser.add_argument(
+        "--preset",
+        default="default",
+        choices=PRESETS,
+        help="paper: t1, depth and quota that fit the paper's tables of this data set; flags win",
+    )
+    parser.add_argument(
+        "--t1", type=float, help=f"threshold on the difference of means (default: {DEFAULT['t1']})"
+    )
     parser.add_argument("--t2", type=float, default=-100, help="threshold on the standard deviation")
-    parser.add_argument("--all_depth", type=int, default=5, help="most halvings of the timeline")
+    parser.add_argument(
+        "--all_depth", type=int, help=f"most halvings of the timeline (default: {DEFAULT['max_depth']})"
+    )
     parser.add_argument("--output_file", default="./selected_frames", help="folder for the selection")
     parser.add_argument("--strategy", default="ada", choices=STRATEGIES, help="how keyframes are chosen")
     parser.add_argument(
         "--quota",
-        default="full",
         choices=QUOTAS,
-        help="released (or paper) loses fractions of the budget as the released code does",
+        help="released (or paper) loses fractions of the budget as the released code does "
+        f"(default: {DEFAULT['quota']})",
     )
     parser.add_argument(
         "--option",
@@ -80,13 +91,21 @@ def main() -> None:
         args.score_path or f"./outscores/{args.dataset_name}/{args.extract_feature_model}/scores.json"
     )
     frame_path = Path(args.frame_path) if args.frame_path else score_path.with_name("frames.json")
+    given = {"t1": args.t1, "max_depth": args.all_depth, "quota": args.quota}
+    changes = {name: value for name, value in given.items() if value is not None}
+    try:
+        settings = preset_settings(args.preset, args.dataset_name, args.max_num_frames, changes)
+    except ValueError as error:
+        raise errors.UserError(f"frame_select.py: {error} (see --help)") from None
+    if args.preset != "default":
+        print(f"preset {args.preset}: " + ", ".join(f"{name} {value}" for name, value in settings.items()))
     options = {
         "strategy": args.strategy,
         "ratio": args.ratio,
-        "t1": args.t1,
+        "t1": settings["t1"],
         "t2": args.t2,
-        "max_depth": args.all_depth,
-        "quota": args.quota,
+        "max_depth": settings["max_depth"],
+        "quota": settings["quota"],
         "options": options_of(args.strategy) | parse_options(args.option),
     }
 
@@ -126,7 +145,7 @@ def main() -> None:
         write_json(times_output, times)
     write_json(output, [row[at].tolist() for row, at in zip(frames, chosen, strict=True)])
 
-    _report(args.max_num_frames, args.ratio, args.quota, scores, chosen)
+    _report(args.max_num_frames, args.ratio, settings["quota"], scores, chosen)
     print(f"wrote {output}: {len(chosen)} questions, {sum(map(len, chosen))} keyframes ({args.strategy})")
 
 

@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from aks.presets import PAPER, preset_settings
 from aks.selection import select_positions
 
 PUBLISHED = Path(__file__).with_name("published.json")
 GRIDS = ("strategies", "scorers", "candidate_rates", "depth_threshold")
-# Per benchmark the threshold t1 and the depth that fit the published figures; quotas are the released code's.
-PAPER = {"longvideobench": (0.2, 4), "videomme": (0.8, 5)}
 FRAMES = 64  # a question, in the tables that do not vary them
 
 
@@ -84,35 +83,31 @@ class Cell:
     remark: str = ""
 
 
-def cells_of(grid: str, dataset: str, changes: Mapping[str, Any]) -> list[Cell]:
+def cells_of(grid: str, dataset: str, changes: Mapping[str, Any], preset: str = "paper") -> list[Cell]:
     """The cells of a table for one benchmark, in its order.
 
     Args:
         grid: one of :data:`GRIDS`.
         dataset: ``longvideobench`` or ``videomme``.
-        changes: settings in place of :data:`PAPER`'s: ``t1``, ``max_depth``, ``quota``.
+        changes: settings in place of the preset's: ``t1``, ``max_depth``, ``quota``.
+        preset: one of :data:`aks.presets.PRESETS`.
     """
-    t1, max_depth = PAPER[dataset]
     found = []
     for row in json.loads(PUBLISHED.read_bytes())[grid]["rows"]:
         fields = {name: value for name, value in row.items() if name not in (*PAPER, "remark")}
-        settings: dict[str, Any] = {"t1": t1, "max_depth": max_depth, "quota": "released", **changes}
-        settings |= {"frames": row.get("frames", FRAMES), "scorer": row.get("scorer", "blip")}
-        settings["strategy"] = row.get("strategy", "ada")
-        if "threshold" in row:
-            settings |= {"t1": row["threshold"], "max_depth": row["depth"]}
-        if "candidates_per_second" in row:
-            settings["ratio"] = round(1 / row["candidates_per_second"])
+        frames, scorer = row.get("frames", FRAMES), row.get("scorer", "blip")
+        strategy = row.get("strategy", "ada")
         remark = row.get("remark", "")
         if not remark.startswith(str(row[dataset])):  # it is about the other benchmark's figure
             remark = ""
-        if "uniform" in (settings["scorer"], settings["strategy"]):
-            setting = Setting(settings["frames"], None)
+        if "uniform" in (scorer, strategy):
+            setting = Setting(frames, None)
         else:
-            setting = Setting(**settings)
-            if setting.quota in ("released", "paper") and setting.frames < 2**setting.max_depth:
-                # The released code selects nothing here, although the paper prints a figure.
-                setting = Setting(**{**settings, "quota": "full"})
+            own = {"t1": row["threshold"], "max_depth": row["depth"]} if "threshold" in row else {}
+            settings = preset_settings(preset, dataset, frames, {**changes, **own})
+            ratio = round(1 / row.get("candidates_per_second", 1))
+            setting = Setting(frames, scorer, strategy, ratio, **settings)
+            if preset == "paper" and "quota" not in changes and setting.quota == "full":
                 remark = "full quota: the released one leaves no frames"
         found.append(Cell(grid, fields, setting, row[dataset], remark))
     return found

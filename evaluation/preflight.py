@@ -14,6 +14,7 @@ from typing import Any
 
 from aks.errors import UserError
 from aks.labels import LabelSet, find_video, load_labels
+from aks.presets import PAPER
 from evaluation import task
 from evaluation.change_score import Selection, read_selection
 from evaluation.llava_implementation import MODELS as LLAVA_MODELS
@@ -97,11 +98,14 @@ def check_selection(args: argparse.Namespace, labels: LabelSet | None) -> Select
         f"./selected_frames/{args.dataset}/blip/selected_frames.json",
     ]
     path = Path(args.selection or next(filter(os.path.exists, usual), usual[-1]))
+    if not path.exists():
+        preset = " --preset paper" if args.dataset in PAPER else ""
+        raise UserError(
+            f"{path}: no selected frames; give --selection, or make them: python frame_select.py "
+            f"--dataset_name {args.dataset} --max_num_frames {args.max_frames}{preset} "
+            f"--output_file selected_frames_{args.max_frames}"
+        )
     if labels is None:
-        if not path.exists():
-            raise UserError(
-                f"{path}: no selected frames; make them with frame_select.py, or give --selection"
-            )
         return None
     selection = read_selection(path, labels)
     if selection.budget != args.max_frames:

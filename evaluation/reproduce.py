@@ -6,6 +6,7 @@
 Tables: strategies, scorers, candidate_rates, depth_threshold; ``selections`` writes the keyframes of all of
 them and asks no model. Settings are those that fit the published figures (--preset paper): LongVideoBench t1
 0.2 and depth 4, VideoMME t1 0.8 and depth 5, with the released quotas and their refill of short selections.
+Where that quota leaves no frames, a cell takes the full one and is marked.
 
 What is missing is listed first, each thing once. A question is asked once for each different list of frames,
 however many cells show it.
@@ -34,10 +35,11 @@ from aks.cli import at_least
 from aks.errors import UserError
 from aks.jsonio import read_json, write_json
 from aks.labels import DATASETS, LabelSet, load_labels
+from aks.presets import PAPER, PRESETS, preset_settings
 from aks.score_lists import read_scores
 from aks.selection import QUOTAS, select_positions
 from evaluation.evaluator import read_newest, results_files
-from evaluation.grids import GRIDS, PAPER, Asked, Cell, Setting, cells_of
+from evaluation.grids import FRAMES, GRIDS, Asked, Cell, Setting, cells_of
 from evaluation.preflight import check_checkpoint, check_videos
 from evaluation.results import format_table
 from evaluation.run import MODELS, OPTIONS
@@ -62,7 +64,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--labels", help="label file, with one --dataset (default: the data set's own)")
     parser.add_argument("--videos", help="folder of the videos, with one --dataset")
-    parser.add_argument("--preset", choices=("paper",), default="paper", help="settings; flags below win")
+    parser.add_argument(
+        "--preset", choices=PRESETS, default="paper", help="default: frame_select.py's; flags below win"
+    )
     parser.add_argument("--t1", type=float)
     parser.add_argument("--all_depth", type=int)
     parser.add_argument("--quota", choices=QUOTAS)
@@ -258,14 +262,14 @@ def main() -> int:
     grids = GRIDS if args.table == "selections" else (args.table,)
     changes = changes_of(args)
     cells = {
-        dataset: [cell for grid in grids for cell in cells_of(grid, dataset, changes)]
+        dataset: [cell for grid in grids for cell in cells_of(grid, dataset, changes, args.preset)]
         for dataset in args.dataset
     }
     for dataset in args.dataset:
-        t1, depth = PAPER[dataset]
+        settings = preset_settings(args.preset, dataset, FRAMES, changes)
         print(
-            f"{dataset}: preset paper, t1 {changes.get('t1', t1)}, depth {changes.get('max_depth', depth)}, "
-            f"quota {changes.get('quota', 'released')}, short selections: {args.short_selection}"
+            f"{dataset}: preset {args.preset}, t1 {settings['t1']}, depth {settings['max_depth']}, "
+            f"quota {settings['quota']}, short selections: {args.short_selection}"
         )
     labels, problems = list_missing(args, cells)
     for problem in problems:

@@ -15,6 +15,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -115,8 +116,11 @@ OPTIONS: dict[str, tuple[str, str | None]] = {
 }
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Flags, else the environment variables of the same names, else the defaults; resolved for the model."""
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Flags, else the environment variables of the same names, else the defaults; resolved for the model.
+
+    ``taken`` of the result holds the settings that come from the environment.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -126,14 +130,11 @@ def parse_arguments() -> argparse.Namespace:
     for name, (help, _) in OPTIONS.items():
         parser.add_argument(f"--{name}", help=help)
     parser.add_argument("--check_only", action="store_true", help="check the inputs and stop")
-    flags = vars(parser.parse_args())
+    flags = vars(parser.parse_args(arguments))
     variables = {name: os.environ.get(name.upper()) for name in OPTIONS if name not in flags}
     taken = {name: value for name, value in variables.items() if value}  # an empty one counts as none
-    if taken:
-        settings = " ".join(f"{name.upper()}={shlex.quote(value)}" for name, value in taken.items())
-        print(f"taken from the environment: {settings}", file=sys.stderr)
     defaults = {name: default for name, (_, default) in OPTIONS.items()}
-    args = argparse.Namespace(**{"check_only": False, **defaults, **taken, **flags})
+    args = argparse.Namespace(**{"check_only": False, **defaults, **taken, **flags, "taken": taken})
 
     for name, choices in (("model", MODELS), ("dataset", DATASET_TASKS), ("frames", ("aks", "uni"))):
         if getattr(args, name) not in choices:
@@ -157,9 +158,17 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
+def tell_variables(args: argparse.Namespace) -> None:
+    """Say which settings come from the environment."""
+    if args.taken:
+        settings = " ".join(f"{name.upper()}={shlex.quote(value)}" for name, value in args.taken.items())
+        print(f"taken from the environment: {settings}", file=sys.stderr)
+
+
 def main() -> int:
     """Check, merge, evaluate, verify."""
     args = parse_arguments()
+    tell_variables(args)
     model = MODELS[args.model]
     labels, selection, problems = check_inputs(args, model.package)
     if labels is None or problems:

@@ -112,6 +112,31 @@ def test_the_flags_set_the_options_of_the_selection(tmp_path, select):
     assert "--quota paper loses fractions" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("dataset", "budget", "flags", "settings"),
+    [
+        ("longvideobench", 32, [], {"t1": 0.2, "max_depth": 4, "quota": "released"}),
+        ("videomme", 32, [], {"t1": 0.8, "max_depth": 5, "quota": "released"}),
+        ("videomme", 31, [], {"t1": 0.8, "max_depth": 5, "quota": "full"}),  # the released one leaves none
+        ("videomme", 31, ["--t1", 0.5, "--all_depth", 4], {"t1": 0.5, "max_depth": 4, "quota": "released"}),
+        ("videomme", 31, ["--quota", "released"], {"t1": 0.8, "max_depth": 5, "quota": "released"}),
+    ],
+)
+def test_the_preset_of_the_paper_picks_settings_and_flags_win(
+    tmp_path, select, dataset, budget, flags, settings
+):
+    done = select("--preset", "paper", "--dataset_name", dataset, "--max_num_frames", budget, *flags)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == "preset paper: " + ", ".join(
+        f"{k} {v}" for k, v in settings.items()
+    )
+    folder = tmp_path / "sel" / dataset / "blip"
+    rows = [select_keyframes(s, f, budget, **settings) for s, f in zip(SCORES, FRAMES, strict=True)]
+    assert json.loads((folder / "selected_frames.json").read_text()) == rows
+    record = json.loads((folder / "selection.json").read_text())
+    assert {name: record[name] for name in settings} == settings
+
+
 def test_times_are_written_where_step_1_left_them_and_stale_ones_are_removed(tmp_path, select):
     times = [[index / 29.97 for index in row] for row in FRAMES]
     (tmp_path / "times.json").write_text(json.dumps(times))
@@ -162,6 +187,12 @@ def test_times_are_written_where_step_1_left_them_and_stale_ones_are_removed(tmp
         (SCORES, FRAMES, ["--option", "seed"], "--option seed: use NAME=VALUE with a number"),
         (SCORES, FRAMES, ["--strategy", "gumbel", "--option", "seed=inf"], "use NAME=VALUE with a number"),
         (SCORES, FRAMES, ["--strategy", "bolt", "--option", "power=-1"], "power is -1.0; it must be above 0"),
+        (
+            SCORES,
+            FRAMES,
+            ["--preset", "paper", "--dataset_name", "mlvu"],
+            "longvideobench and videomme, not of",
+        ),
         (SCORES, FRAMES, ["--score_path", "absent.json"], "absent.json: file not found"),
     ],
 )

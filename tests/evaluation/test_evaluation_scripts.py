@@ -357,15 +357,28 @@ def test_reproduce_table1_runs_the_rows_that_it_can(world, tmp_path):
     chosen.parent.mkdir(parents=True)
     write_json(chosen, [list(range(32)), [7, 77]])
     script = tmp_path / "evaluation/scripts/reproduce_table1.sh"
+    checked = run(["bash", script, "--check_only"], environment(world), cwd=tmp_path)
+    assert checked.returncode == 1 and not (tmp_path / "results").exists()
+    assert checked.stdout.startswith("2 of 12 rows can run: qwen2_vl longvideobench uni, qwen2_vl longvid")
+    missing = [line for line in checked.stderr.splitlines() if line.startswith("missing: ")]
+    assert len(missing) == len(checked.stderr.splitlines()) - 1  # and the setting from the environment
+    # Two checkpoints, VideoMME's labels, its selections of 32 and 64 frames, LongVideoBench's of 64.
+    assert len(missing) == len(set(missing)) == 6
+    (labels,) = (line for line in missing if "label file not found" in line)
+    assert labels.endswith("(for videomme)")
+    assert (
+        sum("--max_num_frames 64 --preset paper --output_file selected_frames_64" in x for x in missing) == 2
+    )
+
     done = run(["bash", script], environment(world), cwd=tmp_path)
     assert done.returncode == 1  # ten of the twelve rows lack their inputs
-    assert done.stderr.count("nothing was evaluated") == 10
+    assert "taken from the environment: SHORT_SELECTION=paper" in done.stderr
     assert len(results_in(tmp_path / "results")) == 2
     rows = {path.name for path in (tmp_path / "results/qwen2_vl").iterdir()}
     assert rows == {"longvideobench_uni_32", "longvideobench_aks_32"}  # as the single scripts name them
     table = (tmp_path / "results/tables/tables.md").read_text()
     assert "55.5" in table and "60.5" in table  # the paper's row beside ours
-    assert done.stdout.count("== ") == 12
+    assert done.stdout.count("== ") == 2
 
 
 def test_the_command_is_told_before_it_runs(tmp_path, monkeypatch):

@@ -62,6 +62,17 @@ def test_cells_that_the_released_quota_leaves_empty_take_the_full_one_and_are_ma
     assert {c.remark for c in cells_of("depth_threshold", "longvideobench", {})} == {""}
 
 
+def test_the_commands_own_settings_are_a_preset_too():
+    for dataset in ("longvideobench", "videomme"):
+        cells = cells_of("scorers", dataset, {"t1": 0.5}, "default")
+        settings = {(c.setting.t1, c.setting.max_depth, c.setting.quota) for c in cells if c.setting.scorer}
+        assert settings == {(0.5, 5, "full")}
+        assert {cell.remark for cell in cells} == {""}
+    with_flag = cells_of("scorers", "videomme", {"quota": "released"})  # a flag wins, although it leaves none
+    assert {c.setting.quota for c in with_flag if c.setting.scorer} == {"released"}
+    assert {cell.remark for cell in with_flag} == {""}
+
+
 def test_a_question_is_asked_once_for_each_list_of_frames():
     first, second, third = (Setting(2, "blip", t1=t1) for t1 in (0.1, 0.2, 0.3))
     asked = Asked(2, refill=True)
