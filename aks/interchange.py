@@ -28,8 +28,8 @@ from aks.entries import decode_text, parse_entries, read_label_bytes
 from aks.errors import UserError
 from aks.jsonio import write_atomically
 from aks.labels import DATASETS, LabelSet, load_labels
-from aks.recall import read_lists, read_times
 from aks.score_lists import check_frame_numbers, write_selection
+from aks.selected_frames import read_lists, read_times
 
 Rows = list[list[int]]
 

@@ -1,18 +1,20 @@
-"""JSON files that are whole or absent, whatever happens to the process that writes them."""
+"""JSON and CSV files that are whole or absent, whatever happens to the process that writes them."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import functools
 import hashlib
+import io
 import json
 import os
 import re
 import socket
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,19 @@ def write_json(path: Path, data: Any, *, indent: int | None = None, exclusive: b
     except ValueError as error:
         raise UserError(f"{path}: not written: {error}") from None
     write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"), exclusive)
+
+
+def write_csv(path: Path, titles: Iterable[str], records: Iterable[Mapping[str, Any]]) -> None:
+    """Write a CSV file: a row a record, empty where it has no such title; other keys are left out.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(titles), extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(records)
+    write_atomically(path, lambda target: target.write_text(text.getvalue(), encoding="utf-8", newline=""))
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], exclusive: bool = False) -> None:

@@ -12,10 +12,7 @@ sampling, or from ``--reference``, on the same questions.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,64 +21,13 @@ import numpy as np
 from aks import errors
 from aks.bootstrap import VideoBootstrap
 from aks.cli import at_least
+from aks.evidence import TOLERANCES_S, evidence_distances, found_within, group_order
+from aks.jsonio import write_csv
 from aks.labels import DATASETS, LabelSet, Question, load_labels
-from aks.recall import (
-    TOLERANCES_S,
-    distances,
-    group_order,
-    read_lists,
-    read_strides,
-    read_times,
-    uniform_frames,
-    uniform_times,
-)
-from aks.score_lists import check_frame_numbers, infer_stride
+from aks.selected_frames import SelectedFrames, read_selection, uniform_selection, with_strides
 
 CURVE_S = np.linspace(0, 10, 41)  # the tolerances of the plot
 UNIFORM = "uniform"
-
-
-@dataclass(frozen=True)
-class SelectedFrames:
-    """One question's selection in the units of its evidence.
-
-    Attributes:
-        frames: frame indices, (n,).
-        times_s: seconds from the start, (n,).
-        stride: candidates' distance in frames, 0 where it is unknown.
-    """
-
-    frames: np.ndarray
-    times_s: np.ndarray
-    stride: int
-
-
-def evidence_distances(question: Question, selected: SelectedFrames) -> list[tuple[np.ndarray, float]]:
-    """Distances (pieces, frames) of the evidence in frames, and of that in seconds, with units a second.
-
-    A second is one candidate stride for evidence in frames. Empty where there is no evidence, or where the
-    stride is unknown.
-    """
-    if question.evidence_frames and not selected.stride:
-        return []
-    found = []
-    if question.evidence_frames:
-        found.append((distances(selected.frames, question.evidence_frames), float(selected.stride)))
-    if question.evidence_times_s:
-        found.append((distances(selected.times_s, question.evidence_times_s), 1.0))
-    return found
-
-
-def found_within(pairs: list[tuple[np.ndarray, float]], tolerance_s: float, axis: int = 1) -> np.ndarray:
-    """Which pieces of evidence have a selected frame within a tolerance, (pieces,) bool.
-
-    Args:
-        pairs: what :func:`evidence_distances` gives.
-        tolerance_s: in seconds.
-        axis: 0 tells which frames are so near to any piece, (frames,).
-    """
-    found = [rows.min(axis=axis, initial=np.inf) <= tolerance_s * per_second for rows, per_second in pairs]
-    return np.concatenate(found) if axis else np.any(found, axis=0)
 
 
 def gaps_of(times_s: np.ndarray, duration_s: float) -> np.ndarray:
@@ -243,49 +189,6 @@ def plot_recall(
     plt.close(figure)
 
 
-def read_selection(path: Path, labels: LabelSet, frame_path: str | None) -> list[SelectedFrames]:
-    """A selection's frames with their times: recorded ones, else one candidate a second.
-
-    Raises:
-        UserError: it does not fit the labels.
-    """
-    rows = check_frame_numbers(path, read_lists(path, labels))
-    times = read_times(path, labels, rows)
-    strides = read_strides(frame_path, path, labels) or [infer_stride(row) for row in rows]
-    return [
-        SelectedFrames(row, times[index] if times else row / (stride or np.nan), stride)
-        for index, (row, stride) in enumerate(zip(rows, strides, strict=True))
-    ]
-
-
-def with_strides(rows: Sequence[SelectedFrames], strides: Sequence[int]) -> list[SelectedFrames]:
-    """A selection that takes the strides which it does not tell, and the times by them, from the others."""
-    return [
-        row
-        if row.stride
-        else SelectedFrames(
-            row.frames,
-            row.times_s if np.isfinite(row.times_s).all() else row.frames / (stride or np.nan),
-            stride,
-        )
-        for row, stride in zip(rows, strides, strict=True)
-    ]
-
-
-def uniform_selection(labels: LabelSet, strides: Sequence[int], budget: int) -> list[SelectedFrames] | None:
-    """Uniform sampling of every question's video; None where a duration is unknown."""
-    if not all(question.duration_s for question in labels.questions):
-        return None
-    return [
-        SelectedFrames(
-            uniform_frames(question.duration_s, stride or 1, budget),
-            uniform_times(question.duration_s, budget),
-            stride,
-        )
-        for question, stride in zip(labels.questions, strides, strict=True)
-    ]
-
-
 def parse_arguments() -> argparse.Namespace:
     """The command's flags."""
     parser = errors.ArgumentParser(
@@ -364,15 +267,11 @@ def write_files(
     selections: dict[str, list[SelectedFrames]],
 ) -> None:
     """Write quality.csv, and recall.png where there is evidence."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, max(records, key=len), restval="")
-    writer.writeheader()
-    writer.writerows(records)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "quality.csv").write_text(text.getvalue(), encoding="utf-8")
     except OSError as error:
-        raise errors.UserError(f"{folder}: cannot be written: {error.strerror}; check --output") from None
+        raise errors.UserError(f"{folder}: cannot be created: {error.strerror}; check --output") from None
+    write_csv(folder / "quality.csv", max(records, key=len), records)
     if any(record["measure"].startswith("recall") for record in records):
         plot_recall(folder / "recall.png", labels, selections)
 

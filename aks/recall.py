@@ -10,61 +10,20 @@ a command::
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from aks import errors
 from aks.cli import at_least
-from aks.jsonio import read_json, write_json
-from aks.labels import LabelSet, Question, load_labels
-from aks.score_lists import check_frame_numbers, infer_stride, read_number_lists
-
-TOLERANCES_S = (1.0, 3.0, 5.0)
-
-
-def evidence_found(
-    selected: Sequence[float] | np.ndarray, evidence: Sequence[tuple[float, float]], tolerance: float
-) -> np.ndarray:
-    """Which pieces of evidence have a selected position within ``tolerance``, (n,) bool.
-
-    >>> evidence_found([0, 48], [(50, 60), (100, 100)], tolerance=24)
-    array([ True, False])
-
-    Args:
-        selected: selected positions, in frames or in seconds.
-        evidence: n (first, last) positions in the same unit; a selected one between them is at distance 0.
-        tolerance: greatest distance that counts, in the same unit.
-    """
-    return distances(selected, evidence).min(axis=1, initial=np.inf) <= tolerance
-
-
-def distances(selected: Sequence[float] | np.ndarray, evidence: Sequence[tuple[float, float]]) -> np.ndarray:
-    """How far every selected position is from every piece of evidence, (pieces, positions) float64."""
-    positions = np.asarray(selected, dtype=np.float64)
-    first, last = np.asarray(evidence, dtype=np.float64).T[..., None]
-    return np.maximum(0, np.maximum(first - positions, positions - last))
-
-
-def uniform_frames(duration_s: float, stride_frames: int, budget: int) -> np.ndarray:
-    """Uniform sampling in frame indices, (min(budget, whole seconds),) int64, at least one.
-
-    The rule is ``int(duration * stride / m) * i`` for ``m = min(budget, int(duration))``, by which the
-    published recall figures were computed.
-    """
-    count = max(1, min(budget, int(duration_s)))
-    return int(duration_s * stride_frames / count) * np.arange(count)
-
-
-def uniform_times(duration_s: float, budget: int) -> np.ndarray:
-    """Uniform sampling in seconds, (min(budget, whole seconds),) float64, at least one."""
-    count = max(1, min(budget, int(duration_s)))
-    return duration_s / count * np.arange(count)
+from aks.evidence import TOLERANCES_S, Pairs, evidence_distances, found_within, group_order
+from aks.jsonio import write_json
+from aks.labels import Question, load_labels
+from aks.score_lists import check_frame_numbers, infer_stride
+from aks.selected_frames import SelectedFrames, read_lists, read_strides, read_times, uniform_of
 
 
 @dataclass(frozen=True)
@@ -82,15 +41,6 @@ class Recall:
     questions: int
     selected: dict[float, float]
     uniform: dict[float, float]
-
-
-class _Evidence(NamedTuple):
-    """A question's evidence beside two selections, all in one unit, of which ``per_second`` make a second."""
-
-    evidence: Sequence[tuple[float, float]]
-    selected: np.ndarray
-    uniform: np.ndarray | None
-    per_second: float
 
 
 def recall_table(
@@ -124,25 +74,23 @@ def recall_table(
         ValueError: no question has evidence, evidence in seconds comes without ``times_s``, or one of several
             groups is named ``all``.
     """
-    by_group: dict[str, list[list[_Evidence]]] = {}
+    by_group: dict[str, list[tuple[Pairs, Pairs]]] = {}
     unknown = 0
     for question in questions:
-        duration_s, pieces = question.duration_s, []
-        if question.evidence_frames:
-            selected = frames[question.index]
-            stride = infer_stride(selected) if strides is None else strides[question.index]
-            if not stride:
-                unknown += 1
-                continue
-            uniform = None if duration_s is None else uniform_frames(duration_s, stride, budget)
-            pieces.append(_Evidence(question.evidence_frames, selected, uniform, stride))
-        if question.evidence_times_s:
-            if times_s is None:
-                raise ValueError("evidence in seconds needs the selected frames' times")
-            uniform = None if duration_s is None else uniform_times(duration_s, budget)
-            pieces.append(_Evidence(question.evidence_times_s, times_s[question.index], uniform, 1))
-        if pieces:
-            by_group.setdefault(question.group, []).append(pieces)
+        if not question.evidence_frames and not question.evidence_times_s:
+            continue
+        if question.evidence_times_s and times_s is None:
+            raise ValueError("evidence in seconds needs the selected frames' times")
+        row = frames[question.index]
+        stride = infer_stride(row) if strides is None else strides[question.index]
+        times = np.full(len(row), np.nan) if times_s is None else times_s[question.index]
+        selected = evidence_distances(question, SelectedFrames(row, times, stride))
+        if not selected:
+            unknown += 1
+            continue
+        uniform = uniform_of(question, stride, budget)
+        distances = selected, evidence_distances(question, uniform) if uniform else []
+        by_group.setdefault(question.group, []).append(distances)
     if not by_group and unknown:
         raise ValueError("too few frames are selected to tell any video's stride; give --frame_path")
     if not by_group:
@@ -155,33 +103,14 @@ def recall_table(
     return rows, unknown
 
 
-def _row(group: str, questions: list[list[_Evidence]], tolerances_s: Sequence[float]) -> Recall:
+def _row(group: str, questions: list[tuple[Pairs, Pairs]], tolerances_s: Sequence[float]) -> Recall:
     """Mean recall of a group; without uniform sampling's where a question's duration is unknown."""
+    selected, uniform = zip(*questions, strict=True)
 
-    def recall(pieces: list[_Evidence], selection: str, tolerance_s: float) -> float:
-        found = [
-            evidence_found(getattr(p, selection), p.evidence, tolerance_s * p.per_second) for p in pieces
-        ]
-        return np.concatenate(found).mean()
+    def mean_recall(of: Sequence[Pairs]) -> dict[float, float]:
+        return {t: float(np.mean([found_within(pairs, t).mean() for pairs in of])) for t in tolerances_s}
 
-    def mean_recall(selection: str) -> dict[float, float]:
-        return {
-            t: float(np.mean([recall(pieces, selection, t) for pieces in questions])) for t in tolerances_s
-        }
-
-    durations_known = all(piece.uniform is not None for pieces in questions for piece in pieces)
-    return Recall(
-        group, len(questions), mean_recall("selected"), mean_recall("uniform") if durations_known else {}
-    )
-
-
-def group_order(group: str) -> tuple[bool, float, str]:
-    """Sort key of a group: numbers by their value, then names."""
-    try:
-        value = float(group)
-    except ValueError:
-        value = math.nan
-    return (False, value, "") if math.isfinite(value) else (True, 0.0, group)
+    return Recall(group, len(questions), mean_recall(selected), mean_recall(uniform) if all(uniform) else {})
 
 
 def format_table(rows: Sequence[Recall]) -> str:
@@ -257,46 +186,6 @@ def main() -> None:
         print("uniform needs the label file to state every video's duration in seconds")
     if args.output_file:
         write_json(Path(args.output_file), [vars(row) for row in rows], indent=2)
-
-
-def read_strides(frame_path: str | None, selection: Path, labels: LabelSet) -> list[int] | None:
-    """Each question's candidate stride, from frames.json or the selection's record; None without either."""
-    if frame_path:
-        path = Path(frame_path)
-        return [infer_stride(row) for row in check_frame_numbers(path, read_lists(path, labels))]
-    record = selection.with_name("selection.json")
-    if selection.name != "selected_frames.json" or not record.exists():
-        return None
-    content = read_json(record)
-    strides = content.get("strides") if isinstance(content, dict) else None
-    whole = isinstance(strides, list) and all(type(stride) is int and stride >= 0 for stride in strides)
-    if not whole or len(strides) != len(labels.questions):
-        raise errors.UserError(
-            f"{record}: its strides are not {len(labels.questions)} whole numbers; run frame_select.py again"
-        )
-    return strides
-
-
-def read_times(path: Path, labels: LabelSet, frames: list[np.ndarray]) -> list[np.ndarray] | None:
-    """The selected frames' times in seconds, where frame_select.py left them beside the selection."""
-    times_path = path.with_name("selected_times.json")
-    if path.name != "selected_frames.json" or not times_path.exists():
-        return None
-    times = read_lists(times_path, labels)
-    if [len(row) for row in times] != [len(row) for row in frames]:
-        raise errors.UserError(f"{times_path}: does not fit {path}; run frame_select.py again")
-    return times
-
-
-def read_lists(path: Path, labels: LabelSet) -> list[np.ndarray]:
-    """The lists of a file that must hold one for each question of the labels."""
-    rows = read_number_lists(path)
-    if len(rows) != len(labels.questions):
-        raise errors.UserError(
-            f"{path} holds {len(rows)} questions and {labels.path} {len(labels.questions)}; "
-            "they must belong together"
-        )
-    return rows
 
 
 if __name__ == "__main__":

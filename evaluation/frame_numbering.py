@@ -27,8 +27,8 @@ from aks import errors
 from aks.console import progress
 from aks.errors import UserError, VideoError, error_message
 from aks.labels import DATASETS, LabelSet, load_labels
-from aks.recall import read_lists
 from aks.score_lists import check_frame_numbers, write_selection
+from aks.selected_frames import read_lists
 from aks.video.backends import open_container, reset_decoder_globals, select_video_stream
 from aks.video.reader import Video
 

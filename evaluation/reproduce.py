@@ -15,9 +15,7 @@ however many cells show it.
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
-import io
 import json
 import os
 import subprocess
@@ -33,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a scri
 from aks import errors
 from aks.cli import at_least
 from aks.errors import UserError
-from aks.jsonio import read_json, write_json
+from aks.jsonio import read_json, write_csv, write_json
 from aks.labels import DATASETS, LabelSet, load_labels
 from aks.presets import PAPER, PRESETS, preset_settings
 from aks.score_lists import read_scores
@@ -247,12 +245,8 @@ def report(args: argparse.Namespace, records: Sequence[Mapping[str, Any]]) -> No
         for record in records
     ]
     print(format_table(titles, rows))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, titles, restval="")
-    writer.writeheader()
-    writer.writerows(records)
     path = args.output / f"{args.table}_{args.model}.csv"
-    path.write_text(text.getvalue(), encoding="utf-8")
+    write_csv(path, titles, records)
     print(f"wrote {path}")
 
 

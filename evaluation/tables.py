@@ -13,7 +13,6 @@ Keyframes of one implementation of LLaVA are not compared with uniform frames of
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a scri
 from aks import errors
 from aks.bootstrap import RESAMPLES
 from aks.errors import UserError
-from aks.jsonio import read_json, write_atomically
+from aks.jsonio import read_json, write_atomically, write_csv
 from evaluation.llava_implementation import TRANSFORMERS
 from evaluation.metrics import accuracy
 from evaluation.plots import plot
@@ -102,7 +101,7 @@ def main() -> None:
         except OSError as error:
             raise UserError(f"{folder}: cannot be created: {error.strerror}; check --output") from None
         write_atomically(folder / "tables.md", lambda path: path.write_text(text, encoding="utf-8"))
-        write_atomically(folder / "tables.csv", lambda path: write_csv(path, records))
+        write_csv(folder / "tables.csv", COLUMNS, records)
         write_atomically(folder / "tables.png", lambda path: plot(path, records))
         print(f"\nwrote tables.md, tables.csv and tables.png to {folder}")
 
@@ -306,14 +305,6 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     if not any(row[-1] for row in rows):
         titles, rows = titles[:-1], [row[:-1] for row in rows]
     return format_table(titles, rows, left=2)
-
-
-def write_csv(path: Path, records: Sequence[Record]) -> None:
-    """All records in one table, full precision, empty where a column does not apply."""
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(records)
 
 
 def _percent(value: float | None) -> str:

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from aks.labels import Question
-from aks.quality import SelectedFrames, compare, evenness_of, gaps_of, measure
+from aks.quality import compare, evenness_of, gaps_of, measure
+from aks.selected_frames import SelectedFrames
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -9,23 +9,20 @@ import numpy as np
 import pytest
 from conftest import check_mistake
 
+from aks.evidence import distances, found_within
 from aks.labels import Question, load_labels
-from aks.recall import (
-    evidence_found,
-    format_table,
-    infer_stride,
-    recall_table,
-    uniform_frames,
-    uniform_times,
-)
-from aks.score_lists import read_number_lists
+from aks.recall import format_table, recall_table
+from aks.score_lists import infer_stride, read_number_lists
+from aks.selected_frames import uniform_frames, uniform_times
 
 
 def test_recall_by_hand():
-    found = evidence_found([0, 100], [(10, 10), (50, 50), (99, 99), (130, 140)], tolerance=10)
-    assert found.tolist() == [True, False, True, False]
-    assert evidence_found([0, 100], [(90, 110)], tolerance=0)  # inside an interval
-    assert not evidence_found([], [(5, 5)], tolerance=1000)
+    def found(selected, evidence, tolerance):
+        return found_within([(distances(selected, evidence), 1.0)], tolerance).tolist()
+
+    assert found([0, 100], [(10, 10), (50, 50), (99, 99), (130, 140)], 10) == [True, False, True, False]
+    assert found([0, 100], [(90, 110)], 0) == [True]  # inside an interval
+    assert found([], [(5, 5)], 1000) == [False]
 
 
 def test_uniform_sampling_by_hand():
