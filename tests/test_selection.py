@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aks import select_keyframes
+from aks.labels import load_labels
+from aks.score_lists import read_number_lists
 from aks.selection import STRATEGIES, allocate_frames, judge_and_split, normalize, select_positions
 
 # The naive reading: plain lists, level by level, as the method is described.
@@ -303,3 +307,44 @@ def test_a_bad_argument_is_named(change, words):
     call = {"scores": [0.1, 0.2], "frames": [0, 24], "budget": 1, **change}
     with pytest.raises(ValueError, match=words):
         select_keyframes(**call)
+
+
+@functools.cache
+def bin_edges(num_candidates: int, depth: int) -> np.ndarray:
+    """Where ``2**depth`` halves of halves of the timeline begin, and its end."""
+    edges = np.array([0, num_candidates])
+    for _ in range(depth):
+        edges = np.sort(np.concatenate([edges, (edges[:-1] + edges[1:]) // 2]))
+    return edges
+
+
+def test_the_released_selections_tell_the_depths_that_made_them(reference):
+    """From the released frame numbers alone: VideoMME's are of depth 5, LongVideoBench's of depth 3 at most.
+
+    A selection is BIN at a depth if every bin holds the same number of frames. How many candidates a video
+    has is not released. All of its questions must fit one number, and the last bin holds the last frames.
+    """
+    chosen = {}
+    for dataset, name in (("longvideobench", "lvb_val.json"), ("videomme", "videomme.json")):
+        labels = load_labels(dataset, label_file=reference / dataset / name)
+        rows = read_number_lists(reference / dataset / "selected_frames_64.json")
+        videos = [[rows[question.index] for question in job.questions] for job in labels.jobs]
+        chosen[dataset] = [rows for rows in videos if all(len(row) == 64 for row in rows)]
+
+    def is_bin(rows: list[np.ndarray], depth: int) -> bool:
+        stride = np.gcd.reduce(np.concatenate(rows).astype(int))
+        positions = [row / stride for row in rows]
+        least = int(max(row[-1] for row in positions)) + 1
+        most = least * 2**depth // (2**depth - 1) + 2
+        for num_candidates in range(least, most + 1):
+            edges = bin_edges(num_candidates, depth)
+            share = 64 // 2**depth
+            if all((np.diff(np.searchsorted(row, edges)) == share).all() for row in positions):
+                return True
+        return False
+
+    assert len(chosen["videomme"]) == 814
+    assert sum(is_bin(rows, 5) for rows in chosen["videomme"]) == 745  # 92 %
+    single = [[row] for rows in chosen["longvideobench"] for row in rows]
+    counts = [sum(is_bin(rows, depth) for rows in single) for depth in (3, 4, 5)]
+    assert (len(single), counts) == (976, [235, 0, 0])
