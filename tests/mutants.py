@@ -261,6 +261,7 @@ def first_failure(copy: Path, tests: list[str], limit_s: float) -> str | None:
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-rfE", "-p", "no:cacheprovider", *limits, *tests]
     env = {
         "AKS_REFERENCE_DATA": str(ROOT.parent / "shared/reference/data"),
+        "AKS_TESTS_LONG": "1",
         **os.environ,
         "PYTHONDONTWRITEBYTECODE": "1",  # a changed file may keep its size and second, by which Python judges
     }

@@ -62,7 +62,8 @@ def test_every_flag_of_a_documented_command_is_one_of_that_script(run_script):
         if not given:
             assert script.startswith("-m") or (ROOT / script).is_file(), script
             continue
-        shown = run_script(*script.split(), "--help")
+        kind = "lmms_eval" if script.startswith("evaluation/") else "torch"
+        shown = run_script(*script.split(), "--help", kind=kind)
         assert shown.returncode == 0, (script, shown.stderr)
         assert given <= set(re.findall(r"--\w+", shown.stdout)), script
 

@@ -144,11 +144,13 @@ def test_a_scorer_that_kills_its_actors_ends_the_run(cluster, labels, tmp_path, 
         extract_on_ray(labels, RunDir(tmp_path / "out"), ONE, partial(os._exit, 1))
 
 
+@pytest.mark.long  # Ray's own scheduling does it
 def test_fewer_actors_than_planned_score_all_videos(cluster, labels, tmp_path):
     plan = ray_runner.ActorPlan(2, cpus=3, gpus=0)  # The cluster has four cores.
     assert extract_on_ray(labels, RunDir(tmp_path / "out"), plan).scored == 3
 
 
+@pytest.mark.long  # test_scale.py has it without Ray
 def test_a_video_that_another_run_lets_go_of_is_scored_at_the_end(cluster, labels, tmp_path, monkeypatch):
     run = RunDir(tmp_path / "out")
     run.parts.mkdir(parents=True)

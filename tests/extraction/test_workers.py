@@ -84,7 +84,7 @@ def test_a_serial_decoder_stops_a_cancelled_video(film):
         assert next(events)[0] is jobs[1]
 
 
-@pytest.mark.parametrize("workers", [2, 5])
+@pytest.mark.parametrize("workers", [2, pytest.param(5, marks=pytest.mark.long)])
 def test_idle_workers_take_over_parts_of_a_video(film, expected, workers):
     with WorkerPool(spec(), workers) as pool:
         events = collect(pool, film)
@@ -101,7 +101,7 @@ def test_workers_share_a_video_only_when_no_other_is_left(film, expected):
         assert (offsets_of(events, name) != sorted(offsets_of(events, name))) == is_shared
 
 
-@pytest.mark.parametrize("batch_frames", [1, 7, 50])
+@pytest.mark.parametrize("batch_frames", [pytest.param(1, marks=pytest.mark.long), 7, 50])
 def test_workers_give_the_batches_of_one_process_for_every_batch_size(film, batch_frames):
     config = spec(batch_frames=batch_frames)
     with make_decoder(config, 0, None) as alone, WorkerPool(config, 3) as pool:
@@ -181,7 +181,7 @@ def test_workers_give_the_scores_and_features_of_one_process(film, tmp_path, acr
     assert contents[0] == contents[1]
 
 
-@pytest.mark.parametrize("kill", [False, True])
+@pytest.mark.parametrize("kill", [pytest.param(False, marks=pytest.mark.long), True])
 def test_find_keyframes_finds_the_same_with_workers_even_after_a_death(film, kill):
     question, killed = Question(0, "q", "", "Which ones?"), []
 

@@ -48,7 +48,8 @@ def test_a_batch_scores_as_its_frames_alone(conse, photos):
     texts = ask(conse, PHOTO_TEXTS.values())
     together = conse.score(conse.encode_frames(inputs), texts)
     assert together.shape == (len(texts), len(photos)) and together.dtype == np.float64
-    alone = [conse.score(conse.encode_frames(frame[None]), [text]) for text in texts for frame in inputs]
+    features = [conse.encode_frames(frame[None]) for frame in inputs]
+    alone = [conse.score(frame, [text]) for text in texts for frame in features]
     np.testing.assert_allclose(together.ravel(), np.concatenate(alone).ravel(), atol=1e-5)
 
 
@@ -84,7 +85,7 @@ def test_a_very_long_question_is_cut_not_refused(conse):
 def test_half_precision_ranks_alike(conse, photos):
     half = load_scorer("conse", dtype="bfloat16")
     texts = [PHOTO_TEXTS["coffee.png"]]
-    scores = [s.score(encode(s, photos), ask(s, texts))[0] for s in (conse, half)]
+    scores = [s.score(encode(s, photos[:2]), ask(s, texts))[0] for s in (conse, half)]  # slow on a CPU
     assert scores[0].argmax() == scores[1].argmax()
     assert half.fingerprint()["dtype"] == "bfloat16"
 

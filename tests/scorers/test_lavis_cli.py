@@ -219,6 +219,7 @@ def test_blip_gives_the_default_backends_files(blip, run_of):
     assert [record(run)["blip_head"] for run in runs] == ["itm", "itm"]
 
 
+@pytest.mark.long  # test_blip_lavis.py compares the scores
 def test_blip_gives_the_default_backends_files_with_the_itc_head(blip, labels, run_of):
     """A single frame, decoded without workers, each of which would import LAVIS."""
     short = labels.with_name("short.json")
