@@ -18,28 +18,10 @@ import numpy as np
 from aks.errors import VideoError
 from aks.video.backends import reset_decoder_globals
 from aks.video.reader import DecodedFrames, Video, read_header
+from evaluation.errors import EvaluationError
 from evaluation.uniform import uniform_linspace
 
 SHORT_SELECTIONS = ("strict", "paper")
-
-
-class EvaluationError(SystemExit):
-    """Ends the process with one line on standard error and status 1.
-
-    This is no ``Exception``, because upstream models catch exceptions and go on with an answer of their own,
-    and lmms-eval itself catches them and ends with status 0.
-    """
-
-    def __init__(self, text: str, doc: Mapping[str, Any] | None = None) -> None:
-        """Make the line.
-
-        Args:
-            text: names file, entry and remedy; its line breaks (of a decoder's message) become spaces.
-            doc: the question it is about, which is named in front.
-        """
-        question = "" if doc is None else f"question {question_id(doc)}: "
-        self.message = " ".join(f"{question}{text}".splitlines())
-        super().__init__(f"error: {self.message}")
 
 
 @dataclass(frozen=True)
@@ -129,11 +111,6 @@ class KeyframePath(str):
     def was_read(self) -> bool:
         """Whether this project's reader has read it, and no other."""
         return self.num_read > 0
-
-
-def question_id(doc: Mapping[str, Any]) -> str:
-    """The document's own id, whichever field its data set keeps it in."""
-    return str(doc.get("id") or doc.get("question_id") or doc.get("uid") or "without an id")
 
 
 def parse_frame_idx(doc: Mapping[str, Any]) -> np.ndarray:

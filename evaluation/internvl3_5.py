@@ -19,7 +19,8 @@ from transformers.video_utils import VideoMetadata
 
 from aks.video.reader import Video
 from evaluation.chat import ChatKeyframes
-from evaluation.frame_policy import EvaluationError, KeyframePath, read_frames
+from evaluation.errors import EvaluationError
+from evaluation.frame_policy import KeyframePath, read_frames
 from evaluation.upstream import import_model
 
 MODEL_TYPE = "internvl"

@@ -25,7 +25,8 @@ from aks.errors import VideoError, error_message, is_out_of_memory
 from aks.video.backends import reset_decoder_globals
 from aks.video.reader import decord_differs
 from evaluation.answer_cache import AnswerCache, file_fingerprint
-from evaluation.frame_policy import EvaluationError, FramePolicy, check_video, count_below_budget, question_id
+from evaluation.errors import EvaluationError, question_id
+from evaluation.frame_policy import FramePolicy, check_video, count_below_budget
 from evaluation.visual_tracker import MAX_PROBLEMS, VisualTracker, Watchdog, count_visuals
 
 SAVE_EVERY = 32  # questions; a killed evaluation loses the answers of so many at most

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 from aks.errors import UserError
+from evaluation.errors import EvaluationError
 from evaluation.upstream import import_model
 
 NEXT, TRANSFORMERS = "next", "transformers"
@@ -49,7 +50,6 @@ def provide_llava() -> str:
     Raises:
         EvaluationError: as :func:`choose`; one line.
     """
-    from evaluation.frame_policy import EvaluationError  # brings the video readers
 
     try:
         chosen = choose()

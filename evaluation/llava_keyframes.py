@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 from aks.errors import UserError
-from evaluation.frame_policy import EvaluationError
+from evaluation.errors import EvaluationError
 from evaluation.keyframe_mixin import KeyframeMixin
 from evaluation.llava_implementation import NEXT, TRANSFORMERS, choose
 from evaluation.mm_utils import model_name_for, require_decord

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.frame_policy import EvaluationError, read_frames
+from evaluation.errors import EvaluationError
+from evaluation.frame_policy import read_frames
 from evaluation.llava_implementation import import_upstream
 from evaluation.llava_keyframes import LlavaKeyframes
 from evaluation.mm_utils import StopOnKeywords, model_name_for

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria
 
-from evaluation.frame_policy import EvaluationError
+from evaluation.errors import EvaluationError
 
 # The names that LLaVA-NeXT's builder tells apart, by the class each stands for.
 MODEL_TYPES = {

@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from qwen_vl_utils import vision_process
 
-from evaluation.frame_policy import EvaluationError, KeyframePath, read_frames
+from evaluation.errors import EvaluationError
+from evaluation.frame_policy import KeyframePath, read_frames
 
 QwenVideo = tuple[torch.Tensor, dict[str, Any], float]
 

@@ -30,7 +30,7 @@ from aks.errors import UserError
 from aks.labels import DATASETS, LabelSet, Question, find_video, load_labels, read_entries
 from evaluation import llava_implementation
 from evaluation.change_score import MERGED_LABELS
-from evaluation.frame_policy import EvaluationError
+from evaluation.errors import EvaluationError
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_OPTIONS = 5  # upstream's LongVideoBench text and scoring know option0 to option4

@@ -11,7 +11,7 @@ import lmms_eval
 from lmms_eval.utils import load_yaml_config
 from loguru import logger
 
-from evaluation.frame_policy import EvaluationError
+from evaluation.errors import EvaluationError
 from evaluation.task import labels_to_evaluate
 
 

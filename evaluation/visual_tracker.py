@@ -23,7 +23,7 @@ from loguru import logger
 from aks.errors import VideoError
 from aks.extraction.workers import VIDEO_TIMEOUT_PER_SECOND, VIDEO_TIMEOUT_S
 from aks.video.reader import read_header
-from evaluation.frame_policy import EvaluationError, question_id
+from evaluation.errors import EvaluationError, question_id
 
 MAX_PROBLEMS = 10  # that a message names
 MAX_REASON = 300  # characters of what lmms-eval logged

@@ -62,8 +62,7 @@ def test_every_flag_of_a_documented_command_is_one_of_that_script(run_script):
         if not given:
             assert script.startswith("-m") or (ROOT / script).is_file(), script
             continue
-        kind = "lmms_eval" if script.startswith("evaluation/") else "torch"
-        shown = run_script(*script.split(), "--help", kind=kind)
+        shown = run_script(*script.split(), "--help")
         assert shown.returncode == 0, (script, shown.stderr)
         assert given <= set(re.findall(r"--\w+", shown.stdout)), script
 

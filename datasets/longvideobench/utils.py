@@ -29,7 +29,8 @@ from aks.errors import VideoError
 from aks.video.backends import reset_decoder_globals
 from aks.video.reader import Video
 from evaluation import task
-from evaluation.frame_policy import EvaluationError, parse_frame_idx, read_frames
+from evaluation.errors import EvaluationError
+from evaluation.frame_policy import parse_frame_idx, read_frames
 
 UNIFORM_PICTURES = 16  # upstream's longvideobench_val_i
 

@@ -28,7 +28,8 @@ from lmms_eval.tasks.videomme.utils import videomme_process_results as process_r
 from aks.errors import VideoError
 from aks.video.reader import Video
 from evaluation import task
-from evaluation.frame_policy import EvaluationError, parse_frame_idx
+from evaluation.errors import EvaluationError
+from evaluation.frame_policy import parse_frame_idx
 from evaluation.uniform import UNIFORM_RULES
 
 CATEGORIES_BY_FIELD = {

@@ -16,7 +16,7 @@ from transformers import GenerationConfig, Qwen2TokenizerFast, SiglipVisionConfi
 
 from aks.errors import UserError
 from aks.scorers.weights import load_component, resolve_checkpoint, weight_files
-from evaluation.frame_policy import EvaluationError
+from evaluation.errors import EvaluationError
 from evaluation.llava_on_transformers.config import MODEL_TYPES, read_config, tower_sizes
 from evaluation.llava_on_transformers.model import LlavaQwenConfig, LlavaQwenForCausalLM
 from evaluation.llava_on_transformers.pictures import ImageProcessor

@@ -20,7 +20,7 @@ from torch.nn import functional
 from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig
 from transformers.models.siglip.modeling_siglip import SiglipEncoder, SiglipVisionEmbeddings
 
-from evaluation.frame_policy import EvaluationError
+from evaluation.errors import EvaluationError
 from evaluation.llava_on_transformers.config import SIDE, max_tiles
 from evaluation.llava_on_transformers.pictures import crop_padding, tile_grid
 from evaluation.llava_on_transformers.prompts import IMAGE_TOKEN_INDEX

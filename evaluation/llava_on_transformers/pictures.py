@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from evaluation.frame_policy import EvaluationError
+from evaluation.errors import EvaluationError
 from evaluation.llava_on_transformers.config import max_tiles
 
 SIZE = 384  # pixels along a side

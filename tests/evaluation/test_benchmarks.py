@@ -54,7 +54,7 @@ from qwen_setup import (
 from qwen_vl_utils import vision_process
 
 from aks.labels import load_labels
-from evaluation.frame_policy import EvaluationError
+from evaluation.errors import EvaluationError
 from evaluation.results import read_runs
 from evaluation.upstream_task import upstream_config
 

@@ -39,7 +39,7 @@ from qwen_recorder import Call
 from qwen_setup import evaluate, recorded
 from tokenizers.decoders import ByteLevel
 
-from evaluation.frame_policy import EvaluationError
+from evaluation.errors import EvaluationError
 from evaluation.uniform import uniform_internvl
 
 pytestmark = pytest.mark.skipif(

@@ -550,7 +550,7 @@ def test_a_time_limit_is_a_number_of_seconds(llava, checkpoint, labels, limit):
 
 
 def test_a_decoders_message_of_several_lines_becomes_one():
-    from evaluation.frame_policy import EvaluationError
+    from evaluation.errors import EvaluationError
 
     assert (
         EvaluationError("question q1: a.mp4:\nsending failed\n").code

@@ -20,7 +20,7 @@ from llava_setup import LLAVA_NEXT, VISION, offline, write_checkpoint
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from evaluation.frame_policy import EvaluationError
+from evaluation.errors import EvaluationError
 from evaluation.llava_on_transformers.checkpoint import load_pretrained_model
 from evaluation.llava_on_transformers.pictures import ImageProcessor, process_images, tile_grid
 from evaluation.llava_on_transformers.prompts import conv_templates, tokenizer_image_token

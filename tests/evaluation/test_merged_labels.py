@@ -20,7 +20,8 @@ from evaluation_setup import (
 )
 
 from aks.jsonio import write_json
-from evaluation.frame_policy import EvaluationError, FramePolicy
+from evaluation.errors import EvaluationError
+from evaluation.frame_policy import FramePolicy
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ from qwen_vl_utils import process_vision_info, vision_process
 
 from aks.video.reader import Video
 from evaluation import qwen2_load_video
-from evaluation.frame_policy import EvaluationError
+from evaluation.errors import EvaluationError
 from evaluation.qwen2_load_video import KeyframePath, wrap_readers
 
 BUDGET = 8

@@ -34,7 +34,7 @@ from lmms_eval.tasks.videomme import utils as upstream_videomme
 from qwen_setup import evaluate, upstream_readers
 from qwen_vl_utils import vision_process
 
-from evaluation.frame_policy import EvaluationError
+from evaluation.errors import EvaluationError
 from evaluation.keyframe_mixin import KeyframeMixin
 from evaluation.llava_implementation import provide_llava
 from evaluation.uniform import UNIFORM_RULES

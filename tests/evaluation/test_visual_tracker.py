@@ -11,7 +11,7 @@ import pytest
 import torch
 from loguru import logger
 
-from evaluation.frame_policy import EvaluationError
+from evaluation.errors import EvaluationError
 from evaluation.visual_tracker import VisualTracker, count_visuals
 
 ROOT = Path(__file__).resolve().parents[2]
