@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import forkserver
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 from evaluation_setup import ROOT, STARTUP, write_longvideobench_labels, write_numbered_video
 
-from aks import select_keyframes
+import evaluation.reproduce
+from aks import UserError, select_keyframes
 from evaluation.grids import GRIDS, PUBLISHED, Asked, Setting, cells_of
 
 
@@ -190,7 +192,7 @@ def test_what_is_missing_is_listed_once_before_anything_runs(world):
 
 
 @pytest.mark.slow
-def test_a_table_from_scores_to_accuracy(world):
+def test_a_table_from_scores_to_accuracy(world, monkeypatch):
     command = ["strategies", "--dataset", "longvideobench", "--model", "conse_qa", "--gpus", "0"]
     command += ["--labels", world / "lvb_val.json", "--videos", world / "videos"]
     done = reproduce(world, *command)
@@ -217,6 +219,20 @@ def test_a_table_from_scores_to_accuracy(world):
     # Again: nothing is asked. A limit beyond the questions is none.
     again = reproduce(world, *command, "--limit", 5)
     assert again.returncode == 0 and "lmms_eval" not in again.stdout, again.stderr
+    # Of other frames it is: results and record of the old ones stay for the check below.
+    shutil.copytree(world / "out", world / "kept")
+    path = world / "outscores/longvideobench/blip/scores.json"
+    scores = path.read_text()
+    path.write_text(json.dumps([row[::-1] for row in json.loads(scores)]))
+    flags = ["--outscores", world / "outscores", "--output", world / "out"]
+    monkeypatch.setattr(sys, "argv", list(map(str, ["reproduce.py", *command, *flags])))
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 3))
+    with pytest.raises(UserError, match="longvideobench_strategies_64: the evaluation failed"):
+        evaluation.reproduce.main()
+    monkeypatch.undo()
+    path.write_text(scores)
+    shutil.rmtree(world / "out")
+    (world / "kept").rename(world / "out")
     # The results of an evaluation are not taken for those of another one that failed, nor afterwards.
     for _ in range(2):
         failed = reproduce(world, *command, "--checkpoint", "a,b")
