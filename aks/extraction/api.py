@@ -264,8 +264,8 @@ def keyframes(
     Args:
         video: a video file.
         question: what to look for.
-        scorer: ``conse`` (needs no download), ``blip`` (the paper's), ``clip`` or ``sevila``; or a loaded
-            scorer, so that several calls share it.
+        scorer: ``conse`` (needs no download), ``blip`` (the paper's), ``clip``, ``sevila`` or ``siglip``; or
+            a loaded scorer, so that several calls share it.
         device: ``cpu``, ``cuda`` or ``cuda:N`` for a scorer given by name; None for a GPU if there is one.
         budget, strategy, workers, video_timeout: see :func:`find_keyframes`.
 
