@@ -42,11 +42,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output_file", default="./selected_frames", help="folder for the selection")
     parser.add_argument("--strategy", default="ada", choices=STRATEGIES, help="how keyframes are chosen")
     parser.add_argument(
-        "--features", help="folder of stored features, for strategies that compare frames (mdp3, ...)"
-    )
-    parser.add_argument("--dataset_path", help="with --features: folder of the data set")
-    parser.add_argument("--label_file", help="with --features: a label file in place of the data set's own")
-    parser.add_argument(
         "--quota",
         default="full",
         choices=QUOTAS,
@@ -59,6 +54,11 @@ def parse_arguments() -> argparse.Namespace:
         metavar="NAME=VALUE",
         help="an option of the strategy's own (docs/selection.md), such as seed=1; may be repeated",
     )
+    parser.add_argument(
+        "--features", help="folder of stored features, for strategies that compare frames (mdp3, ...)"
+    )
+    parser.add_argument("--dataset_path", help="with --features: folder of the data set")
+    parser.add_argument("--label_file", help="with --features: a label file in place of the data set's own")
     return parser.parse_args()
 
 
