@@ -8,12 +8,14 @@ selected_frames.json (ascending frame numbers, a list per question) under
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # no products of matrices here: no threads to start
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # products of matrices are few and small: no threads
 
 import numpy as np
 
@@ -63,6 +65,11 @@ def parse_arguments() -> argparse.Namespace:
         metavar="NAME=VALUE",
         help="an option of the strategy's own (docs/selection.md), such as seed=1; may be repeated",
     )
+    parser.add_argument(
+        "--features", help="folder of stored features, for strategies that compare frames (mdp3, ...)"
+    )
+    parser.add_argument("--dataset_path", help="with --features: folder of the data set")
+    parser.add_argument("--label_file", help="with --features: a label file in place of the data set's own")
     return parser.parse_args()
 
 
@@ -109,15 +116,19 @@ def main() -> None:
         "options": options_of(args.strategy) | parse_options(args.option),
     }
 
-    def select(score: np.ndarray | list[float]) -> np.ndarray:
+    def select(score: np.ndarray | list[float], features: np.ndarray | None) -> np.ndarray:
         try:
-            return select_positions(score, args.max_num_frames, **options)
+            return select_positions(score, args.max_num_frames, features=features, **options)
         except ValueError as error:
             raise errors.UserError(f"frame_select.py: {error} (see --help)") from None
 
-    select([0.0])  # a wrong flag is told before files are read
+    if not args.features and (args.dataset_path or args.label_file):
+        raise errors.UserError("--dataset_path and --label_file go with --features")
+    # A wrong flag is told before files are read.
+    select([0.0], np.ones((1, 1)) if args.features else None)
     scores, frames = read_scores(score_path, frame_path)
-    chosen = [select(score) for score in scores]
+    features = _features(args, frame_path, frames) if args.features else [None] * len(scores)
+    chosen = [select(score, vectors) for score, vectors in zip(scores, features, strict=True)]
 
     # Everything is read and checked before anything is written; the selection itself comes last.
     times = _times(frame_path, frames, chosen)
@@ -129,6 +140,8 @@ def main() -> None:
         "scored_by": _origin(score_path),
         "strides": [infer_stride(row) for row in frames],
     }
+    if args.features:
+        record["features"] = read_json(Path(args.features) / "run.json")
     folder = Path(args.output_file) / args.dataset_name / args.extract_feature_model
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -147,6 +160,37 @@ def main() -> None:
 
     _report(args.max_num_frames, args.ratio, settings["quota"], scores, chosen)
     print(f"wrote {output}: {len(chosen)} questions, {sum(map(len, chosen))} keyframes ({args.strategy})")
+
+
+def _features(args: argparse.Namespace, frame_path: Path, frames: list[np.ndarray]) -> Iterator[np.ndarray]:
+    """The vectors of each question's candidate frames, (n, d) float32.
+
+    Raises:
+        UserError: the labels, the scores and the features do not belong together, or a video is not stored.
+    """
+    from aks.extraction.feature_store import FeatureStore  # imports torch, which takes seconds
+    from aks.labels import load_labels
+
+    labels = load_labels(args.dataset_name, args.dataset_path, args.label_file)
+    if len(labels.questions) != len(frames):
+        raise errors.UserError(
+            f"{labels.path} holds {len(labels.questions)} questions and {frame_path} {len(frames)}; "
+            "--label_file names the one that was scored"
+        )
+    store = FeatureStore.open(Path(args.features))
+    store.check_labels(labels)
+    read = functools.lru_cache(maxsize=1)(store.read_vectors)  # a video's questions are mostly neighbours
+    for question, row in zip(labels.questions, frames, strict=True):
+        if not len(row):  # its video failed
+            yield np.empty((0, 1), dtype=np.float32)
+            continue
+        frame_indices, vectors = read(question.video)
+        if not np.array_equal(frame_indices, row):
+            raise errors.UserError(
+                f"{frame_path}: entry {question.index} ({question.id}): its frames are not those of "
+                f"{store.part_path(question.video)}; score these features, or store the scored videos again"
+            )
+        yield vectors
 
 
 def _report(budget: int, ratio: int, quota: str, scores: list[np.ndarray], chosen: list[np.ndarray]) -> None:

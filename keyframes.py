@@ -39,7 +39,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--extract_feature_model",
         default="conse",
-        help="blip, clip, sevila (the paper's), or conse, which needs no download (default: conse)",
+        help="blip, clip, sevila (the paper's), siglip, or conse, which needs no download (default: conse)",
     )
     parser.add_argument("--checkpoint", help="weights: a hub name or a folder (default: the model's own)")
     parser.add_argument("--device", help="cuda, cuda:N or cpu (default: cuda where there is one)")

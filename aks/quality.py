@@ -5,6 +5,7 @@
 Relevance, where labels say where the evidence is: recall (the share of the evidence with a selected frame
 within a tolerance), precision (the share of selected frames near evidence), and how often every one of
 several places is found. Coverage: the largest part of the video without a frame, and how even the gaps are.
+Redundancy, with ``--features``: how alike the selected frames are.
 Each value comes with a 95 % bootstrap interval over videos, each selection with its difference from uniform
 sampling, or from ``--reference``, on the same questions.
 """
@@ -24,6 +25,7 @@ from aks.cli import at_least
 from aks.evidence import TOLERANCES_S, evidence_distances, found_within, group_order
 from aks.jsonio import write_csv
 from aks.labels import DATASETS, LabelSet, Question, load_labels
+from aks.redundancy import measure_redundancy
 from aks.selected_frames import SelectedFrames, read_selection, uniform_selection, with_strides
 
 CURVE_S = np.linspace(0, 10, 41)  # the tolerances of the plot
@@ -209,6 +211,7 @@ def parse_arguments() -> argparse.Namespace:
         "--max_num_frames", type=at_least(1), help="uniform's budget (default: the longest list)"
     )
     parser.add_argument("--tolerances", type=at_least(0, float), nargs="+", default=list(TOLERANCES_S))
+    parser.add_argument("--features", type=Path, help="folder of stored features: how alike frames are")
     parser.add_argument("--output", type=Path, help="folder for quality.csv and recall.png")
     return parser.parse_args()
 
@@ -245,6 +248,13 @@ def main() -> None:
     measured = {
         name: measure_all(labels.questions, rows, args.tolerances) for name, rows in selections.items()
     }
+    if args.features:
+        frames = {name: [row.frames for row in rows] for name, rows in selections.items()}
+        redundancy = measure_redundancy(args.features, labels, frames, take_nearest=[UNIFORM])
+        for name, values in redundancy.items():
+            measured[name]["redundancy"] = values
+        if left_out := int(np.isnan(list(redundancy.values())).any(axis=0).sum()):
+            print(f"redundancy: {left_out} questions left out: fewer than two frames, or some are not stored")
     if not measured[reference]:
         raise errors.UserError(f"{labels.path}: neither evidence nor durations; nothing can be measured")
     groupings = {

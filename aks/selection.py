@@ -15,7 +15,9 @@ from aks.strategies.bolt import select_bolt
 from aks.strategies.fill import fill
 from aks.strategies.gumbel import select_gumbel
 from aks.strategies.maximum import select_maximum
+from aks.strategies.mdp3 import select_mdp3
 from aks.strategies.nms import select_nms
+from aks.strategies.segment_adaptive import select_segment_adaptive
 
 QUOTAS = ("full", "released", "algorithm1", "paper")  # paper is an older name of released
 MAX_DEPTH = 32  # 2**32 bins, far more than any video has candidates; the paper goes up to 6
@@ -120,7 +122,8 @@ def select_ada(
 
 # Each is called with the normalized scores (n,), a budget of at most n, and t1, t2, max_depth and quota by
 # name; it returns ascending positions, at most as many as the budget. Keyword arguments with a default are
-# options of its own.
+# options of its own. ``features``, where it takes them, are the frames' unit vectors, (n, d) float32, and
+# ``raw_scores`` the scores as they were given, (n,).
 STRATEGIES: dict[str, Callable[..., np.ndarray]] = {
     "uniform": select_uniform,
     "top": select_top,
@@ -130,6 +133,8 @@ STRATEGIES: dict[str, Callable[..., np.ndarray]] = {
     "bolt": select_bolt,
     "gumbel": select_gumbel,
     "nms": select_nms,
+    "segment_adaptive": select_segment_adaptive,
+    "mdp3": select_mdp3,
 }
 
 
@@ -137,6 +142,18 @@ def options_of(strategy: str) -> dict[str, float]:
     """A strategy's own options and their defaults, such as ``seed`` where it draws at random."""
     parameters = inspect.signature(STRATEGIES[strategy]).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
+
+
+def needs_features(strategy: str) -> bool:
+    """Whether a strategy compares the frames by their features."""
+    return "features" in inspect.signature(STRATEGIES[strategy]).parameters
+
+
+def unit_vectors(features: np.ndarray) -> np.ndarray:
+    """Vectors (n, d) of length 1, float32; zeros stay zeros."""
+    features = np.asarray(features, dtype=np.float32)
+    norms = np.linalg.norm(features, axis=1, keepdims=True)
+    return features / np.maximum(norms, np.finfo(np.float32).tiny)
 
 
 def normalize(scores: np.ndarray) -> np.ndarray:
@@ -160,6 +177,7 @@ def select_positions(
     max_depth: int = 5,
     quota: str = "full",
     options: Mapping[str, float] | None = None,
+    features: np.ndarray | None = None,
 ) -> np.ndarray:
     """Positions of the keyframes among the candidates, ascending, int64.
 
@@ -171,12 +189,24 @@ def select_positions(
     for name in options or {}:
         if name not in known:
             raise ValueError(f"option {name!r}: strategy {strategy} has {', '.join(known) or 'no options'}")
+    if features is None and needs_features(strategy):
+        raise ValueError(
+            f"strategy {strategy} needs the frames' features: feature_extract_store.py stores them, "
+            "frame_select.py --features reads them"
+        )
+    if features is not None:
+        _check_features(features, len(scores), strategy)
     budget, ratio, max_depth = int(budget), int(ratio), int(max_depth)
-    kept = scores[: len(scores) // ratio * ratio : ratio]
+    thinned = slice(0, len(scores) // ratio * ratio, ratio)
+    kept = scores[thinned]
     if len(kept) < budget:
         return np.arange(len(kept)) * ratio
     select = STRATEGIES[strategy]
     settings = {"t1": t1, "t2": t2, "max_depth": max_depth, "quota": quota, **(options or {})}
+    if features is not None:
+        settings["features"] = unit_vectors(features[thinned])
+    if "raw_scores" in inspect.signature(select).parameters:
+        settings["raw_scores"] = kept
     return select(normalize(kept), budget, **settings) * ratio
 
 
@@ -192,6 +222,7 @@ def select_keyframes(
     max_depth: int = 5,
     quota: str = "full",
     options: Mapping[str, float] | None = None,
+    features: np.ndarray | None = None,
 ) -> list[int]:
     """Choose the keyframes of one video for one question.
 
@@ -204,7 +235,7 @@ def select_keyframes(
         budget: number of keyframes wanted, 1 or more.
         strategy: ``ada`` (judge and split), ``top`` (best scores), ``bin`` (an equal share from each
             of ``2**max_depth`` bins), ``uniform`` (scores ignored), ``maximum`` (ADA's objective, exactly),
-            or a rule of other authors: ``bolt``, ``gumbel``, ``nms``.
+            or a rule of other authors: ``bolt``, ``gumbel``, ``nms``, ``segment_adaptive``, ``mdp3``.
         ratio: use every ``ratio``-th candidate only.
         t1: ADA's threshold on the difference of means, in normalized scores.
         t2: ADA's threshold on the standard deviation, in normalized scores.
@@ -213,13 +244,15 @@ def select_keyframes(
             ``algorithm1``; ``released`` drops the fractions of quotas as the released code does, and may
             return fewer, even none.
         options: the strategy's own, see :func:`options_of`.
+        features: a vector for each candidate frame, (n, d), of any length; for strategies that need them
+            (:func:`needs_features`).
 
     Returns:
         Ascending frame indices.
 
     Raises:
-        ValueError: an argument out of range, lengths that differ, scores not finite, or frame
-            indices not whole or not ascending.
+        ValueError: an argument out of range, lengths that differ, scores not finite, frame indices not
+            whole or not ascending, or features that the strategy lacks or does not use.
 
     Source: Tang et al., "Adaptive Keyframe Sampling for Long Video Understanding", CVPR 2025,
     section 3.3 and Algorithm 1, with the quotas of its released code.
@@ -234,7 +267,9 @@ def select_keyframes(
         pair = frame_indices[previous : previous + 2]
         raise ValueError(f"frame numbers are not ascending: {pair[1]:.0f} follows {pair[0]:.0f}")
     settings = {"t1": t1, "t2": t2, "max_depth": max_depth, "quota": quota, "options": options}
-    positions = select_positions(scores, budget, strategy=strategy, ratio=ratio, **settings)
+    positions = select_positions(
+        scores, budget, strategy=strategy, ratio=ratio, features=features, **settings
+    )
     return frame_indices[positions].astype(np.int64).tolist()
 
 
@@ -256,3 +291,13 @@ def _check(scores: np.ndarray, strategy: str, t1: float, t2: float, quota: str, 
     for name, value, known in (("strategy", strategy, STRATEGIES), ("quota", quota, QUOTAS)):
         if value not in known:
             raise ValueError(f"{name} {value!r}: use one of {', '.join(known)}")
+
+
+def _check_features(features: np.ndarray, num_frames: int, strategy: str) -> None:
+    """Raise a ValueError for features that do not belong to the frames, or are of no use."""
+    if not needs_features(strategy):
+        raise ValueError(f"strategy {strategy} does not use features")
+    if np.ndim(features) != 2 or len(features) != num_frames:
+        raise ValueError(f"features have the shape {np.shape(features)}; {num_frames} vectors are needed")
+    if not np.isfinite(features).all():
+        raise ValueError("features must be finite")

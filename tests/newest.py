@@ -1,9 +1,9 @@
 """Whether ``pip install .`` works with the newest packages there are: python tests/newest.py [FOLDER].
 
 Makes a bare virtual environment (in FOLDER, which is kept, or a temporary one), installs the library with the
-ranges of pyproject.toml and nothing else, and uses it for real: a selection, a video, a tiny random BLIP and
-CLIP, and conse with its own weights. decord must not be needed. Not one of the tests: what is newest changes
-from day to day.
+ranges of pyproject.toml and nothing else, and uses it for real: a selection, a video, a tiny random BLIP,
+CLIP and SigLIP, and conse with its own weights. decord must not be needed. Not one of the tests: what is
+newest changes from day to day.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def check() -> None:
     import numpy as np
     import torch
     from media import picture, write_video
-    from model_setup import save_blip, save_tiny_clip, tiny_blip
+    from model_setup import save_blip, save_tiny_clip, save_tiny_siglip, tiny_blip
 
     import aks
     from aks.extraction.api import find_keyframes
@@ -66,6 +66,7 @@ def check() -> None:
         checkpoints = {
             "blip": save_blip(tiny_blip(), folder / "blip"),
             "clip": save_tiny_clip(folder / "clip"),
+            "siglip": save_tiny_siglip(folder / "siglip"),
             "conse": None,
         }
         question = Question(0, "question", str(path), "Which colours move?")

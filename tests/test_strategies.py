@@ -6,6 +6,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from selection_setup import features_for
 
 from aks.selection import STRATEGIES, judge_and_split, options_of, select_positions
 from aks.strategies.maximum import coverage, levels_of, objective
@@ -15,7 +16,8 @@ SCORES += [0.291, 0.021, 0.003, 0.489, 0.301, 0.135, 0.545, 0.166, 0.944, 0.009,
 
 
 def chosen(strategy: str, budget: int, scores=SCORES, **options: float) -> list[int]:
-    return select_positions(scores, budget, strategy=strategy, options=options).tolist()
+    features = features_for(strategy, len(scores))
+    return select_positions(scores, budget, strategy=strategy, options=options, features=features).tolist()
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from aks.console import progress
@@ -28,6 +29,7 @@ from aks.extraction.feature_store import (
     FeatureStore,
     bytes_per_frame,
     check_free_space,
+    check_vectors,
 )
 from aks.extraction.pipeline import Pipeline, Source, WriterFactory
 from aks.extraction.sharding import choose_jobs
@@ -37,7 +39,7 @@ from aks.labels import LabelSet, Question, VideoJob
 from aks.locks import VideoLocks
 from aks.run_dir import RunDir
 from aks.scorers.base import Scorer, load_scorer
-from aks.selection import select_positions
+from aks.selection import STRATEGIES, needs_features, select_positions
 from aks.video.reader import Video
 
 
@@ -264,8 +266,8 @@ def keyframes(
     Args:
         video: a video file.
         question: what to look for.
-        scorer: ``conse`` (needs no download), ``blip`` (the paper's), ``clip`` or ``sevila``; or a loaded
-            scorer, so that several calls share it.
+        scorer: ``conse`` (needs no download), ``blip`` (the paper's), ``clip``, ``sevila`` or ``siglip``; or
+            a loaded scorer, so that several calls share it.
         device: ``cpu``, ``cuda`` or ``cuda:N`` for a scorer given by name; None for a GPU if there is one.
         budget, strategy, workers, video_timeout: see :func:`find_keyframes`.
 
@@ -314,9 +316,13 @@ def find_keyframes(
 
     Raises:
         VideoError: the video has no candidate frame or cannot be decoded.
+        UserError: the strategy compares frames, and the scorer has more than one vector a frame.
         ValueError: budget or strategy out of range.
     """
-    select_positions([0.0], budget, strategy=strategy)  # a wrong argument must not cost an hour of scoring
+    compares_frames = strategy in STRATEGIES and needs_features(strategy)
+    vectors: dict[int, np.ndarray] = {}  # by offset
+    # A wrong argument must not cost an hour of scoring.
+    select_positions([0.0], budget, strategy=strategy, features=np.ones((1, 1)) if compares_frames else None)
     count = probe(video).num_candidates
     table = ScoreTable(scorer, [question], count)
     job = VideoJob(str(video.path), video.path, (question,), count)
@@ -327,13 +333,18 @@ def find_keyframes(
             if isinstance(event, VideoError):
                 raise event
             if isinstance(event, FeatureBatch):
+                if compares_frames:
+                    check_vectors(event.features.shape, f"strategy {strategy} with {scorer.name}")
+                    vectors[event.offset] = event.features.float().cpu().numpy()
                 table.add(event)
                 bar.update(len(event.frame_indices))
             elif isinstance(event, Restarted):
                 table = ScoreTable(scorer, [question], count)
+                vectors.clear()
                 bar.reset()
     frame_indices, times_s, (scores,) = table.result()
+    features = np.concatenate([vectors[offset] for offset in sorted(vectors)]) if compares_frames else None
     return [
         Keyframe(int(frame_indices[i]), float(times_s[i]), float(scores[i]))
-        for i in select_positions(scores, budget, strategy=strategy)
+        for i in select_positions(scores, budget, strategy=strategy, features=features)
     ]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +137,17 @@ class FeatureStore(RunDir):
         ]
         if differences:
             raise UserError(f"{self.folder}: features of another model ({'; '.join(differences)})")
-        if record.get("dataset") != labels.dataset:
-            raise UserError(f"{self.folder}: features of {record.get('dataset')}, not of {labels.dataset}")
+        self.check_labels(labels)
+
+    def check_labels(self, labels: LabelSet) -> None:
+        """Refuse features of another data set's videos, and damaged ones.
+
+        Raises:
+            UserError: says which.
+        """
+        dataset = read_json(self.folder / "run.json").get("dataset")
+        if dataset != labels.dataset:
+            raise UserError(f"{self.folder}: features of {dataset}, not of {labels.dataset}")
         self.check_videos(labels.jobs)
         if misread := self.misread(labels.jobs):
             raise UserError(
@@ -158,6 +167,20 @@ class FeatureStore(RunDir):
             return 0
         with self.open_part(name) as file:
             return int(file.get_slice("frames").get_shape()[0])
+
+    def read_vectors(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """The frame numbers of a stored video, (n,) int64, and a vector for each frame, (n, d) float32.
+
+        Raises:
+            UserError: the video is not stored, its file is damaged, or a frame has more than one vector.
+        """
+        if not self.has_part(name):
+            raise UserError(f"{self.folder}: has no features of {name}; run feature_extract_store.py again")
+        with self.open_part(name) as file:
+            features = file.get_tensor("features").float().numpy()
+            frame_indices = file.get_tensor("frames").numpy()
+        check_vectors(features.shape, self.folder)
+        return frame_indices, features
 
     def read(self, name: str, batch_frames: int) -> Iterator[VideoInfo | FeatureBatch | EndOfVideo]:
         """Read a stored video: its description, its batches, its end.
@@ -190,6 +213,19 @@ class FeatureStore(RunDir):
                 failure = read_json(path) if path.exists() else {}
                 missing, reason = failure.get("lost_frames", []), failure.get("reason", "")
         yield EndOfVideo(missing, reason)
+
+
+def check_vectors(shape: Sequence[int], source: object) -> None:
+    """Refuse features of a shape (n, ...) that is not one vector a frame, by which frames can be compared.
+
+    Raises:
+        UserError: names where they come from, and what has such vectors.
+    """
+    if len(shape) != 2:
+        raise UserError(
+            f"{source}: {' x '.join(map(str, shape[1:]))} values a frame, and frames are compared by one "
+            "vector each; use features of siglip, clip or conse, or --blip_features itc"
+        )
 
 
 def bytes_per_frame(scorer: Scorer, dtype: torch.dtype) -> int:

@@ -6,6 +6,7 @@ Only ``load_scorer`` in :mod:`aks.scorers.base` imports these modules, and only 
 SCORERS = {
     "blip": "aks.scorers.blip:BlipScorer",
     "clip": "aks.scorers.clip:ClipScorer",
+    "siglip": "aks.scorers.siglip:SiglipScorer",
     "sevila": "aks.scorers.sevila:SevilaScorer",
     "conse": "aks.scorers.conse:ConseScorer",
 }

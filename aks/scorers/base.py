@@ -117,7 +117,7 @@ def load_scorer(
     """Load a scorer by name.
 
     Args:
-        name: ``blip``, ``clip``, ``sevila`` or ``conse``.
+        name: ``blip``, ``clip``, ``siglip``, ``sevila`` or ``conse``.
         checkpoint: hub name, folder or file of the weights; None for the scorer's default.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: ``float32``, ``float16`` or ``bfloat16``; None for the precision of the scorer's

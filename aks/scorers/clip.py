@@ -24,20 +24,19 @@ def cosine(features: torch.Tensor, questions: Sequence[torch.Tensor]) -> np.ndar
     return (texts @ frames.T).double().cpu().numpy()
 
 
-def _pil_image_processor() -> type:
-    """The image processor that resizes with PIL, as CLIP was trained, in transformers 4 and 5.
+def pil_image_processor(model: str) -> type:
+    """The image processor of ``CLIP`` or ``Siglip`` that resizes with PIL, in transformers 4 and 5.
 
     From transformers 5 on, ``CLIPImageProcessor`` resizes with torchvision, which must then be installed;
     some 0.5 % of its values differ by a grey level.
     """
-    try:
-        from transformers import CLIPImageProcessorPil as processor
-    except ImportError:
-        from transformers import CLIPImageProcessor as processor
-    return processor
+    import transformers
+
+    old = f"{model}ImageProcessor"
+    return getattr(transformers, f"{old}Pil", None) or getattr(transformers, old)
 
 
-def _projected(output: Any) -> torch.Tensor:
+def projected(output: Any) -> torch.Tensor:
     """The result of ``get_*_features``: transformers 4 returns the tensor, 5 an object that holds it."""
     return output if isinstance(output, torch.Tensor) else output.pooler_output
 
@@ -73,7 +72,7 @@ class ClipScorer(Scorer):
         self.max_tokens = config.text_config.max_position_embeddings  # 77
         self.tokenizer = load_component(AutoTokenizer.from_pretrained, folder, "tokenizer")
         # It resizes the shorter side by PIL's bicubic filter and crops the centre: (3, 224, 224).
-        processor = load_component(_pil_image_processor().from_pretrained, folder, "image processor")
+        processor = load_component(pil_image_processor("CLIP").from_pretrained, folder, "image processor")
         self.preprocessor = partial(preprocess_with_transformers, processor)
         model = load_pretrained(CLIPModel, folder, config)
         self.model = model.to(device=self.device, dtype=self.dtype)
@@ -82,7 +81,7 @@ class ClipScorer(Scorer):
     def encode_frames(self, inputs: torch.Tensor) -> torch.Tensor:
         """Model inputs to projected image features (n, 512), not normalized."""
         inputs = inputs.to(device=self.device, dtype=self.dtype)
-        return _projected(self.model.get_image_features(pixel_values=inputs))
+        return projected(self.model.get_image_features(pixel_values=inputs))
 
     @torch.no_grad()
     def encode_question(self, question: Question) -> torch.Tensor:
@@ -91,7 +90,7 @@ class ClipScorer(Scorer):
             question.text, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         ).to(self.device)
         ids, mask = tokens["input_ids"], tokens["attention_mask"]
-        return _projected(self.model.get_text_features(input_ids=ids, attention_mask=mask))[0]
+        return projected(self.model.get_text_features(input_ids=ids, attention_mask=mask))[0]
 
     def score(self, features: torch.Tensor, questions: Sequence[torch.Tensor]) -> np.ndarray:
         """Cosines, (questions, frames)."""

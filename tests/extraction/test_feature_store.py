@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from extraction_setup import ToyScorer, flags_for, load_custom
-from model_setup import save_blip, save_tiny_clip, tiny_blip
+from model_setup import save_blip, save_tiny_clip, save_tiny_siglip, tiny_blip
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sevila_setup import build_world
@@ -38,6 +38,7 @@ LATER = [{"id": "new", "video": "one.mp4", "question": "Is there a motorcycle in
 SCORERS = {
     "conse": ((384,), 2e-3),
     "clip": ((32,), 2e-3),
+    "siglip": ((32,), 2e-3),
     "blip": ((577, 64), 5e-3),
     "blip itc": ((256,), 2e-3),
     "sevila": ((32, 32), 0.07),  # Its logits are bfloat16: here, a step is 1/16.
@@ -55,6 +56,7 @@ def scorers(tmp_path_factory):
     return {
         "conse": load_scorer("conse"),
         "clip": load_scorer("clip", checkpoint=str(save_tiny_clip(folder / "clip"))),
+        "siglip": load_scorer("siglip", checkpoint=str(save_tiny_siglip(folder / "siglip", 2))),
         "blip": load_scorer("blip", checkpoint=blip),
         "blip itc": load_scorer("blip", checkpoint=blip, blip_head="itc"),
         "sevila": load_scorer(

@@ -3,6 +3,7 @@
 import functools
 import gzip
 import importlib.util
+import io
 import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -10,7 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import BlipConfig, BlipForImageTextRetrieval, CLIPConfig, CLIPModel
+from transformers import (
+    BlipConfig,
+    BlipForImageTextRetrieval,
+    CLIPConfig,
+    CLIPModel,
+    SiglipConfig,
+    SiglipModel,
+)
 
 from aks.errors import UserError
 from aks.labels import Question
@@ -202,3 +210,74 @@ def save_tiny_clip(folder: Path) -> Path:
         )
     )
     return folder
+
+
+def save_tiny_siglip(folder: Path, version: int = 1) -> Path:
+    """A random SigLIP or SigLIP 2 of two layers and 64 x 64 pixels, in the published checkpoints' layout."""
+    folder.mkdir(exist_ok=True)
+    write_tokenizer = write_siglip_tokenizer if version == 1 else write_siglip2_tokenizer
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = SiglipConfig(
+        vision_config={**size, "image_size": 64, "patch_size": 16},
+        text_config={**size, "vocab_size": write_tokenizer(folder), "max_position_embeddings": 64},
+    )
+    model = SiglipModel(config)
+    randomise(model)
+    model.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps(
+            {
+                "image_processor_type": "SiglipImageProcessor",
+                "processor_class": "SiglipProcessor",
+                "size": {"height": 64, "width": 64},
+                "resample": 3 if version == 1 else 2,
+                "image_mean": [0.5, 0.5, 0.5],
+                "image_std": [0.5, 0.5, 0.5],
+            }
+        )
+    )
+    return folder
+
+
+def write_siglip_tokenizer(folder: Path) -> int:
+    """A small sentencepiece model as SigLIP has a large one; the size of its vocabulary."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([text.lower() for text in QUESTIONS]),
+        model_writer=model,
+        vocab_size=100,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    (folder / "spiece.model").write_bytes(model.getvalue())
+    settings = {"tokenizer_class": "SiglipTokenizer", "model_max_length": 64, "do_lower_case": True}
+    tokens = {"eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>", "additional_special_tokens": []}
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({**settings, **tokens, "model_input_names": ["input_ids"]})
+    )
+    return 100
+
+
+def write_siglip2_tokenizer(folder: Path) -> int:
+    """A small tokenizer of Gemma's kind, which SigLIP 2 has; the size of its vocabulary."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+    tokens = {name: f"<{name.removesuffix('_token')}>" for name in ("pad_token", "eos_token", "bos_token")}
+    tokens["unk_token"] = "<unk>"
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("\u2581", "merged_with_next")
+    trainer = trainers.BpeTrainer(vocab_size=200, special_tokens=list(tokens.values()), show_progress=False)
+    tokenizer.train_from_iterator(QUESTIONS, trainer)
+    eos = ("<eos>", tokenizer.token_to_id("<eos>"))
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[eos])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "GemmaTokenizer", "add_bos_token": False, "add_eos_token": True}
+    settings |= {"padding_side": "right", "model_input_names": ["input_ids"], "model_max_length": 64}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, **tokens}))
+    return tokenizer.get_vocab_size()
