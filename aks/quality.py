@@ -25,10 +25,10 @@ from aks.cli import at_least
 from aks.evidence import TOLERANCES_S, evidence_distances, found_within, group_order
 from aks.jsonio import write_csv
 from aks.labels import DATASETS, LabelSet, Question, load_labels
+from aks.plots import plot_recall
 from aks.redundancy import measure_redundancy
 from aks.selected_frames import SelectedFrames, read_selection, uniform_selection, with_strides
 
-CURVE_S = np.linspace(0, 10, 41)  # the tolerances of the plot
 UNIFORM = "uniform"
 
 
@@ -147,48 +147,6 @@ def format_records(records: Sequence[dict[str, Any]], reference: str) -> str:
             line += f"  {record['difference']:+.3f} {ends} against {reference}"
         lines.append(line)
     return "\n".join(lines[1:])
-
-
-def plot_recall(
-    path: Path,
-    labels: LabelSet,
-    selections: dict[str, list[SelectedFrames]],
-    tolerances_s: np.ndarray = CURVE_S,
-) -> None:
-    """Draw recall against tolerance: a panel a group of durations, a curve a selection."""
-    import matplotlib
-
-    matplotlib.use("Agg")  # draws without a screen
-    import matplotlib.pyplot as plt
-
-    asked = [q for q in labels.questions if q.evidence_frames or q.evidence_times_s]
-    groups = sorted({question.group for question in asked}, key=group_order)
-    with plt.rc_context({"text.parse_math": False}):
-        figure, axes = plt.subplots(
-            1,
-            len(groups),
-            figsize=(1 + 3.5 * len(groups), 3.4),
-            sharey=True,
-            squeeze=False,
-            layout="constrained",
-        )
-        for axis, group in zip(axes[0], groups, strict=True):
-            members = [question for question in asked if question.group == group]
-            for name, rows in selections.items():
-                pairs = [evidence_distances(question, rows[question.index]) for question in members]
-                curve = [
-                    np.mean([found_within(pair, tolerance_s).mean() for pair in filter(None, pairs)])
-                    for tolerance_s in tolerances_s
-                ]
-                axis.plot(tolerances_s, curve, label=name)
-            axis.set_title(f"{group} ({len(members)} questions)", fontsize=10)
-            axis.set_xlabel("tolerance (s)")
-            axis.grid(color="0.92")
-            axis.set_ylim(0, 1.02)
-        axes[0, 0].set_ylabel("evidence recall")
-        axes[0, -1].legend(fontsize=8)
-        figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -33,6 +33,7 @@ from aks.cli import at_least
 from aks.errors import UserError
 from aks.jsonio import read_json, write_csv, write_json
 from aks.labels import DATASETS, LabelSet, load_labels
+from aks.plots import plot_grid
 from aks.presets import PAPER, PRESETS, preset_settings
 from aks.score_lists import read_scores
 from aks.selection import QUOTAS, select_positions
@@ -247,6 +248,22 @@ def report(args: argparse.Namespace, records: Sequence[Mapping[str, Any]]) -> No
     print(format_table(titles, rows))
     path = args.output / f"{args.table}_{args.model}.csv"
     write_csv(path, titles, records)
+    print(f"wrote {path}")
+    if args.table == "depth_threshold":
+        plot_depth_threshold(path.with_suffix(".png"), records)
+
+
+def plot_depth_threshold(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the table's figures: for each benchmark the paper's, ours and their difference."""
+    depths, thresholds = (sorted({record[name] for record in records}) for name in ("depth", "threshold"))
+    panels = {}
+    for dataset in dict.fromkeys(record["benchmark"] for record in records):
+        cells = {(r["depth"], r["threshold"]): r for r in records if r["benchmark"] == dataset}
+        for column in ("paper", "ours", "difference"):
+            panels[f"{dataset}: {column}"] = np.array(
+                [[cells[depth, t1].get(column, np.nan) for t1 in thresholds] for depth in depths]
+            )
+    plot_grid(path, panels, depths, thresholds, "{:.1f}")
     print(f"wrote {path}")
 
 

@@ -37,6 +37,7 @@ AREAS = {
     "aks/extraction/decoding": f"{VIDEO} extraction faults workers",
     "aks/evidence": "recall quality",
     "aks/selected_frames": "recall quality interchange",
+    "aks/plots": "quality reproduce",
     "aks/presets": "frame_select reproduce",
     "aks/errors": "labels recall extraction faults",
     "aks/extraction": "extraction pipeline batching feature_store odd_videos workers faults scale ray",

@@ -106,6 +106,32 @@ def test_a_question_is_known_by_its_frames_in_every_table():
     assert len(set(two.digests)) == 3
 
 
+def test_the_grid_of_depth_and_threshold_is_drawn(tmp_path):
+    """All published figures stand in the plot; a cell that was not evaluated stays empty."""
+    import matplotlib.figure
+
+    records = []
+    for cell in cells_of("depth_threshold", "videomme", {}):
+        record = {"benchmark": "videomme", **cell.fields, "paper": cell.published}
+        if cell.setting.max_depth == 5:
+            record |= {"ours": cell.published - 1, "difference": -1.0}
+        records.append(record)
+    drawn = []
+    save = matplotlib.figure.Figure.savefig
+
+    def keep(figure, *arguments, **options):
+        drawn.append([[text.get_text() for text in axis.texts] for axis in figure.axes])
+        return save(figure, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matplotlib.figure.Figure, "savefig", keep)
+        evaluation.reproduce.plot_depth_threshold(tmp_path / "grid.png", records)
+    ((paper, ours, difference),) = drawn
+    assert paper == [f"{cell.published:.1f}" for cell in cells_of("depth_threshold", "videomme", {})]
+    assert ours == ["62.8", "63.1", "63.7", "64.0", "64.3", "64.2"] and difference == ["-1.0"] * 6
+    assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.fixture
 def world(tmp_path) -> Path:
     """Two questions about one video, with generated scores."""
