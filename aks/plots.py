@@ -120,7 +120,7 @@ def plot_grid(
             axis.imshow(values, cmap="viridis", vmin=low, vmax=high)
             for (row, column), value in np.ndenumerate(values):
                 if np.isfinite(value):
-                    color = "white" if value < (low + high) / 2 else "black"
+                    color = "white" if value <= (low + high) / 2 else "black"
                     axis.text(
                         column, row, number.format(value), ha="center", va="center", color=color, size=8
                     )

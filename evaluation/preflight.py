@@ -98,7 +98,9 @@ def check_selection(args: argparse.Namespace, labels: LabelSet | None) -> Select
         f"./selected_frames/{args.dataset}/blip/selected_frames.json",
     ]
     path = Path(args.selection or next(filter(os.path.exists, usual), usual[-1]))
-    if not path.exists():
+    if args.selection and labels is None and not path.exists():
+        raise UserError(f"{path}: file not found; check --selection")
+    if not args.selection and not path.exists():
         preset = " --preset paper" if args.dataset in PAPER else ""
         raise UserError(
             f"{path}: no selected frames; give --selection, or make them: python frame_select.py "

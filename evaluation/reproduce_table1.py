@@ -79,12 +79,12 @@ def main() -> int:
     missing: dict[str, list[tuple[str, str, str]]] = {}
     ready = []
     for row, command in commands.items():
-        *_, problems = check_inputs(settings := run.parse_arguments(command), run.MODELS[row[0]].package)
+        settings = run.parse_arguments(command, quiet=row != ROWS[0])
+        *_, problems = check_inputs(settings, run.MODELS[row[0]].package)
         for problem in problems:
             missing.setdefault(problem, []).append(row)
         if not problems:
             ready.append(row)
-    run.tell_variables(settings)
     for problem, rows in missing.items():
         print(f"missing: {problem} (for {name_rows(rows)})", file=sys.stderr)
     print(

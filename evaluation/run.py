@@ -116,10 +116,10 @@ OPTIONS: dict[str, tuple[str, str | None]] = {
 }
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None = None, quiet: bool = False) -> argparse.Namespace:
     """Flags, else the environment variables of the same names, else the defaults; resolved for the model.
 
-    ``taken`` of the result holds the settings that come from the environment.
+    Which settings come from the environment is said, unless ``quiet``.
     """
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -133,8 +133,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     flags = vars(parser.parse_args(arguments))
     variables = {name: os.environ.get(name.upper()) for name in OPTIONS if name not in flags}
     taken = {name: value for name, value in variables.items() if value}  # an empty one counts as none
+    if taken and not quiet:
+        settings = " ".join(f"{name.upper()}={shlex.quote(value)}" for name, value in taken.items())
+        print(f"taken from the environment: {settings}", file=sys.stderr)
     defaults = {name: default for name, (_, default) in OPTIONS.items()}
-    args = argparse.Namespace(**{"check_only": False, **defaults, **taken, **flags, "taken": taken})
+    args = argparse.Namespace(**{"check_only": False, **defaults, **taken, **flags})
 
     for name, choices in (("model", MODELS), ("dataset", DATASET_TASKS), ("frames", ("aks", "uni"))):
         if getattr(args, name) not in choices:
@@ -158,17 +161,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return args
 
 
-def tell_variables(args: argparse.Namespace) -> None:
-    """Say which settings come from the environment."""
-    if args.taken:
-        settings = " ".join(f"{name.upper()}={shlex.quote(value)}" for name, value in args.taken.items())
-        print(f"taken from the environment: {settings}", file=sys.stderr)
-
-
 def main() -> int:
     """Check, merge, evaluate, verify."""
     args = parse_arguments()
-    tell_variables(args)
     model = MODELS[args.model]
     labels, selection, problems = check_inputs(args, model.package)
     if labels is None or problems:
