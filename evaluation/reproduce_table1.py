@@ -22,15 +22,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a scri
 
 from aks import errors
 from aks.errors import UserError
+from aks.presets import PAPER
 from evaluation import run
 from evaluation.preflight import check_inputs
 
 FOLDER = Path(__file__).resolve().parent
-ROWS = tuple(
-    itertools.product(
-        ("qwen2_vl", "llava_onevision", "llava_vid"), ("longvideobench", "videomme"), ("uni", "aks")
-    )
-)
+MODELS = ("qwen2_vl", "llava_onevision", "llava_vid")  # the paper's
+Row = tuple[str, str, str]
 # They differ from row to row, so that a variable cannot mean all.
 OF_A_ROW = (
     "MODEL",
@@ -45,12 +43,12 @@ OF_A_ROW = (
 )
 
 
-def name_rows(rows: Sequence[tuple[str, str, str]]) -> str:
+def name_rows(rows: Sequence[Row], all_rows: Sequence[Row]) -> str:
     """Rows by what they have in common, where they are all that have it; else one by one."""
     columns = [set(column) for column in zip(*rows, strict=True)]
     if len(rows) != math.prod(map(len, columns)):
         return ", ".join(map(" ".join, rows))
-    everything = [set(column) for column in zip(*ROWS, strict=True)]
+    everything = [set(column) for column in zip(*all_rows, strict=True)]
     common = [
         " and ".join(sorted(column))
         for column, known in zip(columns, everything, strict=True)
@@ -65,6 +63,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--results", default=os.environ.get("RESULTS") or "./results", help="folder for them")
+    parser.add_argument(
+        "--model", nargs="+", choices=run.MODELS, default=MODELS, help="(default: the paper's three)"
+    )
     parser.add_argument("--check_only", action="store_true", help="list what is missing and stop")
     args = parser.parse_args()
     for name in OF_A_ROW:
@@ -72,23 +73,24 @@ def main() -> int:
     os.environ.setdefault("SHORT_SELECTION", "paper")  # the released quota leaves short selections
 
     # Where the script of this row alone also writes, so that neither asks again what the other has asked.
-    commands = {
+    commands: dict[Row, list[str]] = {
         row: ["--model", row[0], "--dataset", row[1], "--frames", row[2], "--results", args.results]
-        for row in ROWS
+        for row in itertools.product(args.model, PAPER, ("uni", "aks"))
     }
-    missing: dict[str, list[tuple[str, str, str]]] = {}
+    rows = list(commands)
+    missing: dict[str, list[Row]] = {}
     ready = []
     for row, command in commands.items():
-        settings = run.parse_arguments(command, quiet=row != ROWS[0])
+        settings = run.parse_arguments(command, quiet=row != rows[0])
         *_, problems = check_inputs(settings, run.MODELS[row[0]].package)
         for problem in problems:
             missing.setdefault(problem, []).append(row)
         if not problems:
             ready.append(row)
-    for problem, rows in missing.items():
-        print(f"missing: {problem} (for {name_rows(rows)})", file=sys.stderr)
+    for problem, lacking in missing.items():
+        print(f"missing: {problem} (for {name_rows(lacking, rows)})", file=sys.stderr)
     print(
-        f"{len(ready)} of {len(ROWS)} rows can run: {', '.join(map(' '.join, ready)) or 'none'}", flush=True
+        f"{len(ready)} of {len(rows)} rows can run: {', '.join(map(' '.join, ready)) or 'none'}", flush=True
     )
     if args.check_only:
         return int(bool(missing))
@@ -103,7 +105,7 @@ def main() -> int:
         raise UserError("no row was evaluated; see above")
     tables = [str(FOLDER / "tables.py"), args.results, "--output", f"{args.results}/tables"]
     status = subprocess.run([sys.executable, *tables]).returncode
-    return int(bool(status) or finished < len(ROWS))
+    return int(bool(status) or finished < len(rows))
 
 
 if __name__ == "__main__":
