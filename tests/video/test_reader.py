@@ -14,7 +14,7 @@ import pytest
 from media import picture, write_bad_files, write_video
 
 from aks import UserError, VideoError
-from aks.video.backends import average_rate
+from aks.video.backends import MAX_REORDER, SequentialReader, average_rate
 from aks.video.reader import Video, estimate_candidates
 
 
@@ -269,6 +269,19 @@ def test_an_unknown_decoder_and_frame_indices_out_of_range_are_errors(tmp_path):
 )
 def test_the_headers_rate_counts_unless_the_pts_contradict_it(header, times_s, expected):
     assert average_rate(header, times_s) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(("distance", "usable"), [(1, True), (MAX_REORDER, True), (MAX_REORDER + 1, False)])
+def test_decoding_times_are_presentation_times_in_another_order_within_the_codecs_limit(
+    clips, distance, usable
+):
+    """Times farther from their place are no reordering: the frames are then timed by the rate."""
+    order = np.arange(100)
+    order[10 : 10 + distance + 1] = np.roll(order[10 : 10 + distance + 1], 1)
+    pts = SequentialReader(clips / "one.mp4")._ascending_pts(order.tolist())
+    assert (pts is not None) == usable
+    if usable:
+        np.testing.assert_array_equal(pts, np.arange(100))
 
 
 def test_a_rate_in_neither_header_nor_pts_is_an_error():
