@@ -168,6 +168,7 @@ def _features(args: argparse.Namespace, frame_path: Path, frames: list[np.ndarra
     Raises:
         UserError: the labels, the scores and the features do not belong together, or a video is not stored.
     """
+    from aks.console import progress
     from aks.extraction.feature_store import FeatureStore  # imports torch, which takes seconds
     from aks.labels import load_labels
 
@@ -180,7 +181,10 @@ def _features(args: argparse.Namespace, frame_path: Path, frames: list[np.ndarra
     store = FeatureStore.open(Path(args.features))
     store.check_labels(labels)
     read = functools.lru_cache(maxsize=1)(store.read_vectors)  # a video's questions are mostly neighbours
-    for question, row in zip(labels.questions, frames, strict=True):
+    pairs = zip(labels.questions, frames, strict=True)
+    for question, row in progress(
+        iterable=pairs, total=len(frames), unit="question", desc=args.strategy, delay=2
+    ):
         if not len(row):  # its video failed
             yield np.empty((0, 1), dtype=np.float32)
             continue

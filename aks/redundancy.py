@@ -25,12 +25,11 @@ def redundancy_of(vectors: np.ndarray) -> float:
 def positions_of(frames: np.ndarray, stored: np.ndarray, take_nearest: bool) -> np.ndarray | None:
     """Where frame numbers (n,) stand among stored ones (m,), both ascending, m at least 1.
 
-    With ``take_nearest`` the nearest stored frame stands for one that is not stored, and none counts twice.
+    With ``take_nearest`` the nearest stored frame, of two the earlier, stands for one that is not stored, and
+    none counts twice.
     Otherwise the result is None where a frame is not stored.
     """
-    after = np.searchsorted(stored, frames).clip(max=len(stored) - 1)
-    before = (after - 1).clip(min=0)
-    nearest = np.where(np.abs(stored[before] - frames) <= np.abs(stored[after] - frames), before, after)
+    nearest = np.abs(stored[:, None] - frames).argmin(axis=0)
     if take_nearest:
         return np.unique(nearest)
     return nearest if np.array_equal(stored[nearest], frames) else None

@@ -51,7 +51,7 @@ AREAS = {
     "aks/run_dir": "run_dir extraction recall frame_select conse feature_store odd_videos scale ray",
     "aks/extraction/batching": "batching",
     "aks/extraction/worker": "extraction workers faults scale",
-    "aks/scorers/preprocess": "conse clip blip",
+    "aks/scorers/preprocess": "conse clip blip siglip",
     "aks/extraction/ray": "ray",
     "aks/bootstrap": "quality tables",
     "aks/quality": "quality redundancy",

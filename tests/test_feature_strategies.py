@@ -48,10 +48,19 @@ LAST_21 = list(range(39, 60))
         ("segment_adaptive", {"factor": 1}, 6, [2, 6, 33, 41, 52, 53]),
         ("segment_adaptive", {"factor": 2}, 6, [33, 38, 41, 42, 52, 53]),
         ("segment_adaptive", {"factor": 0.5}, 6, [2, 6, 33, 34, 38, 41]),
+        ("segment_adaptive", {"factor": 0.01}, 6, [33, 36, 37, 38, 40, 41]),
     ],
 )
 def test_a_rule_chooses_the_frames_of_the_original_code(strategy, options, budget, original):
     assert chosen(strategy, budget, **options) == original
+
+
+def test_mdp3_cuts_a_longer_video_after_128_frames_for_more_than_32_keyframes():
+    vectors = film_vectors(150)
+    cosines = unit_vectors(vectors) @ (QUESTION / np.linalg.norm(QUESTION))
+    original = [33, 36, 37, 40, 41, 42, 48, 52, 53, 59, 73, 75, 77, 80, 96, 107, 110, 115, 117, 119, 121, 122]
+    original += [124, *range(126, 137), 138, 141]
+    assert chosen("mdp3", 36, cosines, vectors, diversity=1) == original
 
 
 @pytest.mark.parametrize("strategy", RULES)
@@ -71,10 +80,13 @@ def test_frames_that_do_not_differ_are_chosen_by_their_scores(strategy, features
     assert found == chosen("top", 9, features=None)
 
 
-@pytest.mark.parametrize("strategy", RULES)
-def test_a_ratio_thins_the_features_too(strategy):
-    thinned = chosen(strategy, 7, COSINES[::3], VECTORS[::3])
-    assert chosen(strategy, 7, ratio=3) == [3 * position for position in thinned] != chosen(strategy, 7)
+@pytest.mark.parametrize(
+    ("strategy", "options"), [("mdp3", {"diversity": 5}), ("segment_adaptive", {"factor": 1})]
+)
+def test_a_ratio_thins_the_features_too(strategy, options):
+    thinned = chosen(strategy, 7, COSINES[::3], VECTORS[::3], **options)
+    assert chosen(strategy, 7, ratio=3, **options) == [3 * position for position in thinned]
+    assert chosen(strategy, 7, COSINES[::3], VECTORS[:20], **options) != thinned
 
 
 def test_mdp3_shows_no_frame_twice_while_there_are_others():
@@ -168,6 +180,11 @@ def no_frame_0(folder):
     (folder / "scores/frames.json").write_text(json.dumps([[row[0] + 1, *row[1:]] for row in rows]))
 
 
+def another_data_set(folder):
+    record = folder / "store/run.json"
+    record.write_text(record.read_text().replace('"custom"', '"videomme"'))
+
+
 def patches(folder):
     store = FeatureStore(folder / "store", "float32")
     scorer = ToyScorer()
@@ -190,6 +207,11 @@ MISTAKES = {
         [],
         lambda folder: (folder / "labels.json").write_text(json.dumps(ENTRIES[:2])),
         "labels.json holds 2 questions and",
+    ),
+    "another data set": (
+        [],
+        another_data_set,
+        "features of videomme, not of custom",
     ),
     "patches": ([], patches, "3 x 64 values a frame"),
     "no store": ([], lambda folder: shutil.rmtree(folder / "store"), "store"),
@@ -218,7 +240,8 @@ def test_a_mistake_is_reported_in_one_line(world, tmp_path, run_script, mistake)
 
 def test_one_video_s_keyframes_are_compared_by_the_scorer_s_own_features(world):
     scorer, labels = ToyScorer(), load_custom(world)
-    found = aks.keyframes(world / "one.mp4", "Where?", 2, scorer=scorer, strategy="mdp3")
+    with aks.Video(world / "one.mp4") as video:
+        found = aks.find_keyframes(video, labels.questions[0], scorer, 2, strategy="mdp3", batch_frames=2)
     frames, vectors = FeatureStore.open(world / "store").read_vectors("one.mp4")
     scores = json.loads((world / "scores/scores.json").read_text())[labels.questions[0].index]
     expected = aks.select_keyframes(scores, frames, 2, strategy="mdp3", features=vectors)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from extraction_setup import ToyScorer, load_custom
 from selection_setup import film_vectors
 
+import aks
 from aks.extraction.api import store_features
 from aks.extraction.feature_store import FeatureStore
 from aks.redundancy import measure_redundancy, positions_of, redundancy_of
@@ -60,15 +62,16 @@ def test_known_values():
 @pytest.mark.parametrize(
     ("frames", "exact", "nearest"),
     [
-        ([0, 50], [0, 2], [0, 2]),
-        ([25, 60], None, [1, 2]),
-        ([63, 200], None, [3, 4]),
-        ([38, 45], None, [2]),
+        ([0, 48], [0, 2], [0, 2]),
+        ([24, 59], None, [1, 2]),
+        ([61, 200], None, [3, 4]),
+        ([37, 45], None, [2]),
+        ([12], None, [0]),
         ([], [], []),
     ],
 )
 def test_frames_are_found_among_the_stored_ones(frames, exact, nearest):
-    frames, stored = np.array(frames, dtype=np.int64), np.arange(0, 125, 25)
+    frames, stored = np.array(frames, dtype=np.int64), np.arange(0, 120, 24)
     found = positions_of(frames, stored, take_nearest=False)
     assert (found if found is None else found.tolist()) == exact
     assert positions_of(frames, stored, take_nearest=True).tolist() == nearest
@@ -105,3 +108,6 @@ def test_a_mistake_is_one_line(world, run_script):
     flags = ["--dataset_name", "custom", "--label_file", "labels.json", "--selected_frames", "a=a.json"]
     done = run_script("-m", "aks.quality", *flags, "--features", "absent", cwd=world)
     assert done.returncode == 2 and "absent/run.json" in done.stderr and done.stderr.count("\n") == 1
+    labels = replace(load_custom(world), dataset="videomme")
+    with pytest.raises(aks.UserError, match="features of custom, not of videomme"):
+        measure_redundancy(world / "store", labels, {})

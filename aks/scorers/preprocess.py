@@ -7,7 +7,7 @@ takes 50 MB. Every preprocessor can be pickled, because it travels to those proc
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,17 +38,25 @@ def preprocess_conse(pixels: np.ndarray) -> np.ndarray:
     return (values - np.float32(127)) / np.float32(128)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no equality of one value
 class SquarePreprocessor:
-    """A frame to (3, side, side), squashed to a square by PIL's bicubic filter; the same bits as LAVIS's."""
+    """A frame to (3, side, side), squashed to a square; by default the same bits as LAVIS's.
+
+    Attributes:
+        side: of the square, in pixels.
+        resample: PIL's filter.
+        normalized: the value of each of a channel's 256 levels, (3, 256) float32.
+    """
 
     side: int
+    resample: int = Image.Resampling.BICUBIC
+    normalized: np.ndarray = field(default_factory=lambda: _NORMALIZED, repr=False)
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """Preprocess one frame."""
-        values = np.asarray(Image.fromarray(pixels).resize((self.side, self.side), Image.Resampling.BICUBIC))
+        values = np.asarray(Image.fromarray(pixels).resize((self.side, self.side), self.resample))
         inputs = np.empty((3, self.side, self.side), dtype=np.float32)
-        for channel, normalized in enumerate(_NORMALIZED):
+        for channel, normalized in enumerate(self.normalized):
             # The mode "raise" would copy the output; no value is out of range.
             normalized.take(values[..., channel], out=inputs[channel], mode="clip")
         return inputs
@@ -59,6 +67,17 @@ def preprocess_with_transformers(processor: Any, pixels: np.ndarray) -> np.ndarr
     # The format is stated because transformers takes a frame 3 pixels high for one with the channels first.
     batch = processor(pixels, return_tensors="np", input_data_format="channels_last")
     return np.asarray(batch["pixel_values"])[0]
+
+
+def square_preprocessor_of(processor: Any, side: int) -> SquarePreprocessor:
+    """What an image processor of transformers does that squashes frames: the same bits, without transformers.
+
+    A decoding process that needs transformers takes seconds to start. The processor itself tells the values
+    of the 256 levels, by a picture that has them all and the right size already.
+    """
+    levels = (np.arange(side * side) % 256).astype(np.uint8).reshape(side, side, 1).repeat(3, axis=2)
+    values = preprocess_with_transformers(processor, levels).reshape(3, -1)
+    return SquarePreprocessor(side, int(processor.resample), values[:, :256].copy())
 
 
 def preprocess_with_lavis(processor: Any, pixels: np.ndarray) -> np.ndarray:

@@ -8,17 +8,17 @@ the cosine.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from aks.errors import UserError
 from aks.labels import Question
 from aks.scorers.base import Scorer
 from aks.scorers.clip import cosine, pil_image_processor, projected
-from aks.scorers.preprocess import preprocess_with_transformers
+from aks.scorers.preprocess import square_preprocessor_of
 from aks.scorers.weights import load_component, load_pretrained, resolve_checkpoint
 
 DEFAULT_CHECKPOINT = "google/siglip-so400m-patch14-384"
@@ -75,7 +75,13 @@ class SiglipScorer(Scorer):
         self.tokenizer = load_component(_load_tokenizer, folder, "tokenizer")
         # It squashes the frame to a square, by PIL's bicubic or (SigLIP 2) bilinear filter: (3, 384, 384).
         processor = load_component(pil_image_processor("Siglip").from_pretrained, folder, "image processor")
-        self.preprocessor = partial(preprocess_with_transformers, processor)
+        side = config.vision_config.image_size
+        if dict(processor.size) != {"height": side, "width": side}:
+            raise UserError(
+                f"{folder}: its image processor makes pictures of {dict(processor.size)}, its model reads "
+                f"{side} x {side}; download it again"
+            )
+        self.preprocessor = square_preprocessor_of(processor, side)
         model = load_pretrained(SiglipModel, folder, config)
         self.model = model.to(device=self.device, dtype=self.dtype)
 

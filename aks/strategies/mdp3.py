@@ -99,7 +99,7 @@ def select_mdp3(
     for start in range(0, len(scores), size):
         own = vectors[start : start + size]
         similarity = kernel(own @ own.T)
-        np.fill_diagonal(similarity, len(BANDWIDTHS))
+        np.fill_diagonal(similarity, len(BANDWIDTHS))  # of a vector of zeros, too
         conditions = kernel(vectors[last] @ own.T)
         conditions[0] = 0.0  # no frame yet
         num_steps = min(budget, len(own))

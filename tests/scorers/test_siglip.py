@@ -97,6 +97,11 @@ DAMAGES = {
     "no processor": (1, lose("preprocessor_config.json"), "preprocessor_config.json"),
     "no weights": (1, lose("model.safetensors"), "model.safetensors"),
     "spiece": (1, lambda folder: (folder / "spiece.model").write_bytes(b"x"), "tokenizer cannot be loaded"),
+    "size": (
+        1,
+        lambda folder: edit_json(folder / "preprocessor_config.json", size={"height": 32, "width": 64}),
+        "makes pictures of {'height': 32, 'width': 64}, its model reads 64 x 64",
+    ),
     "naflex": (
         2,
         lambda folder: edit_json(folder / "config.json", model_type="siglip2"),
