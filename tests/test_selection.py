@@ -95,7 +95,7 @@ KINDS = ("blip", "clip", "sevila", "ties", "constant", "needle")
 def test_selection_equals_the_naive_reading(kind):
     rng = np.random.default_rng(KINDS.index(kind))
     losses = 0
-    for trial in range(500):
+    for trial in range(250):
         n = int(rng.integers(1, 4001 if trial % 25 == 0 else 300))
         budget = int(rng.integers(1, 129))
         ratio = int(rng.choice([1, 1, 2, 3]))
@@ -257,7 +257,7 @@ arguments = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(scores=st.lists(finite, max_size=200), budget=st.integers(1, 128), options=arguments)
 def test_selection_is_sorted_unique_and_of_the_exact_size(scores, budget, options):
     frames = [7 * position for position in range(len(scores))]
@@ -272,7 +272,7 @@ def test_selection_is_sorted_unique_and_of_the_exact_size(scores, budget, option
     assert all(type(number) is int for number in chosen)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     scores=st.lists(st.integers(-1000, 1000), min_size=1, max_size=200),
     budget=st.integers(1, 64),
