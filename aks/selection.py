@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from aks.strategies.apart import select_apart
 from aks.strategies.bolt import select_bolt
 from aks.strategies.fill import fill
 from aks.strategies.gumbel import select_gumbel
@@ -127,6 +128,7 @@ STRATEGIES: dict[str, Callable[..., np.ndarray]] = {
     "bin": select_bin,
     "ada": select_ada,
     "maximum": select_maximum,
+    "apart": select_apart,
     "bolt": select_bolt,
     "gumbel": select_gumbel,
     "nms": select_nms,
