@@ -18,13 +18,18 @@ COLUMNS = (("recall within 1 s", "1 s"), ("recall within 5 s", "5 s"))  # of the
 
 
 def marks_of(record: dict[str, Any], references: Sequence[str]) -> str:
-    """Where the interval of a difference excludes 0: the reference's letter with an arrow."""
+    """Where the interval of a difference excludes 0: the reference's letter with an arrow.
+
+    Of one video there is no interval.
+    """
     marks = ""
-    for reference in references:
+    if record["videos"] == 1:
+        return marks
+    for reference in references:  # differences of means that are equal may differ in their last bits
         letter = reference[0].upper()
-        if record.get(f"difference_{reference}_low", 0) > 0:
+        if record.get(f"difference_{reference}_low", 0) > 1e-9:
             marks += f" {letter}↑"
-        elif record.get(f"difference_{reference}_high", 0) < 0:
+        elif record.get(f"difference_{reference}_high", 0) < -1e-9:
             marks += f" {letter}↓"
     return marks
 

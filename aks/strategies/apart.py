@@ -27,7 +27,7 @@ def best_apart(scores: np.ndarray, budget: int, reach: int) -> list[int]:
     return chosen
 
 
-def select_apart(scores: np.ndarray, budget: int, *, distance: float = 4, **_: object) -> np.ndarray:
+def select_apart(scores: np.ndarray, budget: int, *, distance: float = 5, **_: object) -> np.ndarray:
     """Take the best frame, leave out those near it, and so on; then the best of those left out.
 
     Args:
