@@ -206,7 +206,8 @@ def select_keyframes(
         budget: number of keyframes wanted, 1 or more.
         strategy: ``ada`` (judge and split), ``top`` (best scores), ``bin`` (an equal share from each
             of ``2**max_depth`` bins), ``uniform`` (scores ignored), ``maximum`` (ADA's objective, exactly),
-            ``apart`` (best scores some seconds from one another), or a rule of other authors: ``bolt``, ``gumbel``, ``nms``.
+            ``apart`` (best scores some seconds from one another), or a rule of
+            other authors: ``bolt``, ``gumbel``, ``nms``.
         ratio: use every ``ratio``-th candidate only.
         t1: ADA's threshold on the difference of means, in normalized scores.
         t2: ADA's threshold on the standard deviation, in normalized scores.
