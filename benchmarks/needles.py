@@ -41,6 +41,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 SEEDS = (4, 5, 6, 7, 8, 9)  # 0 to 3 are those on which rules and their options were chosen
 BUDGETS = (8, 16, 32, 64)
+PICTURED_BUDGET = 16
 REFERENCES = ("ada", "uniform")
 SETTINGS = ("t1", "t2", "max_depth")  # of a rule that are no options of its own
 
@@ -233,6 +234,10 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Make or read the scores, compare, print the small table, write the files."""
     args = parse_arguments()
+    if not args.score_path and (args.frame_path or args.label_file or args.dataset_path):
+        raise errors.UserError("--frame_path, --label_file and --dataset_path go with --score_path")
+    if args.pictured and not args.picture:
+        raise errors.UserError("--pictured goes with --picture, which names the file")
     rules = args.rules or [parse_rule(name) for name in default_rules()]
     names = [rule.name for rule in rules]
     rules = [parse_rule(name) for name in REFERENCES if name not in names] + rules
@@ -254,9 +259,8 @@ def main() -> None:
             *question.evidence_times_s,
             *((first / stride, last / stride) for first, last in question.evidence_frames),
         ]
-        budget = args.budgets[0]
-        chosen = {rule.name: rule.select(scores, budget) for rule in rules}
-        title = f"{question.text} {budget} frames a rule; green: where it is seen"
+        chosen = {rule.name: rule.select(scores, PICTURED_BUDGET) for rule in rules}
+        title = f"{question.text} {PICTURED_BUDGET} frames a rule; green: where it is seen"
         needle_report.draw(args.picture, title, case.times_s[index], scores, evidence_s, chosen)
         print(f"wrote {args.picture}")
     print(f"wrote {args.output}/needles.csv and needles.md")

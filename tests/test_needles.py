@@ -165,7 +165,8 @@ def test_the_figures_are_those_of_aks_quality(scored, run_script):
         (["--rules", "best"], "--rules: best: strategy 'best': use one of uniform"),
         (["--rules", "bolt,power=0"], "bolt,power=0: power is 0"),
         (["--rules", "bolt,power"], "such as bolt or bolt,power=2"),
-        (["--pictured", "q"], "--pictured q: no such question"),
+        (["--pictured", "q"], "--pictured goes with --picture"),
+        (["--picture", "p.png", "--pictured", "q"], "--pictured q: no such question"),
         (["--frame_path", "absent.json"], "absent.json: file not found"),
     ],
 )
@@ -174,6 +175,7 @@ def test_a_mistake_is_one_line(scored, run_script, more, words):
 
 
 def test_labels_and_scores_that_do_not_fit_are_one_line(scored, run_script):
+    check_mistake(run_script("benchmarks/needles.py", *flags(scored)[2:]), "go with --score_path")
     entries = json.loads((scored / "labels.json").read_text())
     (scored / "labels.json").write_text(json.dumps(entries[:-1]))
     check_mistake(run_script("benchmarks/needles.py", *flags(scored)), "12 questions", "must belong together")
