@@ -12,9 +12,11 @@ import numpy as np
 
 from aks.errors import UserError
 from aks.jsonio import write_atomically
+from aks.recall import distances
 from aks.selection import normalize
 
 COLUMNS = (("recall within 1 s", "1 s"), ("recall within 5 s", "5 s"))  # of the small table
+HIT_S = 1.0  # a frame so near to the evidence is marked in the picture
 
 
 def marks_of(record: dict[str, Any], references: Sequence[str]) -> str:
@@ -108,12 +110,14 @@ def draw(
 ) -> None:
     """Draw a question's score curve with its evidence, and below it a row of ticks a rule, as a PNG.
 
+    Ticks within :data:`HIT_S` of the evidence are red.
+
     Args:
         path: the new file.
         title: shown on top.
         times_s: candidates' times, (n,) seconds.
         scores: relevance, (n,).
-        evidence_s: (first, last) seconds of each place.
+        evidence_s: (first, last) seconds of each place, at least one.
         chosen: by rule the positions of its frames among the candidates.
     """
     import matplotlib
@@ -132,13 +136,15 @@ def draw(
         )
         for axis in (curve, rows):
             for first, last in evidence_s:
-                axis.axvspan(first - 1, last + 1, color="tab:green", alpha=0.4, lw=0)
+                axis.axvspan(first - HIT_S, last + HIT_S, color="tab:green", alpha=0.4, lw=0)
         curve.plot(times_s, normalize(scores), color="0.4", lw=0.8)
         curve.set_title(title, loc="left", fontsize=10)
         curve.set_ylabel("score, 0 to 1")
         for row, positions in enumerate(chosen.values()):
-            color = f"C{row % 10}"
-            rows.eventplot(times_s[positions], lineoffsets=row, linelengths=0.7, colors=color, lw=1.6)
+            frames_s = times_s[positions]
+            hits = distances(frames_s, evidence_s).min(axis=0, initial=np.inf) <= HIT_S
+            for marked, color in ((frames_s[~hits], "0.45"), (frames_s[hits], "tab:red")):
+                rows.eventplot(marked, lineoffsets=row, linelengths=0.7, colors=color, lw=1.8)
         rows.set_yticks(range(len(chosen)), chosen, fontsize=8)
         rows.invert_yaxis()
         rows.set_xlabel("time (s)")
@@ -147,7 +153,7 @@ def draw(
         def save(target: Path) -> None:
             figure.savefig(target, dpi=100)
             with Image.open(target) as image:  # few colours: a palette takes a third of the bytes
-                image.convert("RGB").quantize(64).save(target, optimize=True)
+                image.convert("RGB").quantize(32).save(target, optimize=True)
 
         write_atomically(path, save)
     plt.close(figure)

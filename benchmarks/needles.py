@@ -243,8 +243,9 @@ def main() -> None:
     rules = [parse_rule(name) for name in REFERENCES if name not in names] + rules
     case = read_case(args) if args.score_path else make_case(args)
     ids = [question.id for question in case.questions]
-    if args.pictured and args.pictured not in ids:
-        raise errors.UserError(f"--pictured {args.pictured}: no such question; the first is {ids[0]}")
+    with_evidence = [q.id for q in case.questions if q.evidence_times_s or q.evidence_frames]
+    if args.pictured and args.pictured not in with_evidence:
+        raise errors.UserError(f"--pictured {args.pictured}: no question with evidence has this id")
     records = compare_rules(case, rules, args.budgets)
     command = shlex.join(["python", "benchmarks/needles.py", *sys.argv[1:]])
     videos = len({question.video for question in case.questions})
@@ -252,7 +253,7 @@ def main() -> None:
     needle_report.write_tables(args.output, title, records, REFERENCES)
     print(needle_report.small_table(records, REFERENCES))
     if args.picture:
-        index = ids.index(args.pictured or ids[0])
+        index = ids.index(args.pictured or with_evidence[0])
         question, scores, frames = (row[index] for row in (case.questions, case.scores, case.frames))
         stride = infer_stride(frames) or 1
         evidence_s = [
@@ -260,7 +261,7 @@ def main() -> None:
             *((first / stride, last / stride) for first, last in question.evidence_frames),
         ]
         chosen = {rule.name: rule.select(scores, PICTURED_BUDGET) for rule in rules}
-        title = f"{question.text} {PICTURED_BUDGET} frames a rule; green: where it is seen"
+        title = f"{question.text} {PICTURED_BUDGET} frames a rule; green: where it is seen, red: found"
         needle_report.draw(args.picture, title, case.times_s[index], scores, evidence_s, chosen)
         print(f"wrote {args.picture}")
     print(f"wrote {args.output}/needles.csv and needles.md")

@@ -166,7 +166,7 @@ def test_the_figures_are_those_of_aks_quality(scored, run_script):
         (["--rules", "bolt,power=0"], "bolt,power=0: power is 0"),
         (["--rules", "bolt,power"], "such as bolt or bolt,power=2"),
         (["--pictured", "q"], "--pictured goes with --picture"),
-        (["--picture", "p.png", "--pictured", "q"], "--pictured q: no such question"),
+        (["--picture", "p.png", "--pictured", "q"], "--pictured q: no question with evidence"),
         (["--frame_path", "absent.json"], "absent.json: file not found"),
     ],
 )
