@@ -93,7 +93,8 @@ def fetch_stamps(folder: Path) -> None:
     """
     if folder.exists():
         return
-    with tempfile.TemporaryDirectory() as name:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as name:
         partial = Path(name) / "stamps"
         try:
             subprocess.run(["apt-get", "download", "-q", PACKAGE], cwd=name, check=True, capture_output=True)
@@ -112,8 +113,7 @@ def fetch_stamps(folder: Path) -> None:
                 if member.isfile() and path.startswith(KINDS) and path.endswith((".png", ".txt")):
                     (partial / path).parent.mkdir(parents=True, exist_ok=True)
                     (partial / path).write_bytes(tar.extractfile(member).read())
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(partial, folder)
+        partial.rename(folder)
 
 
 def read_things(folder: Path) -> list[Thing]:
