@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from aks.strategies.apart import select_apart
 from aks.strategies.bolt import select_bolt
 from aks.strategies.fill import fill
 from aks.strategies.gumbel import select_gumbel
@@ -130,6 +131,7 @@ STRATEGIES: dict[str, Callable[..., np.ndarray]] = {
     "bin": select_bin,
     "ada": select_ada,
     "maximum": select_maximum,
+    "apart": select_apart,
     "bolt": select_bolt,
     "gumbel": select_gumbel,
     "nms": select_nms,
@@ -235,7 +237,8 @@ def select_keyframes(
         budget: number of keyframes wanted, 1 or more.
         strategy: ``ada`` (judge and split), ``top`` (best scores), ``bin`` (an equal share from each
             of ``2**max_depth`` bins), ``uniform`` (scores ignored), ``maximum`` (ADA's objective, exactly),
-            or a rule of other authors: ``bolt``, ``gumbel``, ``nms``, ``segment_adaptive``, ``mdp3``.
+            ``apart`` (the best scores some seconds from one another), or a rule of other authors:
+            ``bolt``, ``gumbel``, ``nms``, ``segment_adaptive``, ``mdp3``.
         ratio: use every ``ratio``-th candidate only.
         t1: ADA's threshold on the difference of means, in normalized scores.
         t2: ADA's threshold on the standard deviation, in normalized scores.

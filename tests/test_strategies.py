@@ -145,6 +145,7 @@ def test_released_is_another_name_of_paper():
         ("gumbel", {"seed": float("inf")}, "seed is inf"),
         ("gumbel", {"temperature": float("inf")}, "temperature is inf"),
         ("maximum", {"weight": float("nan")}, "weight is nan"),
+        ("apart", {"distance": -1}, "distance is -1"),
     ],
 )
 def test_a_wrong_option_is_named(strategy, options, words):
@@ -153,7 +154,27 @@ def test_a_wrong_option_is_named(strategy, options, words):
 
 
 def test_a_window_beyond_the_video_leaves_the_best_frame_and_those_that_fill_the_budget():
-    assert chosen("nms", 3, window=1e308) == chosen("top", 3)
+    assert chosen("nms", 3, window=1e308) == chosen("apart", 3, distance=1e308) == chosen("top", 3)
+
+
+def test_frames_apart_are_the_best_that_keep_their_distance():
+    """Of every selection that keeps the distance, none has a better first frame, second frame, and so on."""
+    rng = np.random.default_rng(4)
+    for _ in range(100):
+        num, budget, distance = int(rng.integers(1, 12)), int(rng.integers(1, 4)), int(rng.integers(0, 5))
+        scores = rng.permutation(num) / max(1, num - 1)  # no two are equal
+        kept = [
+            sorted(scores[list(positions)], reverse=True)
+            for size in range(1, min(budget, num) + 1)
+            for positions in combinations(range(num), size)
+            if size == 1 or np.diff(positions).min() >= distance
+        ]
+        found = scores[chosen("apart", budget, scores, distance=distance)]
+        best = max(kept)
+        assert found.size == min(budget, num) and set(best) <= set(found)
+        others = sorted(set(scores) - set(best), reverse=True)
+        assert set(found) == {*best, *others[: found.size - len(best)]}  # the best others fill the budget
+    assert chosen("apart", 6, distance=1.5) == chosen("apart", 6, distance=2) != chosen("apart", 6)
 
 
 def test_options_have_defaults():

@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from aks.strategies.apart import best_apart
 from aks.strategies.fill import fill
 
 
@@ -24,12 +25,4 @@ def select_nms(scores: np.ndarray, budget: int, *, window: float = 0.5, **_: obj
     if not 0 <= window < math.inf:
         raise ValueError(f"window is {window}; it must be a number, 0 or more")
     reach = int(min(window * (len(scores) - 1) / budget, len(scores)))  # in candidates
-    is_free = np.ones(len(scores), dtype=bool)
-    chosen: list[int] = []
-    for position in np.argsort(-scores, kind="stable").tolist():
-        if is_free[position]:
-            chosen.append(position)
-            is_free[max(0, position - reach) : position + reach + 1] = False
-            if len(chosen) == budget:
-                break
-    return fill(chosen, scores, budget)
+    return fill(best_apart(scores, budget, reach), scores, budget)
