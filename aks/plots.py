@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from aks.evidence import evidence_distances, found_within, group_order
+from aks.evidence import distances, evidence_distances, found_within, group_order
 from aks.jsonio import write_atomically
 from aks.labels import LabelSet
 from aks.selected_frames import SelectedFrames
+from aks.selection import normalize
 
+HIT_S = 1.0  # a frame so near to evidence shows it
 CURVE_S = np.linspace(0, 10, 41)  # tolerances in seconds
 
 
@@ -129,3 +131,62 @@ def plot_grid(
             axis.set_title(title, fontsize=10)
             axis.set_xlabel("threshold t1")
             axis.set_ylabel("depth")
+
+
+def plot_choices(
+    path: Path,
+    title: str,
+    times_s: np.ndarray,
+    scores: np.ndarray,
+    evidence_s: Sequence[tuple[float, float]],
+    chosen: dict[str, np.ndarray],
+) -> None:
+    """Draw a question's score curve with its evidence, and below it a row of ticks a rule, as a PNG.
+
+    Ticks within a second of the evidence are red.
+
+    Args:
+        path: the new file.
+        title: shown on top.
+        times_s: candidates' times, (n,) seconds.
+        scores: relevance, (n,).
+        evidence_s: (first, last) seconds of each place, at least one.
+        chosen: by rule the positions of its frames among the candidates.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from PIL import Image
+
+    with plt.rc_context({"text.parse_math": False}):
+        figure, (curve, rows) = plt.subplots(
+            *(2, 1),
+            figsize=(11, 2.6 + 0.2 * len(chosen)),
+            sharex=True,
+            height_ratios=[2, 0.2 * len(chosen)],
+            layout="constrained",
+        )
+        for axis in (curve, rows):
+            for first, last in evidence_s:
+                axis.axvspan(first - HIT_S, last + HIT_S, color="tab:green", alpha=0.4, lw=0)
+        curve.plot(times_s, normalize(scores), color="0.4", lw=0.8)
+        curve.set_title(title, loc="left", fontsize=10)
+        curve.set_ylabel("score, 0 to 1")
+        for row, positions in enumerate(chosen.values()):
+            frames_s = times_s[positions]
+            hits = distances(frames_s, evidence_s).min(axis=0, initial=np.inf) <= HIT_S
+            for marked, color in ((frames_s[~hits], "0.45"), (frames_s[hits], "tab:red")):
+                rows.eventplot(marked, lineoffsets=row, linelengths=0.7, colors=color, lw=1.8)
+        rows.set_yticks(range(len(chosen)), chosen, fontsize=8)
+        rows.invert_yaxis()
+        rows.set_xlabel("time (s)")
+        rows.margins(x=0.01)
+
+        def save(target: Path) -> None:
+            figure.savefig(target, dpi=100)
+            with Image.open(target) as image:  # few colours: a palette takes a third of the bytes
+                image.convert("RGB").quantize(32).save(target, optimize=True)
+
+        write_atomically(path, save)
+    plt.close(figure)

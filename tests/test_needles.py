@@ -1,26 +1,21 @@
-"""The needle benchmark: films are as their plans and labels say, figures are aks.quality's."""
+"""The needle benchmark: films are as their plans and labels say."""
 
 from __future__ import annotations
 
-import argparse
-import csv
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import check_mistake
 from PIL import Image
 
 from aks.labels import load_labels
-from aks.selection import STRATEGIES, select_positions
 from aks.video.reader import Video
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 import needle_films
-import needles
 
 LENGTH_S = 180
 
@@ -92,103 +87,3 @@ def test_the_evidence_is_seen_where_the_labels_say(film, photos):
         gaps = np.diff([first for first, _ in question.evidence_times_s])
         assert question.category.endswith("near") == bool(len(gaps) and gaps.max() < 15)
     assert counts == [1, 2, 2, 4, 4]
-
-
-@pytest.fixture
-def scored(tmp_path) -> Path:
-    """Scores of twelve questions on four videos of 200 s."""
-    rng = np.random.default_rng(0)
-    entries, scores = [], []
-    for index in range(12):
-        places = sorted(rng.choice(190, 2, replace=False).tolist())
-        entry = {"video": f"{index // 3}.mp4", "question": "?", "evidence_times": places, "duration": 200.0}
-        entries.append(entry)
-        row = rng.random(200) ** 4
-        row[places] += 0.4
-        scores.append(row.tolist())
-    for name, content in {
-        "labels": entries,
-        "scores": scores,
-        "frames": [list(range(0, 5000, 25))] * 12,
-        "times": [list(range(200))] * 12,
-    }.items():
-        (tmp_path / f"{name}.json").write_text(json.dumps(content))
-    return tmp_path
-
-
-def flags(folder: Path) -> list[object]:
-    return ["--score_path", folder / "scores.json", "--label_file", folder / "labels.json"]
-
-
-def test_the_figures_are_those_of_aks_quality(scored, run_script):
-    picture = scored / "picture.png"
-    done = run_script(
-        *("benchmarks/needles.py", *flags(scored), "--budgets", 16, "--output", scored / "needles"),
-        *("--rules", "nms", "ada,t1=0.2,max_depth=4", "--picture", picture),
-    )
-    assert done.returncode == 0, done.stderr
-    with (scored / "needles/needles.csv").open() as file:
-        records = list(csv.DictReader(file))
-    assert {r["selection"] for r in records} == {"ada", "uniform", "nms", "ada,t1=0.2,max_depth=4"}
-    with Image.open(picture) as image:
-        assert image.width > 1000
-
-    scores = json.loads((scored / "scores.json").read_text())
-    for name in ("ada", "nms"):
-        rows = [(select_positions(row, 16, strategy=name) * 25).tolist() for row in scores]
-        (scored / f"{name}.json").write_text(json.dumps(rows))
-    times = [[frame // 25 for frame in row] for row in rows]
-    (scored / "selected_times.json").write_text(json.dumps(times))
-    (scored / "nms.json").rename(scored / "selected_frames.json")
-    done = run_script(
-        *("-m", "aks.quality", "--dataset_name", "custom", "--label_file", scored / "labels.json"),
-        *("--selected_frames", f"nms={scored / 'selected_frames.json'}", "--output", scored / "quality"),
-    )
-    assert done.returncode == 0, done.stderr
-    with (scored / "quality/quality.csv").open() as file:
-        expected = {r["measure"]: r for r in csv.DictReader(file) if r["selection"] == "nms"}
-    ours = {r["measure"]: r for r in records if r["selection"] == "nms"}
-    assert len(ours) == len(expected) == 9
-    for measure, record in expected.items():
-        for name in ("value", "low", "high", "questions", "videos"):
-            assert ours[measure][name] == record[name], measure
-    ada = next(r for r in records if r["selection"] == "ada" and r["measure"] == "recall within 1 s")
-    recall = ours["recall within 1 s"]
-    assert float(recall["difference_ada"]) == pytest.approx(float(recall["value"]) - float(ada["value"]))
-    table = (scored / "needles/needles.md").read_text()
-    assert f"| `nms` | {float(recall['value']):.3f}".replace(" 0.", " .") in table
-
-
-@pytest.mark.parametrize(
-    ("more", "words"),
-    [
-        (["--rules", "best"], "--rules: best: strategy 'best': use one of uniform"),
-        (["--rules", "bolt,power=0"], "bolt,power=0: power is 0"),
-        (["--rules", "bolt,power"], "such as bolt or bolt,power=2"),
-        (["--pictured", "q"], "--pictured goes with --picture"),
-        (["--picture", "p.png", "--pictured", "q"], "--pictured q: no question with evidence"),
-        (["--frame_path", "absent.json"], "absent.json: file not found"),
-    ],
-)
-def test_a_mistake_is_one_line(scored, run_script, more, words):
-    check_mistake(run_script("benchmarks/needles.py", *flags(scored), *more), words)
-
-
-def test_labels_and_scores_that_do_not_fit_are_one_line(scored, run_script):
-    check_mistake(run_script("benchmarks/needles.py", *flags(scored)[2:]), "go with --score_path")
-    entries = json.loads((scored / "labels.json").read_text())
-    (scored / "labels.json").write_text(json.dumps(entries[:-1]))
-    check_mistake(run_script("benchmarks/needles.py", *flags(scored)), "12 questions", "must belong together")
-    for entry in entries:
-        del entry["evidence_times"]
-    (scored / "labels.json").write_text(json.dumps(entries))
-    check_mistake(run_script("benchmarks/needles.py", *flags(scored)), "no question has evidence")
-
-
-def test_rules_are_those_that_need_scores_alone(monkeypatch):
-    monkeypatch.setitem(STRATEGIES, "likeness", lambda scores, budget, *, features, **_: np.arange(budget))
-    assert set(needles.default_rules()) == {*STRATEGIES, "ada,t1=0.2,max_depth=4"} - {"likeness"}
-    with pytest.raises(argparse.ArgumentTypeError, match="likeness: it needs more than scores"):
-        needles.parse_rule("likeness")
-    rule = needles.parse_rule("ada,t1=0.2,max_depth=4")
-    assert (rule.strategy, rule.settings) == ("ada", {"options": {}, "t1": 0.2, "max_depth": 4.0})

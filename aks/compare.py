@@ -1,0 +1,266 @@
+"""Compare selection rules on scores whose questions have labelled evidence, without a language model.
+
+    python -m aks.compare --dataset_name longvideobench --score_path outscores/longvideobench/blip/scores.json
+
+Every rule that runs on scores alone selects 8, 16, 32 and 64 frames a question: recall of the evidence and
+the other measures of aks.quality, with 95 % intervals over videos, and the differences from ADA and from
+uniform sampling on the same questions. comparison.csv holds all figures, comparison.md the tables; plots show
+recall by budget, and ADA's by depth and threshold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aks import errors
+from aks.cli import at_least
+from aks.comparison_tables import markdown, small_table
+from aks.evidence import TOLERANCES_S
+from aks.jsonio import write_atomically, write_csv
+from aks.labels import DATASETS, Question, load_labels
+from aks.plots import plot_budgets, plot_choices, plot_grid
+from aks.quality import compare, measure_all
+from aks.score_lists import infer_stride, read_number_lists, read_scores
+from aks.selected_frames import SelectedFrames
+from aks.selection import STRATEGIES, needs_features, select_positions
+
+BUDGETS = (8, 16, 32, 64)
+PICTURED_BUDGET = 16
+REFERENCES = ("ada", "uniform")
+SETTINGS = ("t1", "t2", "max_depth")  # of a rule that are no options of its own
+DEPTHS, THRESHOLDS = range(1, 7), (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # of the paper's table
+
+
+@dataclass(frozen=True)
+class Case:
+    """Questions with scores: what rules are compared on.
+
+    Attributes:
+        questions: ``index`` is a question's place in these lists.
+        scores: by question (n,) float64.
+        frames: by question the candidates' frame indices, (n,) int64.
+        times_s: by question their times in seconds, (n,) float64.
+    """
+
+    questions: list[Question]
+    scores: list[np.ndarray]
+    frames: list[np.ndarray]
+    times_s: list[np.ndarray]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A strategy with settings; ``name`` is as it was given: ``bolt`` or ``bolt,power=2``."""
+
+    name: str
+    strategy: str
+    settings: dict[str, Any]
+
+    def select(self, scores: np.ndarray, budget: int) -> np.ndarray:
+        """Positions among the candidates, ascending."""
+        return select_positions(scores, budget, strategy=self.strategy, **self.settings)
+
+
+def parse_rule(text: str) -> Rule:
+    """An argparse type: STRATEGY, or STRATEGY,NAME=VALUE,... with its options, t1, t2 or max_depth."""
+    strategy, *pairs = text.split(",")
+    settings: dict[str, Any] = {"options": {}}
+    try:
+        for name, value in (pair.split("=") for pair in pairs):
+            (settings if name in SETTINGS else settings["options"])[name] = float(value)
+        if strategy in STRATEGIES and needs_features(strategy):
+            raise ValueError("it needs more than scores")
+        rule = Rule(text, strategy, settings)
+        rule.select(np.zeros(1), 1)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}; such as bolt or bolt,power=2") from None
+    return rule
+
+
+def default_rules() -> list[str]:
+    """Every strategy that needs scores alone, and ADA also with the paper's other settings."""
+    names = [name for name in STRATEGIES if not needs_features(name)]
+    names.insert(names.index("ada") + 1, "ada,t1=0.2,max_depth=4")
+    return names
+
+
+def read_case(args: argparse.Namespace) -> Case:
+    """The labels and scores that the flags name.
+
+    Raises:
+        UserError: they do not fit one another.
+    """
+    labels = load_labels(args.dataset_name, args.dataset_path, args.label_file)
+    frame_path = args.frame_path or args.score_path.with_name("frames.json")
+    scores, frames = read_scores(args.score_path, frame_path)
+    if len(scores) != len(labels.questions):
+        raise errors.UserError(
+            f"{args.score_path} holds {len(scores)} questions and {labels.path} {len(labels.questions)}; "
+            "they must belong together"
+        )
+    time_path = frame_path.with_name("times.json")
+    if time_path.exists():
+        times = read_number_lists(time_path)
+        if [len(row) for row in times] != [len(row) for row in frames]:
+            raise errors.UserError(
+                f"{time_path}: does not fit {frame_path}; both must come from the same run"
+            )
+    else:  # one candidate a second
+        times = [row / (infer_stride(row) or np.nan) for row in frames]
+    return Case(labels.questions, scores, frames, times)
+
+
+def select(case: Case, rule: Rule, budget: int) -> list[SelectedFrames]:
+    """A rule's frames of every question."""
+    selection = []
+    for scores, frames, times in zip(case.scores, case.frames, case.times_s, strict=True):
+        chosen = rule.select(scores, budget)
+        selection.append(SelectedFrames(frames[chosen], times[chosen], infer_stride(frames)))
+    return selection
+
+
+def compare_rules(case: Case, rules: Sequence[Rule], budgets: Sequence[int]) -> list[dict[str, Any]]:
+    """A record for each budget, group, measure and rule.
+
+    It is that of :func:`aks.quality.compare` with ``budget``, but the difference from each rule of
+    :data:`REFERENCES`, such as ``difference_ada``, ``difference_ada_low`` and ``difference_ada_high``.
+
+    Raises:
+        UserError: no question has evidence.
+    """
+    groupings = {name: [getattr(q, name) for q in case.questions] for name in ("group", "category")}
+    groupings = {name: groups for name, groups in groupings.items() if len(set(groups)) > 1}
+    records = []
+    for budget in budgets:
+        measured = {
+            rule.name: measure_all(case.questions, select(case, rule, budget), TOLERANCES_S) for rule in rules
+        }
+        merged: dict[tuple[str, ...], dict[str, Any]] = {}
+        for reference in REFERENCES:
+            for record in compare(case.questions, measured, reference, groupings):
+                key = tuple(record[name] for name in ("grouping", "group", "measure", "selection"))
+                row = merged.setdefault(key, {"budget": budget})
+                for name, value in record.items():
+                    row[name.replace("difference", f"difference_{reference}")] = value
+        records.extend(merged.values())
+    if not any(record["measure"].startswith("recall") for record in records):
+        raise errors.UserError("no question has evidence that can be measured; see --label_file")
+    return records
+
+
+def recall_grids(case: Case, budget: int) -> dict[str, np.ndarray]:
+    """ADA's mean recall over depth and threshold, (depths, thresholds), by the measure's name."""
+    grids: dict[str, np.ndarray] = {}
+    for row, depth in enumerate(DEPTHS):
+        for column, t1 in enumerate(THRESHOLDS):
+            rule = Rule("ada", "ada", {"t1": t1, "max_depth": depth})
+            measured = measure_all(case.questions, select(case, rule, budget), TOLERANCES_S)
+            for name, values in measured.items():
+                if name.startswith("recall"):
+                    grid = grids.setdefault(name, np.full((len(DEPTHS), len(THRESHOLDS)), np.nan))
+                    grid[row, column] = np.nanmean(values)
+    return grids
+
+
+def add_flags(parser: argparse.ArgumentParser, output: Path) -> None:
+    """Add the flags of :func:`report`."""
+    parser.add_argument(
+        "--rules", type=parse_rule, nargs="+", help="STRATEGY or STRATEGY,NAME=VALUE,...: only these"
+    )
+    parser.add_argument("--budgets", type=at_least(1), nargs="+", default=list(BUDGETS))
+    parser.add_argument("--output", type=Path, default=output)
+    parser.add_argument(
+        "--picture", type=Path, help="draw a question's scores and each rule's choice to this PNG"
+    )
+    parser.add_argument("--pictured", help="the question's id (default: the first with evidence)")
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Refuse a flag without the one that it belongs to, before anything slow.
+
+    Raises:
+        UserError: there is one.
+    """
+    if args.pictured and not args.picture:
+        raise errors.UserError("--pictured goes with --picture, which names the file")
+
+
+def report(case: Case, args: argparse.Namespace, command: Sequence[str]) -> None:
+    """Compare the rules, print the small table, write tables and plots.
+
+    Raises:
+        UserError: no question has evidence, or not the pictured one; a file cannot be written.
+    """
+    rules = args.rules or [parse_rule(name) for name in default_rules()]
+    names = [rule.name for rule in rules]
+    rules = [parse_rule(name) for name in REFERENCES if name not in names] + rules
+    with_evidence = {
+        q.id: index for index, q in enumerate(case.questions) if q.evidence_times_s or q.evidence_frames
+    }
+    if args.pictured and args.pictured not in with_evidence:
+        raise errors.UserError(f"--pictured {args.pictured}: no question with evidence has this id")
+    records = compare_rules(case, rules, args.budgets)
+    videos = len({question.video for question in case.questions})
+    title = f"`{shlex.join(command)}`: {len(case.questions)} questions on {videos} videos."
+    folder = args.output
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise errors.UserError(f"{folder}: cannot be created: {error.strerror}; check --output") from None
+    text = markdown(title, records, REFERENCES)
+    write_csv(folder / "comparison.csv", dict.fromkeys(name for r in records for name in r), records)
+    write_atomically(folder / "comparison.md", lambda path: path.write_text(text, encoding="utf-8"))
+    plot_budgets(folder / "recall_by_budget.png", records)
+    budget = max(args.budgets)
+    grids = {f"{name}, {budget} frames": grid for name, grid in recall_grids(case, budget).items()}
+    plot_grid(folder / "depth_threshold.png", grids, DEPTHS, THRESHOLDS, "{:.3f}")
+    print(small_table(records, REFERENCES))
+    if args.picture:
+        index = with_evidence[args.pictured] if args.pictured else next(iter(with_evidence.values()))
+        question, scores, frames = (row[index] for row in (case.questions, case.scores, case.frames))
+        stride = infer_stride(frames) or 1
+        evidence_s = [
+            *question.evidence_times_s,
+            *((first / stride, last / stride) for first, last in question.evidence_frames),
+        ]
+        chosen = {rule.name: rule.select(scores, PICTURED_BUDGET) for rule in rules}
+        title = f"{question.text} {PICTURED_BUDGET} frames a rule; green: where it is seen, red: found"
+        plot_choices(args.picture, title, case.times_s[index], scores, evidence_s, chosen)
+        print(f"wrote {args.picture}")
+    print(f"wrote comparison.csv, comparison.md and the plots to {folder}")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command's flags."""
+    parser = errors.ArgumentParser(
+        prog="python -m aks.compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--score_path", type=Path, required=True, help="scores.json, anybody's")
+    parser.add_argument("--frame_path", type=Path, help="(default: frames.json beside the scores)")
+    parser.add_argument("--dataset_name", default="longvideobench", choices=DATASETS)
+    parser.add_argument("--dataset_path", help="folder of the data set")
+    parser.add_argument("--label_file", help="a label file in place of the data set's own")
+    add_flags(parser, Path("results/comparison"))
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Compare all rules on the scores that the flags name."""
+    args = parse_arguments()
+    check_flags(args)
+    report(read_case(args), args, ["python", "-m", "aks.compare", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    errors.run_main(main)
