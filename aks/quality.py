@@ -194,7 +194,6 @@ def plot_recall(
 def parse_arguments() -> argparse.Namespace:
     """The command's flags."""
     parser = errors.ArgumentParser(
-        prog="python -m aks.quality",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

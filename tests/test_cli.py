@@ -5,10 +5,13 @@ from __future__ import annotations
 import builtins
 import io
 import os
+import subprocess
+import sys
 
 import pytest
+from conftest import ROOT, check_mistake
 
-from aks import cli
+from aks import __main__, cli
 
 
 @pytest.mark.parametrize(("quota", "cores"), [("max 100000", 64), ("250000 100000", 3), ("50000 100000", 1)])
@@ -45,3 +48,40 @@ def test_processes_on_one_machine_share_its_cores(monkeypatch, value, workers):
         monkeypatch.setenv(name, number)
     monkeypatch.setattr(cli, "count_cores", lambda: 8)
     assert cli.count_workers(cli.build_parser(None, "out").parse_args([])) == workers
+
+
+SCRIPTS = {
+    "keyframes": ["keyframes.py"],
+    "extract": ["feature_extract.py"],
+    "store": ["feature_extract_store.py"],
+    "select": ["frame_select.py"],
+    "recall": ["-m", "aks.recall"],
+    "quality": ["-m", "aks.quality"],
+    "convert": ["-m", "aks.interchange"],
+}
+
+
+@pytest.mark.parametrize("name", __main__.COMMANDS)
+def test_a_command_of_aks_is_the_script_of_the_same_step(run_script, name):
+    done = run_script("-m", "aks", name, "--help")
+    assert done.returncode == 0 and done.stdout.startswith(f"usage: aks {name} ")
+    script = SCRIPTS[name]
+    shown = run_script(*script, "--help").stdout
+    assert shown.startswith(f"usage: {'python ' if script[0] == '-m' else ''}{' '.join(script)} ")
+    assert shown.partition("\n\n")[2] == done.stdout.partition("\n\n")[2]
+
+
+def test_aks_lists_its_commands_and_names_an_unknown_one(run_script):
+    for arguments in ([], ["-h"], ["--help"]):
+        done = run_script("-m", "aks", *arguments)
+        assert done.returncode == 0 and done.stderr == ""
+        assert [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")] == [*SCRIPTS]
+    check_mistake(run_script("-m", "aks", "choose"), "aks choose: no such command; use one of keyframes, ext")
+    check_mistake(run_script("-m", "aks", "select", "--t1", "nan"), "error: aks select: t1 and t2 must be")
+    check_mistake(run_script("frame_select.py", "--t1", "nan"), "error: frame_select.py: t1 and t2 must be")
+
+
+def test_aks_imports_numpy_no_sooner_than_a_command_that_needs_it():
+    code = "import sys, aks.__main__; print(*sys.modules)"
+    modules = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).split()
+    assert "aks.__main__" in modules and not {"numpy", "aks.selection", "aks.commands.select"} & set(modules)

@@ -55,7 +55,11 @@ def test_every_flag_of_a_documented_command_is_one_of_that_script(run_script):
     flags: dict[str, set[str]] = {}
     for path in DOCUMENTS:
         text = re.sub(r"\\\n\s*", " ", path.read_text())
-        for command in re.findall(r"python (-m aks\.\w+|[\w/]+\.py)([^\n`#]*)", text):
+        commands = re.findall(r"python (-m aks\.\w+|[\w/]+\.py)([^\n`#]*)", text)
+        commands += [
+            (f"-m aks {name}", rest) for name, rest in re.findall(r"^ *aks (\w+)([^\n#]*)", text, re.M)
+        ]
+        for command in commands:
             flags.setdefault(command[0], set()).update(re.findall(r"(?<!\S)--\w+", command[1]))
     assert len(flags) > 10
     for script, given in flags.items():

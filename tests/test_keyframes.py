@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import os
 import subprocess
 import sys
 import zipfile
@@ -49,8 +51,11 @@ def test_the_library_finds_what_the_command_finds(clips, run_script):
     assert "frame/s" not in run_script(*command, "--quiet").stderr
 
 
-def test_the_public_names_exist():
+def test_the_public_names_exist_for_python_and_for_type_checkers():
     assert all(getattr(aks, name) for name in aks.__all__)
+    (checked,) = (node for node in ast.parse(Path(aks.__file__).read_text()).body if isinstance(node, ast.If))
+    typed = {node.names[0].name: node.module for node in checked.body}
+    assert typed == aks._MODULES
     with pytest.raises(AttributeError, match="no attribute 'other'"):
         aks.other  # noqa: B018
 
@@ -96,9 +101,20 @@ def test_the_wheel_holds_the_library_and_nothing_else(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-        archive.extractall(tmp_path / "site")
+    site = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", site, wheel]
+    subprocess.run(install, check=True, timeout=300)
+    assert "aks/py.typed" in names
     assert {name.split("/")[0] for name in names if not name.split("/")[0].endswith(".dist-info")} == {"aks"}
     code = "import aks, aks.extraction.api; print(aks.__file__, aks.select_keyframes([0, 1], [0, 9], 1))"
     command = [forkserver.python("torch"), "-c", code]
-    output = subprocess.check_output(command, cwd=tmp_path / "site", text=True)
-    assert output.startswith(str(tmp_path / "site")) and output.strip().endswith("[9]")
+    output = subprocess.check_output(command, cwd=site, text=True)
+    assert output.startswith(str(site)) and output.strip().endswith("[9]")
+
+    (tmp_path / "scores.json").write_text("[[0.1, 0.9]]")
+    (tmp_path / "frames.json").write_text("[[0, 25]]")
+    command = [site / "bin/aks", "select", "--score_path", "scores.json", "--max_num_frames", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    output = subprocess.check_output(command, cwd=tmp_path, env=environment, text=True)
+    assert "1 questions, 1 keyframes (ada)" in output
+    assert (tmp_path / "selected_frames/longvideobench/blip/selected_frames.json").read_text() == "[[25]]"
