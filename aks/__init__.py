@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 from aks.errors import UserError, VideoError
 
 if TYPE_CHECKING:  # type checkers do not see what __getattr__ loads
-    from aks.extraction.api import Keyframe as Keyframe
     from aks.extraction.api import extract as extract
-    from aks.extraction.api import find_keyframes as find_keyframes
-    from aks.extraction.api import keyframes as keyframes
     from aks.extraction.api import store_features as store_features
+    from aks.extraction.keyframes import Curve as Curve
+    from aks.extraction.keyframes import Keyframe as Keyframe
+    from aks.extraction.keyframes import QuestionKeyframes as QuestionKeyframes
+    from aks.extraction.keyframes import find_keyframes as find_keyframes
+    from aks.extraction.keyframes import keyframes as keyframes
     from aks.labels import LabelSet as LabelSet
     from aks.labels import Question as Question
     from aks.labels import load_labels as load_labels
@@ -29,14 +31,16 @@ if TYPE_CHECKING:  # type checkers do not see what __getattr__ loads
     from aks.video.reader import Video as Video
 
 _MODULES = {
-    "Keyframe": "aks.extraction.api",
+    "Curve": "aks.extraction.keyframes",
+    "Keyframe": "aks.extraction.keyframes",
     "LabelSet": "aks.labels",
     "Question": "aks.labels",
+    "QuestionKeyframes": "aks.extraction.keyframes",
     "RunDir": "aks.run_dir",
     "Video": "aks.video.reader",
     "extract": "aks.extraction.api",
-    "find_keyframes": "aks.extraction.api",
-    "keyframes": "aks.extraction.api",
+    "find_keyframes": "aks.extraction.keyframes",
+    "keyframes": "aks.extraction.keyframes",
     "load_labels": "aks.labels",
     "load_scorer": "aks.scorers.base",
     "select_keyframes": "aks.selection",

@@ -1,25 +1,49 @@
-"""The keyframes of one video for one question: frame number, time and score, tab-separated.
+"""The keyframes of one's own videos for some questions: frame, time and score, pictures, clips.
 
-python keyframes.py talk.mp4 "When does the speaker show a bicycle?" --budget 8 --images frames/
+keyframes.py talk.mp4 "When does the speaker show a bicycle?" --budget 8 --images frames/ --sheet sheet.jpg
+keyframes.py films/ "Where is the cat?" "Who is at the door?" --json
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import functools
 import logging
+import math
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from aks import errors
-from aks.cli import add_log_flags, add_worker_flags, at_least, count_workers
+from aks.cli import (
+    add_log_flags,
+    add_scorer_flags,
+    add_worker_flags,
+    at_least,
+    count_workers,
+    load_scorer_from_args,
+)
+from aks.clock import parse_time
+from aks.commands.flags import add_selection_flags, given_settings, parse_options
 from aks.console import configure_logging
-from aks.cores import limit_threads
-from aks.selection import STRATEGIES
+from aks.selection import options_of
+
+if TYPE_CHECKING:  # torch takes seconds to load; a mistake should not wait for it
+    from aks.extraction.keyframes import Keyframe, QuestionKeyframes
+    from aks.video.reader import CandidateRule
 
 logger = logging.getLogger("aks.keyframes")
 
-COMMENT = b"keyframe by aks"  # in the pictures, by which they are known again
+# What a folder is searched for.
+VIDEO_SUFFIXES = {
+    ".3gp", ".asf", ".avi", ".divx", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4",
+    ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"
+}  # fmt: skip
+
+
+def _time(text: str) -> float:
+    try:
+        return parse_time(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -27,104 +51,165 @@ def parse_arguments() -> argparse.Namespace:
     parser = errors.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("video", help="a video file")
-    parser.add_argument("question", help="what to look for")
-    parser.add_argument("--budget", type=at_least(1), default=8, help="number of keyframes (default: 8)")
-    parser.add_argument(
+    parser.add_argument("video", help="a video file, or a folder: the best moments of all its videos")
+    parser.add_argument("question", nargs="+", help="what to look for; several share one pass")
+    parser.add_argument("--budget", type=at_least(1), default=8, help="keyframes a question (default: 8)")
+    output = parser.add_argument_group("output (default: a table)")
+    form = output.add_mutually_exclusive_group()
+    form.add_argument("--json", dest="form", action="store_const", const="json", help="one JSON document")
+    form.add_argument("--csv", dest="form", action="store_const", const="csv", help="a CSV row a keyframe")
+    output.add_argument(
         "--images",
+        type=Path,
         metavar="DIR",
-        help="write the keyframes there as JPEG pictures, in place of an earlier question's",
+        help="write the keyframes there as JPEG, in place of earlier ones",
     )
-    parser.add_argument("--strategy", default="ada", choices=STRATEGIES, help="(default: ada)")
-    parser.add_argument(
-        "--extract_feature_model",
-        default="conse",
-        help="blip, clip, sevila (the paper's), siglip, or conse, which needs no download (default: conse)",
+    output.add_argument(
+        "--sheet", type=Path, metavar="FILE", help="write a contact sheet: .jpg, .jpeg or .png"
     )
-    parser.add_argument("--checkpoint", help="weights: a hub name or a folder (default: the model's own)")
-    parser.add_argument("--device", help="cuda, cuda:N or cpu (default: cuda where there is one)")
+    output.add_argument(
+        "--clips",
+        type=Path,
+        metavar="DIR",
+        help="cut the moments around the keyframes out of the video without encoding: each begins at the "
+        "key frame before",
+    )
+    output.add_argument(
+        "--clip_margin",
+        type=at_least(0, float),
+        default=2.0,
+        metavar="SECONDS",
+        help="of a clip before and after a keyframe (default: 2)",
+    )
+    candidates = parser.add_argument_group("candidate frames")
+    candidates.add_argument(
+        "--fps", type=at_least(1e-6, float), default=1.0, help="candidates a second (default: 1)"
+    )
+    candidates.add_argument(
+        "--start", type=_time, default=0.0, metavar="TIME", help="none before: seconds or h:mm:ss"
+    )
+    candidates.add_argument(
+        "--end", type=_time, default=math.inf, metavar="TIME", help="none after: seconds or h:mm:ss"
+    )
+    add_selection_flags(parser.add_argument_group("selection, as of frame_select.py"))
+    scorer = parser.add_argument_group(
+        "scorer, as of feature_extract.py (default: conse, without a download)"
+    )
+    add_scorer_flags(scorer, "conse", None)
+    scorer.add_argument("--blip_head", help="blip: itm (default, the paper's) or itc")
     add_worker_flags(parser)
     add_log_flags(parser)
     return parser.parse_args()
 
 
-def earlier_pictures(folder: Path) -> list[Path]:
-    """The pictures that an earlier question left in a folder, to be replaced by those of this one.
+def videos_in(folder: Path) -> list[Path]:
+    """The video files of a folder and the folders in it, by their names' endings.
 
     Raises:
-        UserError: a file of such a name was not written here.
+        UserError: there is none.
     """
-    from PIL import Image
-
-    found = sorted(folder.glob(f"frame_{'[0-9]' * 7}.jpg"))
-    for path in found:
-        comment = None
-        with contextlib.suppress(OSError), Image.open(path) as image:
-            comment = image.info.get("comment")
-        if comment != COMMENT:
-            raise errors.UserError(
-                f"--images {folder}: {path.name} there is no picture of this command's, or of an older "
-                "version's; name another folder, or remove it"
-            )
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+    if not found:
+        raise errors.UserError(f"{folder}: holds no video ({' '.join(sorted(VIDEO_SUFFIXES))})")
     return found
 
 
-def main() -> None:
-    """Score the video, print the keyframes, write the pictures."""
+def best_moments(rows: list[list[Keyframe]], budget: int) -> list[Keyframe]:
+    """The best of several videos' keyframes, the best first; of equal scores those of the earlier video."""
+    keyframes = [keyframe for row in rows for keyframe in row]
+    return sorted(keyframes, key=lambda keyframe: -keyframe.score)[:budget]
+
+
+def main() -> int:
+    """Score the videos, choose the keyframes, write the pictures and clips, print the table."""
     args = parse_arguments()
     configure_logging(args.log_level)
-    if any("\ud800" <= letter <= "\udfff" for letter in args.question):
-        raise errors.UserError("the question holds bytes that are no UTF-8 text")
-    if not args.question.strip():
-        raise errors.UserError("the question is empty; say what to look for")
-
     workers = count_workers(args)
+    source = Path(args.video)
+    is_folder = source.is_dir()
+    paths = videos_in(source) if is_folder else [source]
 
+    from aks.extraction.keyframes import check_question, check_selection
+    from aks.keyframe_files import Output
+    from aks.video.reader import CandidateRule
+
+    for text in args.question:
+        check_question(text)
+    options = options_of(args.strategy) | parse_options(args.option)
+    selection = {"strategy": args.strategy, "t2": args.t2, "options": options, **given_settings(args)}
+    try:
+        check_selection(args.budget, **selection)
+        rule = CandidateRule(args.fps, args.start, args.end)
+    except ValueError as error:
+        raise errors.UserError(f"{errors.program()}: {error} (see --help)") from None
+    # A mistake here must not cost the scoring.
+    output = Output(source, args.question, args.images, args.sheet, args.clips)
+    found, videos, failures = _find(args, paths, rule, workers, selection)
+    if failures and not is_folder:
+        raise errors.UserError(f"{source}: {failures[0]['reason']}")
+    for row in (*videos, *failures):
+        row["video"] = output.name_of(row["video"])
+
+    keyframes = [[results[index].keyframes for results in found] for index in range(len(args.question))]
+    moments = [best_moments(rows, args.budget) if is_folder else rows[0] for rows in keyframes]
+    failures += output.write(moments, args.clip_margin)
+    facts = {
+        "videos": videos,
+        "failures": failures,
+        "scorer": args.extract_feature_model,
+        "candidate_fps": rule.per_second,
+        "start_s": rule.start_s,
+        "end_s": rule.end_s if rule.end_s < math.inf else None,
+        "budget": args.budget,
+        **selection,
+    }
+    print(output.text(args.form, moments, facts), end="")
+    return 1 if failures else 0
+
+
+def _find(
+    args: argparse.Namespace,
+    paths: list[Path],
+    rule: CandidateRule,
+    workers: int,
+    selection: dict[str, Any],
+) -> tuple[list[list[QuestionKeyframes]], list[dict[str, Any]], list[dict[str, Any]]]:
+    """What each readable video holds for each question; these videos; the others and their reasons."""
     import torch
-    from PIL import Image
 
-    from aks.extraction.api import find_keyframes
-    from aks.jsonio import write_atomically
-    from aks.labels import Question
-    from aks.scorers.base import load_scorer
+    from aks.extraction.keyframes import find_keyframes_of_all
     from aks.video.reader import Video
 
-    folder = Path(args.images) if args.images else None
-    if folder is not None:  # a mistake here must not cost the scoring
+    scorer = None
+    found, videos, failures = [], [], []
+    for path in paths:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise errors.UserError(f"--images {folder}: cannot be created: {error.strerror}") from None
-        earlier = earlier_pictures(folder)
-    try:
-        with Video(args.video) as video:
-            limit_threads()
-            device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-            scorer = load_scorer(args.extract_feature_model, checkpoint=args.checkpoint, device=device)
-            if scorer.name == "conse":
-                logger.warning(
-                    "scored by conse, a small stand-in that knows ImageNet's objects; for the paper's scorer "
-                    "add --extract_feature_model blip"
+            with Video(path) as video:
+                if scorer is None:  # only now: a video that cannot be read is told at once
+                    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+                    scorer = load_scorer_from_args(args)
+                    if scorer.name == "conse":
+                        logger.warning(
+                            "scored by conse, a small stand-in that knows ImageNet's objects; for the "
+                            "paper's scorer add --extract_feature_model blip"
+                        )
+                found.append(
+                    find_keyframes_of_all(
+                        *(video, args.question, scorer, args.budget),
+                        rule=rule,
+                        workers=workers,
+                        video_timeout=args.video_timeout,
+                        **selection,
+                    )
                 )
-            question = Question(0, "question", args.video, args.question)
-            keyframes = find_keyframes(
-                *(video, question, scorer, args.budget),
-                strategy=args.strategy,
-                workers=workers,
-                video_timeout=args.video_timeout,
-            )
-            print("frame\ttime_s\tscore")
-            for keyframe in keyframes:
-                print(f"{keyframe.frame_index}\t{keyframe.time_s:.3f}\t{keyframe.score:.6f}")
-            if folder is not None:
-                frame_indices = [keyframe.frame_index for keyframe in keyframes]
-                for frames in video.read(frame_indices, chunk_frames=1):
-                    while earlier:  # only now: a video that cannot be read costs no earlier picture
-                        earlier.pop().unlink(missing_ok=True)
-                    path = folder / f"frame_{frames.frame_indices[0]:07d}.jpg"
-                    image = Image.fromarray(frames.pixels[0])
-                    save = functools.partial(image.save, quality=95, comment=COMMENT)
-                    write_atomically(path, save)
-                logger.warning("%d pictures in %s", len(keyframes), folder)
-    except errors.VideoError as error:
-        raise errors.UserError(f"{args.video}: {error}") from None
+                facts = {"fps": video.fps, "num_frames": video.num_frames}
+                videos.append({"video": path, **facts, "duration_s": video.num_frames / video.fps})
+        except errors.VideoError as error:
+            failures.append({"video": path, "reason": str(error)})
+            if len(paths) > 1:
+                logger.warning("failed: %s: %s", path, error)
+    return found, videos, failures

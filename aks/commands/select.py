@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,10 +19,11 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # products of matrices are f
 import numpy as np
 
 from aks import errors
+from aks.commands.flags import add_selection_flags, given_settings, parse_options
 from aks.jsonio import read_json, write_json
-from aks.presets import DEFAULT, PRESETS, preset_settings
+from aks.presets import PRESETS, preset_settings
 from aks.score_lists import infer_stride, read_number_lists, read_scores
-from aks.selection import QUOTAS, STRATEGIES, options_of, select_positions
+from aks.selection import options_of, select_positions
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -43,52 +43,14 @@ def parse_arguments() -> argparse.Namespace:
         choices=PRESETS,
         help="paper: t1, depth and quota that fit the paper's tables of this data set; flags win",
     )
-    parser.add_argument(
-        "--t1", type=float, help=f"threshold on the difference of means (default: {DEFAULT['t1']})"
-    )
-    parser.add_argument("--t2", type=float, default=-100, help="threshold on the standard deviation")
-    parser.add_argument(
-        "--all_depth", type=int, help=f"most halvings of the timeline (default: {DEFAULT['max_depth']})"
-    )
     parser.add_argument("--output_file", default="./selected_frames", help="folder for the selection")
-    parser.add_argument("--strategy", default="ada", choices=STRATEGIES, help="how keyframes are chosen")
-    parser.add_argument(
-        "--quota",
-        choices=QUOTAS,
-        help="released (or paper) loses fractions of the budget as the released code does "
-        f"(default: {DEFAULT['quota']})",
-    )
-    parser.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="an option of the strategy's own (docs/selection.md), such as seed=1; may be repeated",
-    )
+    add_selection_flags(parser)
     parser.add_argument(
         "--features", help="folder of stored features, for strategies that compare frames (mdp3, ...)"
     )
     parser.add_argument("--dataset_path", help="with --features: folder of the data set")
     parser.add_argument("--label_file", help="with --features: a label file in place of the data set's own")
     return parser.parse_args()
-
-
-def parse_options(texts: list[str]) -> dict[str, float]:
-    """``NAME=VALUE`` texts as a dictionary.
-
-    Raises:
-        UserError: one is of another form.
-    """
-    options = {}
-    for text in texts:
-        name, _, value = text.partition("=")
-        try:
-            options[name] = float(value)
-            if not math.isfinite(options[name]):
-                raise ValueError
-        except ValueError:
-            raise errors.UserError(f"--option {text}: use NAME=VALUE with a number, such as seed=1") from None
-    return options
 
 
 def main() -> None:
@@ -98,10 +60,8 @@ def main() -> None:
         args.score_path or f"./outscores/{args.dataset_name}/{args.extract_feature_model}/scores.json"
     )
     frame_path = Path(args.frame_path) if args.frame_path else score_path.with_name("frames.json")
-    given = {"t1": args.t1, "max_depth": args.all_depth, "quota": args.quota}
-    changes = {name: value for name, value in given.items() if value is not None}
     try:
-        settings = preset_settings(args.preset, args.dataset_name, args.max_num_frames, changes)
+        settings = preset_settings(args.preset, args.dataset_name, args.max_num_frames, given_settings(args))
     except ValueError as error:
         raise errors.UserError(f"{errors.program()}: {error} (see --help)") from None
     if args.preset != "default":
