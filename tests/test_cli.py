@@ -52,6 +52,7 @@ def test_processes_on_one_machine_share_its_cores(monkeypatch, value, workers):
 
 SCRIPTS = {
     "keyframes": ["keyframes.py"],
+    "cache": ["-m", "aks.commands.cache"],
     "extract": ["feature_extract.py"],
     "store": ["feature_extract_store.py"],
     "select": ["frame_select.py"],

@@ -133,9 +133,13 @@ def test_the_public_names_exist_for_python_and_for_type_checkers():
         aks.other  # noqa: B018
 
 
-def test_images_of_an_earlier_run_are_replaced_and_other_files_are_kept(clips, tmp_path, run_script):
+def test_images_of_an_earlier_run_are_replaced_and_other_files_are_kept(
+    clips, tmp_path, run_script, monkeypatch
+):
+    monkeypatch.setenv("AKS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("AKS_CACHE_GB", "1")
     folder = tmp_path / "images"
-    command = ["keyframes.py", clips / "one.mp4", "cat", "--images", folder, "--device", "cpu"]
+    command = ["keyframes.py", clips / "one.mp4", "cat", "--images", folder, "--device", "cpu", "--no_cache"]
     assert run_script(*command, "--budget", "5", "--workers", "0").returncode == 0
     (folder / "mine.jpg").write_bytes(b"mine")
     done = run_script(*command, "--budget", "2", "--workers", "0")
@@ -146,7 +150,7 @@ def test_images_of_an_earlier_run_are_replaced_and_other_files_are_kept(clips, t
 
     Image.new("RGB", (8, 8)).save(folder / "frame_0000007.jpg")
     check_mistake(run_script(*command), "frame_0000007.jpg there is no picture of this command's")
-    assert len(list(folder.iterdir())) == 4
+    assert len(list(folder.iterdir())) == 4 and not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize(

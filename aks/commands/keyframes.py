@@ -96,6 +96,11 @@ def parse_arguments() -> argparse.Namespace:
         "scorer, as of feature_extract.py (default: conse, without a download)"
     )
     add_scorer_flags(scorer, "conse", None)
+    parser.add_argument(
+        "--no_cache",
+        action="store_true",
+        help="neither use nor keep the frames' features, by which a later question is answered at once",
+    )
     scorer.add_argument("--blip_head", help="blip: itm (default, the paper's) or itc")
     add_worker_flags(parser)
     add_log_flags(parser)
@@ -181,33 +186,33 @@ def _find(
     """What each readable video holds for each question; these videos; the others and their reasons."""
     import torch
 
-    from aks.extraction.keyframes import find_keyframes_of_all
-    from aks.video.reader import Video
+    from aks.extraction.keyframes import find_in_file
+    from aks.video.reader import read_header
 
     scorer = None
     found, videos, failures = [], [], []
     for path in paths:
         try:
-            with Video(path) as video:
-                if scorer is None:  # only now: a video that cannot be read is told at once
-                    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-                    scorer = load_scorer_from_args(args)
-                    if scorer.name == "conse":
-                        logger.warning(
-                            "scored by conse, a small stand-in that knows ImageNet's objects; for the "
-                            "paper's scorer add --extract_feature_model blip"
-                        )
-                found.append(
-                    find_keyframes_of_all(
-                        *(video, args.question, scorer, args.budget),
-                        rule=rule,
-                        workers=workers,
-                        video_timeout=args.video_timeout,
-                        **selection,
+            read_header(path.absolute())  # what is no video is told before a scorer is loaded
+            if scorer is None:
+                args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+                scorer = load_scorer_from_args(args)
+                if scorer.name == "conse":
+                    logger.warning(
+                        "scored by conse, a small stand-in that knows ImageNet's objects; for the paper's "
+                        "scorer add --extract_feature_model blip"
                     )
-                )
-                facts = {"fps": video.fps, "num_frames": video.num_frames}
-                videos.append({"video": path, **facts, "duration_s": video.num_frames / video.fps})
+            info, results = find_in_file(
+                *(path, args.question, scorer, args.budget),
+                rule=rule,
+                workers=workers,
+                video_timeout=args.video_timeout,
+                cache=not args.no_cache,
+                **selection,
+            )
+            found.append(results)
+            facts = {"fps": info.fps, "num_frames": info.num_frames, "duration_s": info.duration_s}
+            videos.append({"video": path, **facts})
         except errors.VideoError as error:
             failures.append({"video": path, "reason": str(error)})
             if len(paths) > 1:

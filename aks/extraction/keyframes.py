@@ -5,6 +5,7 @@ All questions share one pass: the video is decoded once and each candidate frame
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from collections.abc import Sequence
@@ -21,14 +22,15 @@ from aks.console import progress
 from aks.errors import UserError, VideoError
 from aks.extraction.batching import FeatureBatch, PerVideoEncoder
 from aks.extraction.config import BATCH_FRAMES
-from aks.extraction.decoding import DecodeSpec, probe
+from aks.extraction.decoding import DecodeSpec, EndOfVideo, VideoInfo
+from aks.extraction.feature_cache import CacheEntry
 from aks.extraction.feature_store import check_vectors
-from aks.extraction.workers import Restarted, make_decoder
+from aks.extraction.workers import SerialSource, WorkerPool, make_decoder
 from aks.extraction.writers import ScoreTable
 from aks.labels import Question, VideoJob
 from aks.scorers.base import Scorer, load_scorer
 from aks.selection import STRATEGIES, needs_features, select_positions
-from aks.video.reader import EVERY_SECOND, CandidateRule, Video
+from aks.video.reader import EVERY_SECOND, CandidateRule, Video, estimate_candidates, read_header
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,7 @@ def keyframes(
     end_s: float = math.inf,
     workers: int = 0,
     video_timeout: float | None = None,
+    cache: bool = False,
     **selection: Any,
 ) -> list[Keyframe] | list[QuestionKeyframes]:
     """The keyframes of one video for one question, or for several, in order of time.
@@ -141,7 +144,9 @@ def keyframes(
             a loaded scorer, so that several calls share it.
         device: ``cpu``, ``cuda`` or ``cuda:N`` for a scorer given by name; None for a GPU if there is one.
         fps, start_s, end_s: which frames are candidates, see :class:`~aks.video.reader.CandidateRule`.
-        workers, video_timeout: see :func:`find_keyframes`.
+        workers, video_timeout: see :func:`find_in_file`.
+        cache: keep the frames' features in the user's cache folder, and use those that are kept: a later
+            question about the same video decodes and encodes nothing.
         selection: ``strategy``, ``ratio``, ``t1``, ``t2``, ``max_depth``, ``quota`` and ``options``, see
             :func:`aks.select_keyframes`.
 
@@ -158,17 +163,18 @@ def keyframes(
         check_question(text)
     rule = CandidateRule(fps, start_s, end_s)
     check_selection(budget, **selection)
-    with Video(video) as opened:
-        if isinstance(scorer, str):
-            device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-            scorer = load_scorer(scorer, device=device)
-        found = find_keyframes_of_all(
-            *(opened, texts, scorer, budget),
-            rule=rule,
-            workers=workers,
-            video_timeout=video_timeout,
-            **selection,
-        )
+    read_header(Path(video).absolute())  # what is no video is told before a scorer is loaded
+    if isinstance(scorer, str):
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        scorer = load_scorer(scorer, device=device)
+    _, found = find_in_file(
+        *(video, texts, scorer, budget),
+        rule=rule,
+        workers=workers,
+        video_timeout=video_timeout,
+        cache=cache,
+        **selection,
+    )
     return found[0].keyframes if isinstance(question, str) else found
 
 
@@ -204,36 +210,41 @@ def find_keyframes(
 ) -> list[Keyframe]:
     """The keyframes of one open video for one question, in order of time.
 
-    Arguments and errors as for :func:`find_keyframes_of_all`; ``Question(0, "q", "", "What ...?")`` will do.
+    Arguments and errors as for :func:`find_in_file`; ``Question(0, "q", "", "What ...?")`` will do.
     """
-    (found,) = find_keyframes_of_all(video, [question], scorer, budget, **settings)
+    settings = {"decoder": video.requested_decoder, **settings}
+    _, (found,) = find_in_file(video.path, [question], scorer, budget, **settings)
     return found.keyframes
 
 
-def find_keyframes_of_all(
-    video: Video,
+def find_in_file(
+    video: str | Path,
     questions: Sequence[str | Question],
     scorer: Scorer,
     budget: int,
     *,
     rule: CandidateRule = EVERY_SECOND,
+    decoder: str = "auto",
     batch_frames: int = BATCH_FRAMES,
     workers: int = 0,
     video_timeout: float | None = None,
+    cache: bool = False,
     **selection: Any,
-) -> list[QuestionKeyframes]:
-    """The keyframes of one open video for each of some questions.
+) -> tuple[VideoInfo, list[QuestionKeyframes]]:
+    """What a video is, and its keyframes for each of some questions.
 
     Args:
-        video: the video; its candidate frames are decoded once, from its file.
+        video: a video file; its candidate frames are decoded once.
         questions: texts, or questions, of which scorers read text and options.
         scorer: the model.
         budget: number of keyframes a question, 1 or more.
         rule: which frames are candidates.
+        decoder: see :class:`~aks.video.reader.Video`.
         batch_frames: frames decoded and encoded at a time; bounds memory.
         workers: decoding processes, which share a long video; 0 decodes in this one. With them the scorer's
             preprocessor must be importable from a module.
         video_timeout: seconds that decoding may take, with workers; None for 60 and four times its length.
+        cache: keep the frames' features, and use those that are kept (:mod:`aks.extraction.feature_cache`).
         selection: as of :func:`keyframes`.
 
     Raises:
@@ -242,42 +253,74 @@ def find_keyframes_of_all(
         ValueError: an argument out of range.
     """
     compares_frames = check_selection(budget, **selection)
+    path = Path(video).absolute()
+    read_header(path)  # what is no video is told before processes start
     asked = [
-        Question(index, str(index), str(video.path), question) if isinstance(question, str) else question
+        Question(index, str(index), str(path), question) if isinstance(question, str) else question
         for index, question in enumerate(questions)
     ]
-    vectors: dict[int, np.ndarray] = {}  # by offset
-    count = probe(video, rule).num_candidates
-    table = ScoreTable(scorer, asked, count)
-    job = VideoJob(str(video.path), video.path, tuple(asked), count)
-    spec = DecodeSpec(scorer.preprocessor, video.requested_decoder, batch_frames, "skip", rule)
-    source = make_decoder(spec, workers, video_timeout)
-    with source, progress(total=count, unit="frame", desc=scorer.name) as bar:
-        for _, event in PerVideoEncoder(scorer).encode(source.run(iter([job]))):
-            if isinstance(event, VideoError):
-                raise event
-            if isinstance(event, FeatureBatch):
-                if compares_frames:
-                    strategy = f"strategy {selection['strategy']} with {scorer.name}"
-                    check_vectors(event.features.shape, strategy)
-                    vectors[event.offset] = event.features.float().cpu().numpy()
-                table.add(event)
-                bar.update(len(event.frame_indices))
-            elif isinstance(event, Restarted):
-                table = ScoreTable(scorer, asked, count)
-                vectors.clear()
-                bar.reset()
+    entry = CacheEntry(path, scorer, rule, decoder) if cache else None
+    store = entry.open() if entry else None
+    if store is not None:
+        source = SerialSource(lambda job: store.read(entry.name, batch_frames), lambda job: 0)
+    else:
+        spec = DecodeSpec(scorer.preprocessor, decoder, batch_frames, "skip", rule)
+        source = make_decoder(spec, workers, video_timeout)
+    info, table, vectors = _score(source, path, asked, scorer, compares_frames, entry if not store else None)
     frame_indices, times_s, scores = table.result()
     features = np.concatenate([vectors[offset] for offset in sorted(vectors)]) if compares_frames else None
 
     def found(question: Question, row: np.ndarray) -> QuestionKeyframes:
-        chosen = select_positions(row, budget, features=features, **selection)
         frames = [
-            Keyframe(
-                int(frame_indices[i]), float(times_s[i]), float(row[i]), video.path, video.requested_decoder
-            )
-            for i in chosen
+            Keyframe(int(frame_indices[i]), float(times_s[i]), float(row[i]), path, decoder)
+            for i in select_positions(row, budget, features=features, **selection)
         ]
         return QuestionKeyframes(question.text, frames, Curve(frame_indices, times_s, row))
 
-    return [found(question, row) for question, row in zip(asked, scores, strict=True)]
+    return info, [found(question, row) for question, row in zip(asked, scores, strict=True)]
+
+
+def _score(
+    source: WorkerPool | SerialSource,
+    path: Path,
+    questions: list[Question],
+    scorer: Scorer,
+    keeps_vectors: bool,
+    entry: CacheEntry | None,
+) -> tuple[VideoInfo, ScoreTable, dict[int, np.ndarray]]:
+    """Score a video's frames batch by batch.
+
+    Args:
+        keeps_vectors: also return the frames' vectors, (n, d) float32 by the offset of the batch.
+        entry: where in the cache the features go; None for nowhere.
+    """
+    vectors: dict[int, np.ndarray] = {}
+    count = estimate_candidates(path)
+    job = VideoJob(str(path), path, tuple(questions), count)
+    with (
+        entry or contextlib.nullcontext(),
+        source,
+        progress(total=count, unit="frame", desc=scorer.name) as bar,
+    ):
+        for _, event in PerVideoEncoder(scorer).encode(source.run(iter([job]))):
+            match event:
+                case VideoInfo():  # once more where the process that decodes has died
+                    info, table = event, ScoreTable(scorer, questions, event.num_candidates)
+                    vectors.clear()
+                    bar.reset(total=event.num_candidates)
+                    if entry is not None:
+                        entry.begin(event)
+                case FeatureBatch():
+                    if keeps_vectors:
+                        check_vectors(event.features.shape, f"frames are compared by {scorer.name}")
+                        vectors[event.offset] = event.features.float().cpu().numpy()
+                    table.add(event)
+                    bar.update(len(event.frame_indices))
+                    if entry is not None:
+                        entry.add(event)
+                case EndOfVideo():
+                    if entry is not None:
+                        entry.close(event)
+                case VideoError():
+                    raise event
+    return info, table, vectors
