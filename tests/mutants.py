@@ -38,7 +38,7 @@ AREAS = {
     "aks/commands/cache": "feature_cache cli",
     "aks/extraction/feature_cache": "feature_cache",
     "aks/keyframe_files": "keyframes",
-    "aks/contact_sheet": "keyframes",
+    "aks/contact_sheet": "contact_sheet keyframes",
     "aks/clock": "clock keyframes",
     "aks/video/clips": "clips keyframes",
     "aks/extraction/keyframes": "keyframes feature_cache workers feature_strategies documents",

@@ -47,9 +47,14 @@ def test_the_command_prints_the_keyframes_and_writes_their_images(clips, tmp_pat
         assert np.abs(difference).mean() < 12  # JPEG is lossy.
 
 
-def test_the_command_writes_what_the_library_finds_for_several_questions(clips, tmp_path, run_script):
+@pytest.fixture(scope="module")
+def conse():
+    return aks.load_scorer("conse")
+
+
+def test_the_command_writes_what_the_library_finds_for_several_questions(clips, tmp_path, run_script, conse):
     questions = ["Where is the cat?", "Who opens the red door?"]
-    found = aks.keyframes(clips / "one.mp4", questions, 2, device="cpu", fps=5, start_s=1, end_s=3.1)
+    found = aks.keyframes(clips / "one.mp4", questions, 2, scorer=conse, fps=5, start_s=1, end_s=3.1)
     done = run_script(
         *("keyframes.py", clips / "one.mp4", *questions, "--budget", "2", "--device", "cpu", "--json"),
         *("--fps", "5", "--start", "0:01", "--end", "3.1", "--images", tmp_path / "images"),
@@ -88,13 +93,15 @@ def test_one_question_gives_the_library_s_list_of_keyframes(clips):
     assert found == several.keyframes and len(found) == 2 and isinstance(found[0], aks.Keyframe)
     assert repr(found[0]).startswith("Keyframe(frame_index=") and "video" not in repr(found[0])
     assert found[0].image is found[0].image and found[0].image.size == (64, 96)
+    with pytest.raises(ValueError, match="no question"):
+        aks.keyframes(clips / "two.mp4", [], scorer=ToyScorer())
     with pytest.raises(ValueError, match="fps is 0"):
         aks.keyframes(clips / "two.mp4", "?", scorer=ToyScorer(), fps=0)
     with pytest.raises(aks.VideoError, match=r"no candidate frame from 2\.5 to 2\.6 s of 3\.000"):
         aks.keyframes(clips / "two.mp4", "?", scorer=ToyScorer(), start_s=2.5, end_s=2.6)
 
 
-def test_a_folder_gives_the_best_moments_of_all_its_videos(clips, tmp_path, run_script):
+def test_a_folder_gives_the_best_moments_of_all_its_videos(clips, tmp_path, run_script, conse):
     (tmp_path / "films/sub").mkdir(parents=True)
     for name in ("one.mp4", "sub/three.mkv"):
         (tmp_path / "films" / name).symlink_to(clips / name)
@@ -113,7 +120,7 @@ def test_a_folder_gives_the_best_moments_of_all_its_videos(clips, tmp_path, run_
         (keyframe.score, name)
         for name in ("one.mp4", "sub/three.mkv")
         for keyframe in aks.keyframes(
-            clips / name, "Where is the cat?", 4, device="cpu", strategy="bolt", options={"power": 1}
+            clips / name, "Where is the cat?", 4, scorer=conse, strategy="bolt", options={"power": 1}
         )
     ]
     assert [(float(row["score"]), row["video"]) for row in rows] == sorted(expected, reverse=True)[:4]

@@ -1,7 +1,7 @@
 """The keyframes of one's own videos for some questions: frame, time and score, pictures, clips.
 
-keyframes.py talk.mp4 "When does the speaker show a bicycle?" --budget 8 --images frames/ --sheet sheet.jpg
-keyframes.py films/ "Where is the cat?" "Who is at the door?" --json
+%(prog)s talk.mp4 "When does the speaker show a bicycle?" --budget 8 --images frames/ --sheet sheet.jpg
+%(prog)s films/ "Where is the cat?" "Who is at the door?" --json
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,8 @@ DIGEST_LENGTH = 20
 def cache_folder() -> Path:
     """``$AKS_CACHE``, or ``aks/features`` in the user's cache folder (``$XDG_CACHE_HOME``, ``~/.cache``)."""
     if folder := os.environ.get("AKS_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aks/features"
+        return Path(folder).absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "aks/features"
 
 
 def limit_bytes() -> int:
@@ -132,13 +132,15 @@ class CacheEntry(contextlib.AbstractContextManager):
         self._settings = json.loads(json.dumps(settings, default=str))
         self._video = video
         state = video.stat()
-        facts = [str(video.absolute()), state.st_size, state.st_mtime_ns, asdict(rule), decoder]
+        part = [float(value) for value in astuple(rule)]  # 5 and 5.0 are the same rate
+        facts = [str(video.absolute()), state.st_size, state.st_mtime_ns, part, decoder]
         self.name = f"{video.stem[:60]}-{_digest(facts)}"
         self._folder = cache_folder() / f"{scorer.name}-{_digest(self._settings)}"
         self._limit = limit_bytes()
         self._writer: FeatureWriter | None = None
         self._info: VideoInfo | None = None
-        self._is_off = self._limit == 0
+        # A user without a home has no cache folder.
+        self._is_off = self._limit == 0 or not self._folder.is_absolute()
 
     def open(self) -> FeatureStore | None:
         """The store that holds the video; None where none does."""

@@ -156,9 +156,11 @@ def keyframes(
     Raises:
         VideoError: the video cannot be read, or has no candidate.
         UserError: a question is empty, or the scorer cannot be loaded.
-        ValueError: an argument out of range.
+        ValueError: an argument out of range, or no question.
     """
     texts = [question] if isinstance(question, str) else list(question)
+    if not texts:
+        raise ValueError("there is no question")
     for text in texts:
         check_question(text)
     rule = CandidateRule(fps, start_s, end_s)

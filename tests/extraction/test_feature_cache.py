@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -63,13 +64,26 @@ def test_a_later_question_encodes_nothing_and_has_the_scores_of_no_cache(clips, 
     assert scorer.num_encoded == count
 
 
-def test_conse_s_scores_from_the_cache_are_those_without_it(clips):
+def test_conse_s_scores_from_the_cache_are_those_without_it_for_the_command_too(clips, cache, run_script):
     scorer, video = aks.load_scorer("conse"), clips / "one.mp4"
     questions, rows = ["Where is the cat?", "Who opens the door?"], []
     for settings in ({}, {"cache": True}, {"cache": True}):
         found = aks.keyframes(video, questions, 3, scorer=scorer, fps=5, **settings)
         rows.append([(each.keyframes, each.curve.scores.tobytes()) for each in found])
     assert rows[0] == rows[1] == rows[2] and len(feature_cache.cached_videos()) == 1
+
+    flags = ["--fps", "5", "--budget", "3", "--device", "cpu", "--json", "--verbose"]
+    done = run_script("keyframes.py", video, *questions, *flags)
+    assert "one.mp4: features of an earlier question" in done.stderr
+    document = json.loads(done.stdout)
+    scores = [[row["score"] for row in entry["keyframes"]] for entry in document["questions"]]
+    assert scores == [[keyframe.score for keyframe in keyframes] for keyframes, _ in rows[0]]
+    assert document["videos"] == [{"video": str(video), "fps": 25.0, "num_frames": 125, "duration_s": 5.0}]
+    lines = run_script("-m", "aks", "cache").stdout.splitlines()
+    assert len(lines) == 2 and lines[0].endswith("MB  conse    one")
+    assert lines[1] == f"{cache}: 1 videos, 0.00 of at most 1 GB (AKS_CACHE_GB)"
+    assert run_script("-m", "aks", "cache", "--clear").stdout == f"{cache}: 1 videos deleted\n"
+    assert feature_cache.cached_videos() == []
 
 
 def test_what_changes_the_features_is_encoded_anew(clips, tmp_path, monkeypatch):
@@ -175,27 +189,6 @@ def test_an_interrupted_video_leaves_no_file_and_starts_again(tmp_path, cache, c
         curve(video, Interrupting(), rule=CandidateRule(2))
     assert "its features are not kept; the next call starts anew" in caplog.text
     assert not list(cache.glob("*/videos/.film*"))
-
-
-def test_the_command_asks_again_without_the_video_s_frames(clips, cache, run_script):
-    def ask(*flags):
-        done = run_script(
-            *("keyframes.py", clips / "one.mp4", "cat", "--device", "cpu", "--workers", "0", *flags)
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout, done.stderr
-
-    first, _ = ask()
-    shown, log = ask("--verbose")
-    assert shown == first and "one.mp4: features of an earlier question" in log
-    lines = run_script("-m", "aks", "cache").stdout.splitlines()
-    assert (
-        len(lines) == 2
-        and lines[0].endswith("MB  conse    one")
-        and f"{cache}: 1 videos, 0.00 of" in lines[1]
-    )
-    assert run_script("-m", "aks", "cache", "--clear").stdout == f"{cache}: 1 videos deleted\n"
-    assert feature_cache.cached_videos() == []
 
 
 def test_nothing_but_the_cache_s_own_folders_is_deleted(tmp_path, cache, clips):
