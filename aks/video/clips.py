@@ -16,8 +16,10 @@ from aks.errors import VideoError, error_message
 from aks.jsonio import write_atomically
 from aks.video.backends import open_container, reset_decoder_globals, select_video_stream
 
-# Matroska takes what the others do not; a browser or a player at hand may prefer these.
+# Matroska takes most of what the others do not. A player at hand may prefer the first of these; the last hold
+# codecs that it does not take.
 CONTAINERS = {".mp4": ".mp4", ".m4v": ".mp4", ".mov": ".mov", ".webm": ".webm"}
+CONTAINERS |= {suffix: suffix for suffix in (".asf", ".flv", ".wmv")}
 SEEK_BACK_S = 10
 INTERLEAVE_S = 5.0  # how far apart in a file packets of one time may be
 
@@ -66,7 +68,7 @@ def cut(video: Path, first_s: float, last_s: float, target: Path) -> float:
 
     try:
         write_atomically(target, write)
-    except av.FFmpegError as error:
+    except (av.FFmpegError, ValueError) as error:  # PyAV's for a codec that the kind of file does not hold
         raise VideoError(f"cannot be cut without encoding: {error_message(error)}") from None
     return begins_s
 

@@ -24,7 +24,8 @@ def frames_of(path) -> np.ndarray:
         ("a.mkv", {"codec": "mpeg4", "options": {"bf": "2"}}),
         ("a.webm", {"codec": "libvpx"}),
         ("a.ts", {"options": {"bf": "2"}}),
-        ("a.avi", {"codec": "mpeg4"}),
+        ("a.wmv", {"codec": "wmv2"}),
+        ("a.avi", {"codec": "mpeg4", "options": {"bf": "2"}}),
     ],
 )
 @pytest.mark.parametrize(("first_s", "last_s"), [(0.0, 0.5), (1.8, 2.2), (2.0, 9.0)])
@@ -64,6 +65,10 @@ def test_neighbouring_moments_are_one_clip():
 
 
 def test_what_cannot_be_copied_is_told(tmp_path):
+    video = write_video(tmp_path / "a.avi", codec="wmv2")
+    with pytest.raises(VideoError, match="'matroska' format does not support 'wmv2' codec"):
+        cut(video, 0, 1, tmp_path / "clip.mkv")
+    video.unlink()
     (tmp_path / "a.mp4").write_bytes(b"no video")
     with pytest.raises(VideoError, match="cannot be cut without encoding"):
         cut(tmp_path / "a.mp4", 0, 1, tmp_path / "clip.mp4")
