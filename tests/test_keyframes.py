@@ -147,9 +147,12 @@ def test_images_of_an_earlier_run_are_replaced_and_other_files_are_kept(
     monkeypatch.setenv("AKS_CACHE_GB", "1")
     folder = tmp_path / "images"
     command = ["keyframes.py", clips / "one.mp4", "cat", "--images", folder, "--device", "cpu", "--no_cache"]
-    assert run_script(*command, "--budget", "5", "--workers", "0").returncode == 0
+    done = run_script(*command, "--budget", "6", "--workers", "0")
+    assert done.returncode == 0 and "5 keyframes, not 6: 5 candidate frames" in done.stderr
     (folder / "mine.jpg").write_bytes(b"mine")
-    done = run_script(*command, "--budget", "2", "--workers", "0")
+    flags = ["--budget", "3", "--workers", "0", "--all_depth", "1", "--quota", "released"]
+    done = run_script(*command, *flags)
+    assert "2 keyframes, not 3: --quota released loses fractions" in done.stderr
     assert done.returncode == 0, done.stderr
     written = {int(row.split()[0]) for row in done.stdout.splitlines()[1:]}
     kept = {path.name for path in folder.iterdir()} - {"mine.jpg"}

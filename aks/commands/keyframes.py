@@ -161,8 +161,14 @@ def main() -> int:
 
     keyframes = [[results[index].keyframes for results in found] for index in range(len(args.question))]
     moments = [best_moments(rows, args.budget) if is_folder else rows[0] for rows in keyframes]
-    failures += output.write(moments, args.clip_margin)
+    if not is_folder:
+        _tell_few(args, found[0])
+    try:
+        failures += output.write(moments, args.clip_margin)
+    except errors.VideoError as error:
+        raise errors.UserError(f"{source}: {error}") from None
     facts = {
+        **({"folder": str(source)} if is_folder else {}),
         "videos": videos,
         "failures": failures,
         "scorer": args.extract_feature_model,
@@ -174,6 +180,16 @@ def main() -> int:
     }
     print(output.text(args.form, moments, facts), end="")
     return 1 if failures else 0
+
+
+def _tell_few(args: argparse.Namespace, results: list[QuestionKeyframes]) -> None:
+    """Say why a question has fewer keyframes than were asked for."""
+    for found in results:
+        if (count := len(found.keyframes)) < args.budget:
+            candidates = len(found.curve.scores)
+            is_short = candidates < args.budget
+            reason = f"{candidates} candidate frames" if is_short else f"--quota {args.quota} loses fractions"
+            logger.warning("%d keyframes, not %d: %s", count, args.budget, reason)
 
 
 def _find(

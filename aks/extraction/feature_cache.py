@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -134,7 +135,8 @@ class CacheEntry(contextlib.AbstractContextManager):
         state = video.stat()
         part = [float(value) for value in astuple(rule)]  # 5 and 5.0 are the same rate
         facts = [str(video.absolute()), state.st_size, state.st_mtime_ns, part, decoder]
-        self.name = f"{video.stem[:60]}-{_digest(facts)}"
+        stem = re.sub(r"[^A-Za-z0-9_]+", "_", video.stem)[:60]  # a file name that needs no escapes
+        self.name = f"{stem}-{_digest(facts)}"
         self._folder = cache_folder() / f"{scorer.name}-{_digest(self._settings)}"
         self._limit = limit_bytes()
         self._writer: FeatureWriter | None = None
@@ -150,14 +152,15 @@ class CacheEntry(contextlib.AbstractContextManager):
             store = FeatureStore.open(self._folder)
             if not store.has_part(self.name):
                 return None
-            with store.open_part(self.name):  # whole?
-                os.utime(store.part_path(self.name))
-            logger.debug("%s: features of an earlier question", self._video)
-        except (UserError, OSError) as error:
+            with store.open_part(self.name):  # raises where the file is damaged
+                logger.debug("%s: features of an earlier question", self._video)
+        except UserError as error:
             logger.warning("the cache is not used: %s", error)
             with contextlib.suppress(OSError):
-                (self._folder / f"videos/{self.name}.safetensors").unlink(missing_ok=True)
+                FeatureStore(self._folder, None).part_path(self.name).unlink(missing_ok=True)
             return None
+        with contextlib.suppress(OSError):  # a cache that may only be read
+            os.utime(store.part_path(self.name))
         return store
 
     def begin(self, info: VideoInfo) -> None:

@@ -268,7 +268,8 @@ def find_in_file(
     else:
         spec = DecodeSpec(scorer.preprocessor, decoder, batch_frames, "skip", rule)
         source = make_decoder(spec, workers, video_timeout)
-    info, table, vectors = _score(source, path, asked, scorer, compares_frames, entry if not store else None)
+    compared_by = selection["strategy"] if compares_frames else ""
+    info, table, vectors = _score(source, path, asked, scorer, compared_by, None if store else entry)
     frame_indices, times_s, scores = table.result()
     features = np.concatenate([vectors[offset] for offset in sorted(vectors)]) if compares_frames else None
 
@@ -287,13 +288,14 @@ def _score(
     path: Path,
     questions: list[Question],
     scorer: Scorer,
-    keeps_vectors: bool,
+    compared_by: str,
     entry: CacheEntry | None,
 ) -> tuple[VideoInfo, ScoreTable, dict[int, np.ndarray]]:
     """Score a video's frames batch by batch.
 
     Args:
-        keeps_vectors: also return the frames' vectors, (n, d) float32 by the offset of the batch.
+        compared_by: the strategy that compares frames, and so needs their vectors, (n, d) float32 by the
+            offset of the batch; empty for none.
         entry: where in the cache the features go; None for nowhere.
     """
     vectors: dict[int, np.ndarray] = {}
@@ -313,8 +315,8 @@ def _score(
                     if entry is not None:
                         entry.begin(event)
                 case FeatureBatch():
-                    if keeps_vectors:
-                        check_vectors(event.features.shape, f"frames are compared by {scorer.name}")
+                    if compared_by:
+                        check_vectors(event.features.shape, f"strategy {compared_by} with {scorer.name}")
                         vectors[event.offset] = event.features.float().cpu().numpy()
                     table.add(event)
                     bar.update(len(event.frame_indices))

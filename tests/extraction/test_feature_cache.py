@@ -152,7 +152,7 @@ def test_a_damaged_file_and_a_folder_that_cannot_be_written_cost_no_answer(clips
 
 
 def test_an_interrupted_video_leaves_no_file_and_starts_again(tmp_path, cache, caplog):
-    video = write_video(tmp_path / "film.mp4", frames=200, fps=5)
+    video = write_video(tmp_path / "film [é].mp4", frames=200, fps=5)
     code = (
         "import sys, extraction_setup as s; from aks.extraction.keyframes import find_in_file\n"
         "class Slow(s.ToyScorer):\n"
