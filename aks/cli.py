@@ -56,23 +56,8 @@ def build_parser(description: str | None, output: str) -> argparse.ArgumentParse
     parser.add_argument(
         "--label_file", help="a label file in place of the data set's own (needed for custom)"
     )
-    parser.add_argument("--extract_feature_model", default="blip", choices=SCORERS, help="who scores")
-    parser.add_argument(
-        "--checkpoint", help="weights: a hub name, a folder, or SeViLA's file (default: the model's own)"
-    )
+    add_scorer_flags(parser, "blip", "cuda")
     parser.add_argument("--output_file", default=output, help="folder for the results")
-    parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu")
-    parser.add_argument("--dtype", choices=DTYPES, help="of the model (default: the original's)")
-    parser.add_argument(
-        "--backend",
-        default="transformers",
-        choices=("transformers", "lavis"),
-        help="lavis: the original code of blip and sevila",
-    )
-    parser.add_argument("--truncation", help="sevila: paper (default), or keep_prompt for long questions")
-    parser.add_argument(
-        "--sevila_base", help="sevila: folder or hub name of its ViT and T5 (BLIP-2 Flan-T5-XL)"
-    )
     parser.add_argument(
         "--batch_size",
         type=at_least(1),
@@ -107,6 +92,26 @@ def build_parser(description: str | None, output: str) -> argparse.ArgumentParse
         help="models at work at a time (default: one a GPU, or one 8 cores)",
     )
     return parser
+
+
+def add_scorer_flags(parser: argparse.ArgumentParser, model: str, device: str | None) -> None:
+    """Add the flags that :func:`load_scorer_from_args` reads, with a default model and device."""
+    parser.add_argument("--extract_feature_model", default=model, choices=SCORERS, help="who scores")
+    parser.add_argument(
+        "--checkpoint", help="weights: a hub name, a folder, or SeViLA's file (default: the model's own)"
+    )
+    parser.add_argument("--device", default=device, help="cuda, cuda:N or cpu")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the model (default: the original's)")
+    parser.add_argument(
+        "--backend",
+        default="transformers",
+        choices=("transformers", "lavis"),
+        help="lavis: the original code of blip and sevila",
+    )
+    parser.add_argument("--truncation", help="sevila: paper (default), or keep_prompt for long questions")
+    parser.add_argument(
+        "--sevila_base", help="sevila: folder or hub name of its ViT and T5 (BLIP-2 Flan-T5-XL)"
+    )
 
 
 def add_worker_flags(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 OUT_OF_MEMORY = (
     "the GPU's memory does not suffice; try a smaller --batch_size, or --dtype float16; finished work is kept"
@@ -25,8 +25,19 @@ class VideoError(Exception):
     """One video cannot be read; its text is the reason. The other videos go on (exit status 1)."""
 
 
+def program() -> str:
+    """The program as it was called: ``frame_select.py``, ``python -m aks.recall`` or ``aks select``."""
+    name = os.path.basename(sys.argv[0])
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    is_module = spec is not None and name == f"{spec.name.rpartition('.')[2]}.py"
+    return f"python -m {spec.name}" if is_module else name
+
+
 class ArgumentParser(argparse.ArgumentParser):
-    """Reports a wrong flag in one line."""
+    """Names the program as it was called, and reports a wrong flag in one line."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"prog": program(), **options})
 
     def error(self, message: str) -> NoReturn:
         """Raise a UserError instead of printing the usage."""

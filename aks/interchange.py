@@ -141,7 +141,6 @@ def collect(path: Path, labels: LabelSet, entries: Iterator[tuple[int, Any]], bu
 def main() -> None:
     """Convert one file."""
     parser = errors.ArgumentParser(
-        prog="python -m aks.interchange",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -152,7 +152,6 @@ def format_records(records: Sequence[dict[str, Any]], reference: str) -> str:
 def parse_arguments() -> argparse.Namespace:
     """The command's flags."""
     parser = errors.ArgumentParser(
-        prog="python -m aks.quality",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -134,7 +134,6 @@ def format_table(rows: Sequence[Recall]) -> str:
 def parse_arguments() -> argparse.Namespace:
     """The command's flags."""
     parser = errors.ArgumentParser(
-        prog="python -m aks.recall",
         description="Share of labelled evidence positions with a selected frame nearby.",
         formatter_class=errors.HelpFormatter,
         allow_abbrev=False,

@@ -1,4 +1,4 @@
-"""Draw a selection: contact sheets and score curves."""
+"""Draw a selection: score curves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import matplotlib
 matplotlib.use("Agg")  # writes to files, without a screen
 import matplotlib.pyplot as plt
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from aks.jsonio import write_atomically
 
@@ -28,49 +27,6 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(rest, 600)
     head = f"{hours}:{minutes:02d}" if hours else f"{minutes}"
     return f"{head}:{rest // 10:02d}.{rest % 10}"
-
-
-def contact_sheet(
-    rows: Sequence[tuple[str, Sequence[np.ndarray], Sequence[str]]], path: Path, *, width: int = 240
-) -> None:
-    """Save rows of captioned pictures as one picture.
-
-    Args:
-        rows: a title, pictures (height, width, 3) uint8, and a caption for each picture.
-        path: the new file, whose suffix names the format.
-        width: width of a thumbnail in pixels.
-    """
-    font = ImageFont.load_default(size=14)
-    title_font = ImageFont.load_default(size=16)
-    gap, caption_height, title_height = 6, 20, 28
-    blocks = []
-    for title, pictures, captions in rows:
-        thumbnails = []
-        for pixels in pictures:
-            height = max(1, round(pixels.shape[0] * width / pixels.shape[1]))
-            thumbnails.append(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
-        blocks.append((title, thumbnails, captions))
-    columns = max((len(thumbnails) for _, thumbnails, _ in blocks), default=1)
-    heights = [max((t.height for t in thumbnails), default=0) for _, thumbnails, _ in blocks]
-    sheet = Image.new(
-        "RGB",
-        (
-            max(1, columns) * (width + gap) + gap,
-            sum(h + title_height + caption_height + gap for h in heights) + gap,
-        ),
-        "white",
-    )
-    draw = ImageDraw.Draw(sheet)
-    top = gap
-    for (title, thumbnails, captions), height in zip(blocks, heights, strict=True):
-        draw.text((gap, top + 4), title, fill="black", font=title_font)
-        top += title_height
-        for column, (thumbnail, caption) in enumerate(zip(thumbnails, captions, strict=True)):
-            left = gap + column * (width + gap)
-            sheet.paste(thumbnail, (left, top))
-            draw.text((left + 2, top + height + 2), caption, fill="black", font=font)
-        top += height + caption_height + gap
-    write_atomically(path, sheet.save)
 
 
 def question_figure(

@@ -77,8 +77,11 @@ def print_table(work: Path, labels: LabelSet, tolerance_s: float = 1.0) -> None:
 
 def draw(work: Path, labels: LabelSet) -> None:
     """Draw a contact sheet of ADA's keyframes, and a score curve for every question."""
+    from PIL import Image
+
+    from aks.contact_sheet import contact_sheet
     from aks.video.reader import Video
-    from demo.figures import clock, contact_sheet, question_figure
+    from demo.figures import clock, question_figure
 
     scores, frames = read_scores(work / "outscores/custom/conse/scores.json", frames_path(work))
     times = read_number_lists(frames_path(work).with_name("times.json"))
@@ -108,7 +111,7 @@ def draw(work: Path, labels: LabelSet) -> None:
         selected = chosen["ada"][i]
         thumbnails = [pictures[index] for index in frames[i][selected].tolist()]
         captions = [f"{clock(times[i][p])}   {scores[i][p]:.3f}" for p in selected]
-        sheet.append((f"{question.id}: {question.text}", thumbnails, captions))
+        sheet.append((f"{question.id}: {question.text}", [*map(Image.fromarray, thumbnails)], captions))
         question_figure(
             question.text,
             times[i],

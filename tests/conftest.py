@@ -22,6 +22,7 @@ from aks.run_dir import RunDir
 # every process then adds numbers in the same order.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+os.environ["AKS_CACHE_GB"] = "0"  # A test that keeps features must not answer another one.
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = Path(os.environ.get("AKS_REFERENCE_DATA", ROOT.parent / "shared/reference/data"))

@@ -44,7 +44,7 @@ def check() -> None:
     from model_setup import save_blip, save_tiny_clip, save_tiny_siglip, tiny_blip
 
     import aks
-    from aks.extraction.api import find_keyframes
+    from aks.extraction.keyframes import find_keyframes
     from aks.labels import Question
     from aks.scorers.base import load_scorer
     from aks.video.reader import Video

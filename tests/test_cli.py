@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import builtins
+import importlib
 import io
 import os
+import pkgutil
+import subprocess
+import sys
 
 import pytest
+from conftest import ROOT, check_mistake
 
-from aks import cli
+from aks import __main__, cli
 
 
 @pytest.mark.parametrize(("quota", "cores"), [("max 100000", 64), ("250000 100000", 3), ("50000 100000", 1)])
@@ -45,3 +50,46 @@ def test_processes_on_one_machine_share_its_cores(monkeypatch, value, workers):
         monkeypatch.setenv(name, number)
     monkeypatch.setattr(cli, "count_cores", lambda: 8)
     assert cli.count_workers(cli.build_parser(None, "out").parse_args([])) == workers
+
+
+SCRIPTS = {
+    "keyframes": "keyframes",
+    "extract": "feature_extract",
+    "store": "feature_extract_store",
+    "select": "frame_select",
+}
+
+
+@pytest.mark.parametrize("name", __main__.COMMANDS)
+def test_every_command_of_aks_tells_its_usage(monkeypatch, capsys, name):
+    monkeypatch.setattr(sys, "argv", ["aks", name, "--help"])
+    with pytest.raises(SystemExit) as end:
+        __main__.main()
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: aks {name} ")
+    if name in SCRIPTS:
+        assert (
+            importlib.import_module(SCRIPTS[name]).main is pkgutil.resolve_name(f"aks.commands.{name}").main
+        )
+
+
+def test_aks_lists_its_commands_and_names_an_unknown_one(run_script):
+    for arguments in ([], ["-h"], ["--help"]):
+        done = run_script("-m", "aks", *arguments)
+        assert done.returncode == 0 and done.stderr == ""
+        assert [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")] == [
+            *__main__.COMMANDS
+        ]
+    check_mistake(
+        run_script("-m", "aks", "choose"), "aks choose: no such command; use one of keyframes, cache"
+    )
+    check_mistake(run_script("-m", "aks", "select", "--t1", "nan"), "error: aks select: t1 and t2 must be")
+    check_mistake(run_script("frame_select.py", "--t1", "nan"), "error: frame_select.py: t1 and t2 must be")
+    usage = run_script("-m", "aks.recall", "--help").stdout
+    assert usage.startswith("usage: python -m aks.recall ")
+
+
+def test_aks_imports_numpy_no_sooner_than_a_command_that_needs_it():
+    code = "import sys, aks.__main__; print(*sys.modules)"
+    modules = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).split()
+    assert "aks.__main__" in modules and not {"numpy", "aks.selection", "aks.commands.select"} & set(modules)

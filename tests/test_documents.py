@@ -55,7 +55,11 @@ def test_every_flag_of_a_documented_command_is_one_of_that_script(run_script):
     flags: dict[str, set[str]] = {}
     for path in DOCUMENTS:
         text = re.sub(r"\\\n\s*", " ", path.read_text())
-        for command in re.findall(r"python (-m aks\.\w+|[\w/]+\.py)([^\n`#]*)", text):
+        commands = re.findall(r"python (-m aks\.\w+|[\w/]+\.py)([^\n`#]*)", text)
+        commands += [
+            (f"-m aks {name}", rest) for name, rest in re.findall(r"^ *aks (\w+)([^\n#]*)", text, re.M)
+        ]
+        for command in commands:
             flags.setdefault(command[0], set()).update(re.findall(r"(?<!\S)--\w+", command[1]))
     assert len(flags) > 10
     for script, given in flags.items():
@@ -67,7 +71,9 @@ def test_every_flag_of_a_documented_command_is_one_of_that_script(run_script):
         assert given <= set(re.findall(r"--\w+", shown.stdout)), script
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/extraction.md", "docs/selection.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/extraction.md", "docs/keyframes.md", "docs/selection.md"]
+)
 def test_the_python_code_runs(name, tmp_path, run_script):
     write_video(tmp_path / "talk.mp4", frames=100, fps=25)
     (tmp_path / "labels.json").write_text('[{"video": "talk.mp4", "question": "Where is the cat?"}]')
@@ -79,10 +85,15 @@ def test_the_python_code_runs(name, tmp_path, run_script):
     if name == "docs/selection.md":
         assert shown == ["[24, 72]"]
         return
+    if name == "docs/extraction.md":
+        assert shown == ["1 of 1 videos scored", "100 25.0", "[ 0 25 50] [0. 1. 2.] (3, 64, 96, 3)"]
+        return
     keyframes = [line.split() for line in shown[:4]]
     assert [int(row[0]) for row in keyframes] == [25 * float(row[1]) for row in keyframes] == [0, 25, 50, 75]
-    if name == "docs/extraction.md":
-        assert shown[4:] == ["1 of 1 videos scored", "100 25.0", "[ 0 25 50] [0. 1. 2.] (3, 64, 96, 3)"]
+    if name == "docs/keyframes.md":
+        assert all(row[3:] == ["(96,", "64)"] for row in keyframes)
+        # Every twelfth frame from 1 to 3 s: 36, 48, 60, 72.
+        assert shown[4:] == ["Where is the cat? 2 4 True", "Who opens the door? 2 4 True"]
 
 
 def message_texts() -> str:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import csv
+import dataclasses
+import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -11,6 +16,7 @@ import forkserver
 import numpy as np
 import pytest
 from conftest import check_mistake
+from extraction_setup import ToyScorer
 from PIL import Image
 
 import aks
@@ -26,13 +32,14 @@ def test_the_command_prints_the_keyframes_and_writes_their_images(clips, tmp_pat
         fresh=True,
     )
     assert done.returncode == 0, done.stderr
-    header, *rows = [line.split("\t") for line in done.stdout.splitlines()]
-    assert header == ["frame", "time_s", "score"]
+    header, *rows = [line.split() for line in done.stdout.splitlines()]
+    assert header == ["frame", "time", "score"]
     frame_indices = [int(row[0]) for row in rows]
     assert len(frame_indices) == 3 and set(frame_indices) <= {0, 25, 50, 75, 100}
-    assert [float(row[1]) for row in rows] == [index / 25 for index in frame_indices]
+    assert [row[1] for row in rows] == [f"0:00:0{index // 25}.000" for index in frame_indices]
     images = sorted((tmp_path / "new/images").iterdir())
-    assert [path.name for path in images] == [f"frame_{index:07d}.jpg" for index in frame_indices]
+    names = [f"00h00m0{index // 25}.000s_frame_{index:07d}.jpg" for index in frame_indices]
+    assert [path.name for path in images] == names
     with Video(clips / "one.mp4") as video:
         (frames,) = video.read(frame_indices)
     for path, pixels in zip(images, frames.pixels, strict=True):
@@ -40,34 +47,120 @@ def test_the_command_prints_the_keyframes_and_writes_their_images(clips, tmp_pat
         assert np.abs(difference).mean() < 12  # JPEG is lossy.
 
 
-def test_the_library_finds_what_the_command_finds(clips, run_script):
-    found = aks.keyframes(clips / "one.mp4", "Where is the cat?", budget=3, device="cpu")
-    command = ["keyframes.py", clips / "one.mp4", "Where is the cat?", "--budget", "3", "--device", "cpu"]
-    done = run_script(*command)
-    rows = [f"{k.frame_index}\t{k.time_s:.3f}\t{k.score:.6f}" for k in found]
-    assert done.stdout.splitlines()[1:] == rows and "frame/s" in done.stderr
-    assert "frame/s" not in run_script(*command, "--quiet").stderr
+@pytest.fixture(scope="module")
+def conse():
+    return aks.load_scorer("conse")
 
 
-def test_the_public_names_exist():
+def test_the_command_writes_what_the_library_finds_for_several_questions(clips, tmp_path, run_script, conse):
+    questions = ["Where is the cat?", "Who opens the red door?"]
+    found = aks.keyframes(clips / "one.mp4", questions, 2, scorer=conse, fps=5, start_s=1, end_s=3.1)
+    done = run_script(
+        *("keyframes.py", clips / "one.mp4", *questions, "--budget", "2", "--device", "cpu", "--json"),
+        *("--fps", "5", "--start", "0:01", "--end", "3.1", "--images", tmp_path / "images"),
+        *("--sheet", tmp_path / "sheet.png", "--clips", tmp_path / "clips", "--clip_margin", "0.1"),
+    )
+    assert done.returncode == 0 and "frame/s" in done.stderr, done.stderr
+    document = json.loads(done.stdout)
+    facts = {"video": str(clips / "one.mp4"), "fps": 25.0, "num_frames": 125, "duration_s": 5.0}
+    assert document["videos"] == [facts] and document["failures"] == []
+    assert (document["scorer"], document["strategy"], document["budget"]) == ("conse", "ada", 2)
+    assert [entry["question"] for entry in document["questions"]] == questions
+    for entry, expected in zip(document["questions"], found, strict=True):
+        assert expected.question == entry["question"]
+        assert expected.curve.frame_indices.tolist() == [*range(25, 78, 5)]
+        assert len(expected.curve.scores) == len(expected.curve.times_s) == 11
+        for row, keyframe in zip(entry["keyframes"], expected.keyframes, strict=True):
+            assert (row["frame"], row["time_s"], row["score"]) == dataclasses.astuple(keyframe)[:3]
+            assert row["time"] == f"0:00:0{keyframe.time_s:.3f}"
+            position = expected.curve.frame_indices.tolist().index(keyframe.frame_index)
+            assert expected.curve.scores[position] == keyframe.score
+            shown = np.asarray(Image.open(row["image"])).astype(int)
+            assert np.abs(shown - np.asarray(keyframe.image)).mean() < 12
+            (clip,) = [c for c in entry["clips"] if c["start_s"] <= keyframe.time_s <= c["end_s"]]
+            with Video(clip["clip"]) as video:
+                (frames,) = video.read([round((keyframe.time_s - clip["start_s"]) * 25)])
+            np.testing.assert_array_equal(frames.pixels[0], np.asarray(keyframe.image))
+    folders = ["01_Where_is_the_cat", "02_Who_opens_the_red_door"]
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == folders
+    # Two rows of two pictures, 240 x 160 each, under the question and over their times.
+    assert Image.open(tmp_path / "sheet.png").size == (2 * 246 + 6, 2 * (22 + 160 + 20 + 6) + 6)
+
+
+def test_one_question_gives_the_library_s_list_of_keyframes(clips):
+    found = aks.keyframes(clips / "two.mp4", "?", 2, scorer=ToyScorer(), strategy="top")
+    (several,) = aks.keyframes(clips / "two.mp4", ["?"], 2, scorer=ToyScorer(), strategy="top")
+    assert found == several.keyframes and len(found) == 2 and isinstance(found[0], aks.Keyframe)
+    assert repr(found[0]).startswith("Keyframe(frame_index=") and "video" not in repr(found[0])
+    assert found[0].image is found[0].image and found[0].image.size == (64, 96)
+    with pytest.raises(ValueError, match="no question"):
+        aks.keyframes(clips / "two.mp4", [], scorer=ToyScorer())
+    with pytest.raises(ValueError, match="fps is 0"):
+        aks.keyframes(clips / "two.mp4", "?", scorer=ToyScorer(), fps=0)
+    with pytest.raises(aks.VideoError, match=r"no candidate frame from 2\.5 to 2\.6 s of 3\.000"):
+        aks.keyframes(clips / "two.mp4", "?", scorer=ToyScorer(), start_s=2.5, end_s=2.6)
+
+
+def test_a_folder_gives_the_best_moments_of_all_its_videos(clips, tmp_path, run_script, conse):
+    (tmp_path / "films/sub").mkdir(parents=True)
+    for name in ("one.mp4", "sub/three.mkv"):
+        (tmp_path / "films" / name).symlink_to(clips / name)
+    (tmp_path / "films/bad.mp4").write_text("no video")
+    (tmp_path / "films/notes.txt").write_text("no video either")
+    done = run_script(
+        *("keyframes.py", tmp_path / "films", "Where is the cat?", "--budget", "4", "--csv", "--quiet"),
+        *("--device", "cpu", "--workers", "0", "--images", tmp_path / "images", "--option", "power=1"),
+        *("--strategy", "bolt", "--sheet", tmp_path / "sheet.jpg"),
+    )
+    assert done.returncode == 1 and done.stderr == "", done.stderr
+    rows = [*csv.DictReader(done.stdout.splitlines())]
+    scores = [float(row["score"]) for row in rows]
+    assert len(rows) == 4 and scores == sorted(scores, reverse=True)
+    expected = [
+        (keyframe.score, name)
+        for name in ("one.mp4", "sub/three.mkv")
+        for keyframe in aks.keyframes(
+            clips / name, "Where is the cat?", 4, scorer=conse, strategy="bolt", options={"power": 1}
+        )
+    ]
+    assert [(float(row["score"]), row["video"]) for row in rows] == sorted(expected, reverse=True)[:4]
+    written = sorted(str(path) for path in (tmp_path / "images").rglob("*.jpg"))
+    assert written == sorted(row["image"] for row in rows)
+    assert {str(Path(row["image"]).parent.relative_to(tmp_path / "images")) for row in rows} == {
+        row["video"] for row in rows
+    }
+
+
+def test_the_public_names_exist_for_python_and_for_type_checkers():
     assert all(getattr(aks, name) for name in aks.__all__)
+    (checked,) = (node for node in ast.parse(Path(aks.__file__).read_text()).body if isinstance(node, ast.If))
+    typed = {node.names[0].name: node.module for node in checked.body}
+    assert typed == aks._MODULES
     with pytest.raises(AttributeError, match="no attribute 'other'"):
         aks.other  # noqa: B018
 
 
-def test_images_of_an_earlier_run_are_replaced_and_other_files_are_kept(clips, tmp_path, run_script):
+def test_images_of_an_earlier_run_are_replaced_and_other_files_are_kept(
+    clips, tmp_path, run_script, monkeypatch
+):
+    monkeypatch.setenv("AKS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("AKS_CACHE_GB", "1")
     folder = tmp_path / "images"
-    command = ["keyframes.py", clips / "one.mp4", "cat", "--images", folder, "--device", "cpu"]
-    assert run_script(*command, "--budget", "5", "--workers", "0").returncode == 0
+    command = ["keyframes.py", clips / "one.mp4", "cat", "--images", folder, "--device", "cpu", "--no_cache"]
+    done = run_script(*command, "--budget", "6", "--workers", "0")
+    assert done.returncode == 0 and "5 keyframes, not 6: 5 candidate frames" in done.stderr
     (folder / "mine.jpg").write_bytes(b"mine")
-    done = run_script(*command, "--budget", "2", "--workers", "0")
+    flags = ["--budget", "3", "--workers", "0", "--all_depth", "1", "--quota", "released"]
+    done = run_script(*command, *flags)
+    assert "2 keyframes, not 3: --quota released loses fractions" in done.stderr
     assert done.returncode == 0, done.stderr
-    written = {f"frame_{int(row.split()[0]):07d}.jpg" for row in done.stdout.splitlines()[1:]}
-    assert len(written) == 2 and {path.name for path in folder.iterdir()} == {"mine.jpg", *written}
+    written = {int(row.split()[0]) for row in done.stdout.splitlines()[1:]}
+    kept = {path.name for path in folder.iterdir()} - {"mine.jpg"}
+    assert len(written) == len(kept) == 2 and {int(name[-11:-4]) for name in kept} == written
 
     Image.new("RGB", (8, 8)).save(folder / "frame_0000007.jpg")
     check_mistake(run_script(*command), "frame_0000007.jpg there is no picture of this command's")
-    assert len(list(folder.iterdir())) == 4
+    assert len(list(folder.iterdir())) == 4 and not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize(
@@ -78,10 +171,21 @@ def test_images_of_an_earlier_run_are_replaced_and_other_files_are_kept(clips, t
         ("one.mp4", [" "], "the question is empty"),
         ("one.mp4", ["cat", "--budget", "0"], "--budget: 0: must be"),
         ("one.mp4", ["cat", "--strategy", "best"], "--strategy: invalid choice: 'best'"),
+        ("one.mp4", ["cat", "--start", "1:75"], "--start: 1:75: use seconds or h:mm:ss"),
+        (
+            "one.mp4",
+            ["cat", "--start", "3", "--end", "2"],
+            "error: keyframes.py: start and end are 3 and 2 s; use 0 <=",
+        ),
+        ("one.mp4", ["cat", "--option", "seed=1"], "option 'seed': strategy ada has no options"),
+        ("one.mp4", ["cat", "--sheet", "sheet.gif"], "--sheet sheet.gif: use a name that ends in .jpg"),
+        ("", ["cat", "--json", "--csv"], "--csv: not allowed with argument --json"),
+        ("empty", ["cat"], "empty: holds no video (.3gp .asf"),
     ],
 )
 def test_a_mistake_is_reported_in_one_line(clips, tmp_path, run_script, video, arguments, words):
     (tmp_path / "text.mp4").write_text("no video")
+    (tmp_path / "empty").mkdir()
     folder = clips if video == "one.mp4" else tmp_path
     check_mistake(run_script("keyframes.py", folder / video, *arguments), words)
 
@@ -96,9 +200,20 @@ def test_the_wheel_holds_the_library_and_nothing_else(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-        archive.extractall(tmp_path / "site")
+    site = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", site, wheel]
+    subprocess.run(install, check=True, timeout=300)
+    assert "aks/py.typed" in names
     assert {name.split("/")[0] for name in names if not name.split("/")[0].endswith(".dist-info")} == {"aks"}
     code = "import aks, aks.extraction.api; print(aks.__file__, aks.select_keyframes([0, 1], [0, 9], 1))"
     command = [forkserver.python("torch"), "-c", code]
-    output = subprocess.check_output(command, cwd=tmp_path / "site", text=True)
-    assert output.startswith(str(tmp_path / "site")) and output.strip().endswith("[9]")
+    output = subprocess.check_output(command, cwd=site, text=True)
+    assert output.startswith(str(site)) and output.strip().endswith("[9]")
+
+    (tmp_path / "scores.json").write_text("[[0.1, 0.9]]")
+    (tmp_path / "frames.json").write_text("[[0, 25]]")
+    command = [site / "bin/aks", "select", "--score_path", "scores.json", "--max_num_frames", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    output = subprocess.check_output(command, cwd=tmp_path, env=environment, text=True)
+    assert "1 questions, 1 keyframes (ada)" in output
+    assert (tmp_path / "selected_frames/longvideobench/blip/selected_frames.json").read_text() == "[[25]]"

@@ -1,4 +1,4 @@
-"""Step 1 for a whole label file, and for one video and one question.
+"""Step 1 for a whole label file.
 
 Each video is decoded once and each frame encoded once, whatever the number of its questions. The same
 pipeline stores frame features instead of scores, and scores stored features instead of videos.
@@ -16,31 +16,25 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from aks.console import progress
-from aks.errors import UserError, VideoError
-from aks.extraction.batching import FeatureBatch, PerVideoEncoder
-from aks.extraction.config import BATCH_FRAMES, DecodeConfig
-from aks.extraction.decoding import DecodeSpec, VideoInfo, probe
+from aks.errors import UserError
+from aks.extraction.batching import PerVideoEncoder
+from aks.extraction.config import DecodeConfig
+from aks.extraction.decoding import VideoInfo
 from aks.extraction.feature_store import (
     PER_QUESTION,
     FeatureStore,
     bytes_per_frame,
     check_free_space,
-    check_vectors,
 )
 from aks.extraction.pipeline import Pipeline, Source, WriterFactory
 from aks.extraction.sharding import choose_jobs
-from aks.extraction.workers import Restarted, SerialSource, make_decoder
-from aks.extraction.writers import FeatureWriter, ScoreTable, ScoreWriter
-from aks.labels import LabelSet, Question, VideoJob
+from aks.extraction.workers import SerialSource
+from aks.extraction.writers import FeatureWriter, ScoreWriter
+from aks.labels import LabelSet, VideoJob
 from aks.locks import VideoLocks
 from aks.run_dir import RunDir
-from aks.scorers.base import Scorer, load_scorer
-from aks.selection import STRATEGIES, needs_features, select_positions
-from aks.video.reader import Video
+from aks.scorers.base import Scorer
 
 
 @dataclass
@@ -236,115 +230,3 @@ def finish(
         summary.empty_questions = run.assemble(labels.jobs, allow_missing)
         summary.complete = True
     return summary
-
-
-@dataclass(frozen=True)
-class Keyframe:
-    """A selected frame: its number in the video, its time in seconds and its relevance score."""
-
-    frame_index: int
-    time_s: float
-    score: float
-
-
-def keyframes(
-    video: str | Path,
-    question: str,
-    budget: int = 8,
-    *,
-    scorer: str | Scorer = "conse",
-    strategy: str = "ada",
-    device: str | None = None,
-    workers: int = 0,
-    video_timeout: float | None = None,
-) -> list[Keyframe]:
-    """The keyframes of one video for one question, in order of time.
-
-    >>> keyframes("talk.mp4", "When does the speaker show a bicycle?", budget=8)  # doctest: +SKIP
-    [Keyframe(frame_index=1250, time_s=50.0, score=0.41), ...]
-
-    Args:
-        video: a video file.
-        question: what to look for.
-        scorer: ``conse`` (needs no download), ``blip`` (the paper's), ``clip``, ``sevila`` or ``siglip``; or
-            a loaded scorer, so that several calls share it.
-        device: ``cpu``, ``cuda`` or ``cuda:N`` for a scorer given by name; None for a GPU if there is one.
-        budget, strategy, workers, video_timeout: see :func:`find_keyframes`.
-
-    Raises:
-        VideoError: the video cannot be read, or is too short.
-        UserError: the question is empty, or the scorer cannot be loaded.
-        ValueError: budget or strategy out of range.
-    """
-    if not question.strip():
-        raise UserError("the question is empty; say what to look for")
-    with Video(video) as opened:
-        if isinstance(scorer, str):
-            device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-            scorer = load_scorer(scorer, device=device)
-        return find_keyframes(
-            *(opened, Question(0, "question", str(video), question), scorer, budget),
-            strategy=strategy,
-            workers=workers,
-            video_timeout=video_timeout,
-        )
-
-
-def find_keyframes(
-    video: Video,
-    question: Question,
-    scorer: Scorer,
-    budget: int,
-    *,
-    strategy: str = "ada",
-    batch_frames: int = BATCH_FRAMES,
-    workers: int = 0,
-    video_timeout: float | None = None,
-) -> list[Keyframe]:
-    """The keyframes of one open video for one question, in order of time.
-
-    Args:
-        video: the video; its candidate frames are decoded once, from its file.
-        question: ``Question(0, "q", "", "What ...?")`` will do; scorers read its text and options.
-        scorer: the model.
-        budget: number of keyframes, 1 or more.
-        strategy: a name in :data:`aks.selection.STRATEGIES`.
-        batch_frames: frames decoded and encoded at a time; bounds memory.
-        workers: decoding processes, which share a long video; 0 decodes in this one. With them the scorer's
-            preprocessor must be importable from a module.
-        video_timeout: seconds that decoding may take, with workers; None for 60 and four times its length.
-
-    Raises:
-        VideoError: the video has no candidate frame or cannot be decoded.
-        UserError: the strategy compares frames, and the scorer has more than one vector a frame.
-        ValueError: budget or strategy out of range.
-    """
-    compares_frames = strategy in STRATEGIES and needs_features(strategy)
-    vectors: dict[int, np.ndarray] = {}  # by offset
-    # A wrong argument must not cost an hour of scoring.
-    select_positions([0.0], budget, strategy=strategy, features=np.ones((1, 1)) if compares_frames else None)
-    count = probe(video).num_candidates
-    table = ScoreTable(scorer, [question], count)
-    job = VideoJob(str(video.path), video.path, (question,), count)
-    spec = DecodeSpec(scorer.preprocessor, video.requested_decoder, batch_frames, "skip")
-    source = make_decoder(spec, workers, video_timeout)
-    with source, progress(total=count, unit="frame", desc=scorer.name) as bar:
-        for _, event in PerVideoEncoder(scorer).encode(source.run(iter([job]))):
-            if isinstance(event, VideoError):
-                raise event
-            if isinstance(event, FeatureBatch):
-                if compares_frames:
-                    check_vectors(event.features.shape, f"strategy {strategy} with {scorer.name}")
-                    vectors[event.offset] = event.features.float().cpu().numpy()
-                table.add(event)
-                bar.update(len(event.frame_indices))
-            elif isinstance(event, Restarted):
-                table = ScoreTable(scorer, [question], count)
-                vectors.clear()
-                bar.reset()
-    frame_indices, times_s, (scores,) = table.result()
-    features = np.concatenate([vectors[offset] for offset in sorted(vectors)]) if compares_frames else None
-    return [
-        Keyframe(int(frame_indices[i]), float(times_s[i]), float(scores[i]))
-        for i in select_positions(scores, budget, strategy=strategy, features=features)
-    ]

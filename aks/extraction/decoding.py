@@ -16,7 +16,7 @@ import numpy as np
 from aks.errors import VideoError
 from aks.run_dir import file_bytes
 from aks.scorers.preprocess import Preprocessor
-from aks.video.reader import DecodedFrames, Video
+from aks.video.reader import EVERY_SECOND, CandidateRule, DecodedFrames, Video
 
 PARTIAL = "partial"
 MAX_DECODED_FRAMES = 4  # held at a time, before preprocessing: 100 MB at 4K
@@ -98,12 +98,16 @@ class FrameRange:
 
 @dataclass(frozen=True)
 class DecodeSpec:
-    """How all videos of a run are decoded; ``decoder`` and ``on_corrupt`` as of ``DecodeConfig``."""
+    """How all videos of a run are decoded; ``decoder`` and ``on_corrupt`` as of ``DecodeConfig``.
+
+    ``on_corrupt="partial"`` goes with the candidates of every second alone.
+    """
 
     preprocessor: Preprocessor
     decoder: str
     batch_frames: int
     on_corrupt: str
+    rule: CandidateRule = EVERY_SECOND
 
     def empty_batch(self) -> np.ndarray:
         """Uninitialised memory for the inputs of one batch."""
@@ -111,17 +115,22 @@ class DecodeSpec:
         return np.empty((self.batch_frames, *black.shape), dtype=black.dtype)
 
 
-def probe(video: Video) -> VideoInfo:
+def probe(video: Video, rule: CandidateRule = EVERY_SECOND) -> VideoInfo:
     """Describe an open video.
 
     Raises:
-        VideoError: the video is too short to have a candidate.
+        VideoError: the video has no candidate.
     """
-    num_candidates = len(video.candidates())
+    num_candidates = len(video.candidates(rule))
     if not num_candidates:
+        if video.num_frames >= rule.stride(video.fps):
+            raise VideoError(
+                f"no candidate frame from {rule.start_s:g} to {rule.end_s:g} s of "
+                f"{video.num_frames / video.fps:.3f}"
+            )
         raise VideoError(
             f"too short: {video.num_frames} frames at {video.fps:g} a second, one candidate frame needs "
-            f"{video.stride_frames}"
+            f"{rule.stride(video.fps)}"
         )
     return VideoInfo(
         fps=video.fps,
@@ -154,10 +163,10 @@ def decode(
     frame_range = frame_range or FrameRange()
     partial = spec.on_corrupt == PARTIAL
     with Video(path, spec.decoder, partial=partial) as video:
-        info = probe(video)
+        info = probe(video, spec.rule)
         # Where frames may be missing, a batch's offset depends on all batches before it.
         yield replace(info, is_seekable=info.is_seekable and not partial)
-        candidates, missing, reasons = video.candidates(), [], []
+        candidates, missing, reasons = video.candidates(spec.rule), [], []
         if partial:
             chunks = _decode_partial(video, candidates, missing, reasons)
         else:

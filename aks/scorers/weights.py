@@ -112,6 +112,23 @@ def find_file(checkpoint: str, *, source: str) -> Path:
     raise UserError(f"{checkpoint}: no such checkpoint file; download {source} to {local}")
 
 
+def weights_identity(checkpoint: str) -> list[Any]:
+    """What tells whether a checkpoint's files have changed: their sizes and dates, or the hub's commit.
+
+    Empty for what is neither a file, a folder nor a hub name, such as the weights of an installed package.
+    """
+    for path in (Path(checkpoint), LOCAL_ROOT / Path(checkpoint).name):
+        if path.exists():
+            files = sorted(path.iterdir()) if path.is_dir() else [path]
+            states = [(file, file.stat()) for file in files if file.is_file()]
+            return [[str(file.absolute()), state.st_size, state.st_mtime_ns] for file, state in states]
+    if not _HUB_NAME.fullmatch(checkpoint):
+        return []
+    from huggingface_hub import try_to_load_from_cache
+
+    return [str(try_to_load_from_cache(checkpoint, "config.json"))]  # its folder is the commit's
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The weight file of a folder, or the shards that its index lists, which may be missing."""
     name = next(name for name in WEIGHT_FILES if (folder / name).is_file())

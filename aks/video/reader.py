@@ -11,6 +11,7 @@ it is asked for, and it decodes ahead of a slow consumer without bound.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -49,6 +50,39 @@ class DecodedFrames:
     frame_indices: np.ndarray
     times_s: np.ndarray
     pixels: np.ndarray
+
+
+@dataclass(frozen=True)
+class CandidateRule:
+    """Which frames of a video are candidates; by default about one a second of all of it, the paper's rule.
+
+    Attributes:
+        per_second: candidates a second of video, above 0: every ``int(rate / per_second)``-th frame counting
+            from the first, at least every one.
+        start_s, end_s: seconds from the first frame between which they are, both included.
+
+    Raises:
+        ValueError: there can be no such frame.
+    """
+
+    per_second: float = 1.0
+    start_s: float = 0.0
+    end_s: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not 0 < self.per_second < math.inf:
+            raise ValueError(f"fps is {self.per_second:g}; it must be a number above 0")
+        if not 0 <= self.start_s <= self.end_s:
+            raise ValueError(
+                f"start and end are {self.start_s:g} and {self.end_s:g} s; use 0 <= start <= end"
+            )
+
+    def stride(self, fps: float) -> int:
+        """Frames from one candidate to the next, in a video of so many frames a second."""
+        return max(1, int(fps / self.per_second))
+
+
+EVERY_SECOND = CandidateRule()
 
 
 class Video(AbstractContextManager):
@@ -131,15 +165,20 @@ class Video(AbstractContextManager):
     @property
     def stride_frames(self) -> int:
         """Frames from one candidate to the next: the whole part of the frame rate, at least 1."""
-        return max(1, int(self.fps))
+        return EVERY_SECOND.stride(self.fps)
 
-    def candidates(self) -> np.ndarray:
-        """Frame indices of the candidates, about one a second: ``num_frames // stride`` of them, int64.
+    def candidates(self, rule: CandidateRule = EVERY_SECOND) -> np.ndarray:
+        """Frame indices of the candidates, int64: ``num_frames // stride`` of them in a whole video.
 
         Source: the paper's released code (``stride = int(avg_fps)``). Below 1 fps that code divides by zero;
         a stride of 1 replaces it here.
         """
-        return np.arange(self.num_frames // self.stride_frames, dtype=np.int64) * self.stride_frames
+        stride = rule.stride(self.fps)
+        indices = np.arange(self.num_frames // stride, dtype=np.int64) * stride
+        if rule.start_s == 0 and rule.end_s == math.inf:
+            return indices
+        times = self.times_s(indices)
+        return indices[(rule.start_s <= times) & (times <= rule.end_s)]
 
     def times_s(self, frame_indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Presentation times of frames in seconds from the first frame, (n,) float64.

@@ -24,7 +24,8 @@ from extraction_setup import (
 from media import write_video
 
 from aks import UserError, run_dir
-from aks.extraction.api import extract, find_keyframes
+from aks.extraction.api import extract
+from aks.extraction.keyframes import find_keyframes
 from aks.jsonio import write_json
 from aks.locks import VideoLocks
 from aks.run_dir import RunDir

@@ -15,9 +15,10 @@ from media import scenes, write_video
 from preprocessors import preprocess_slowly
 
 from aks import VideoError
-from aks.extraction.api import extract, find_keyframes, store_features
+from aks.extraction.api import extract, store_features
 from aks.extraction.decoding import DecodeSpec, EndOfVideo, FrameBatch, VideoInfo
 from aks.extraction.feature_store import FeatureStore
+from aks.extraction.keyframes import find_keyframes
 from aks.extraction.workers import Restarted, WorkerPool, make_decoder
 from aks.labels import Question, VideoJob
 from aks.run_dir import RunDir

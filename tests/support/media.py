@@ -135,11 +135,11 @@ def trim(plain: Path, target: Path) -> Path:
     return target
 
 
-def write_audio(path: Path) -> Path:
-    """Write a file with audio and no video."""
+def write_audio(path: Path, frames: int = 20) -> Path:
+    """Write a file with audio, 23 ms a frame, and no video."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=44100)
-        for _ in range(20):
+        for _ in range(frames):
             frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
             frame.sample_rate = 44100
             for packet in stream.encode(frame):

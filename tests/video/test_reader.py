@@ -15,7 +15,7 @@ from media import picture, write_bad_files, write_video
 
 from aks import UserError, VideoError
 from aks.video.backends import MAX_REORDER, SequentialReader, average_rate
-from aks.video.reader import Video, estimate_candidates
+from aks.video.reader import CandidateRule, Video, estimate_candidates
 
 
 def read_all(path, decoder):
@@ -51,6 +51,36 @@ def test_stride_is_the_whole_part_of_a_fractional_rate(tmp_path, file, rate, str
             times = video.times_s(video.candidates())
             clock_s = 1e-3 if file == "v.mkv" else 1e-6
             np.testing.assert_allclose(times, video.candidates() / float(rate), atol=clock_s)
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ((1,), range(0, 58, 29)),  # int(29.97); 70 frames hold two whole steps
+        ((10,), range(0, 70, 2)),
+        ((20,), range(70)),
+        ((100,), range(70)),
+        ((0.5,), range(0, 59, 59)),
+        ((0.1,), ()),
+        ((10, 1.0, 1.5), range(30, 45, 2)),  # frame 30 is at 1.001 s, 44 at 1.468 s
+        ((10, 30 * 1001 / 30000, 32 * 1001 / 30000), (30, 32)),  # both ends are included
+        ((1, 1.5), ()),
+    ],
+)
+def test_candidates_of_another_rate_and_of_a_part_follow_the_same_rule(ntsc, rule, expected):
+    with Video(ntsc) as video:
+        assert video.candidates(CandidateRule(*rule)).tolist() == [*expected]
+
+
+@pytest.fixture(scope="module")
+def ntsc(tmp_path_factory):
+    return write_video(tmp_path_factory.mktemp("ntsc") / "v.mp4", frames=70, fps=Fraction(30000, 1001))
+
+
+@pytest.mark.parametrize("rule", [(0,), (-1,), (float("nan"),), (1, -1), (1, 3, 2), (1, float("nan"))])
+def test_a_rule_without_frames_is_refused(rule):
+    with pytest.raises(ValueError, match=r"must be a number above 0|use 0 <= start <= end"):
+        CandidateRule(*rule)
 
 
 def test_below_one_frame_a_second_every_frame_is_a_candidate(tmp_path):
