@@ -189,9 +189,10 @@ def ask(
         headers["Authorization"] = f"Bearer {key}"
     if not url.startswith(("http://", "https://")):
         raise UserError(f"{url}: the server's address must begin with http:// or https://")
+    endpoint = f"{url.rstrip('/')}/chat/completions"
     body = json.dumps({"model": model, "messages": list(messages), **options}).encode()
     try:
-        request = urllib.request.Request(f"{url.rstrip('/')}/chat/completions", body, headers)
+        request = urllib.request.Request(endpoint, body, headers)
         opener = urllib.request.build_opener(_NoRedirect)
         try:
             with opener.open(request, timeout=timeout_s) as response:
@@ -199,15 +200,15 @@ def ask(
                 answer = response.read()
         except urllib.error.HTTPError as error:
             said = error.headers.get("Location") or _server_message(error.read())
-            raise UserError(f"{url}: HTTP {error.code} {error.reason}: {said}") from None
+            raise UserError(f"{endpoint}: HTTP {error.code} {error.reason}: {said}") from None
     except (OSError, http.client.HTTPException, ValueError) as error:
         cause = getattr(error, "reason", error)  # URLError's, an exception or a text
         if isinstance(cause, TimeoutError):
             remedy = f"silent for {timeout_s:g} s; allow more time, or send fewer frames"
         else:
             remedy = f"{error_message(cause)}; is a server running at this address?"
-        raise UserError(f"{url}: {remedy}") from None
-    return _join_stream(answer, url) if is_stream else _text_of(answer, url)
+        raise UserError(f"{endpoint}: {remedy}") from None
+    return _join_stream(answer, endpoint) if is_stream else _text_of(answer, endpoint)
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -235,26 +236,26 @@ def _to_data_url(image: Image.Image, quality: int) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _text_of(answer: bytes, url: str) -> str:
+def _text_of(answer: bytes, endpoint: str) -> str:
     """The text of a whole answer."""
     try:
         choice = json.loads(answer)["choices"][0]
         text = choice["message"]["content"]
     except (ValueError, LookupError, TypeError):
-        raise UserError(f"{url}: an answer without choices: {_server_message(answer)}") from None
+        raise UserError(f"{endpoint}: an answer without choices: {_server_message(answer)}") from None
     if not isinstance(text, str):
-        raise UserError(f"{url}: an answer without text (finish_reason: {choice.get('finish_reason')})")
+        raise UserError(f"{endpoint}: an answer without text (finish_reason: {choice.get('finish_reason')})")
     return text
 
 
-def _join_stream(answer: bytes, url: str) -> str:
+def _join_stream(answer: bytes, endpoint: str) -> str:
     """The text of an answer in pieces; transformers serve 4.57 sends all answers so."""
     parts = []
     for line in answer.decode(errors="replace").splitlines():
         with suppress(ValueError, LookupError, TypeError):  # [DONE], and chunks that hold no choice
             parts.append(json.loads(line.removeprefix("data:"))["choices"][0]["delta"].get("content"))
     if not parts:
-        raise UserError(f"{url}: an answer without choices: {_server_message(answer)}")
+        raise UserError(f"{endpoint}: an answer without choices: {_server_message(answer)}")
     return "".join(part or "" for part in parts)
 
 

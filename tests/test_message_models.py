@@ -12,11 +12,13 @@ import pytest
 import torch
 import torchvision.transforms.v2
 import transformers
+from chat_receiver import ANSWER, decode_images, receiving
 from evaluation_setup import read_frame_indices, write_numbered_video
 from onevision_setup import save_tiny_onevision
 from qwen_recorder import Call
 from qwen_setup import QWEN2_5, QWEN3, has_qwen3, images_of, recorded, video_of, write_checkpoint
 from qwen_vl_utils import process_vision_info
+from test_documents import blocks
 
 from aks.messages import Frame, format_time, read_frames, to_messages, video_metadata
 
@@ -44,13 +46,26 @@ def hub(tmp_path_factory) -> Path:
     for name, save in CHECKPOINTS.items():
         if name != QWEN3_NAME or has_qwen3():
             save(folder / name)
-    write_numbered_video(folder / "talk.mp4", 100, pts=PTS_MS)
+    write_numbered_video(folder / "talk.mp4", 100, fps=25)
     return folder
 
 
 @pytest.fixture(scope="module")
-def frames(hub) -> list[Frame]:
-    return read_frames(hub / "talk.mp4", INDICES)
+def frames(tmp_path_factory) -> list[Frame]:
+    """Frames of a video of a variable rate."""
+    path = write_numbered_video(tmp_path_factory.mktemp("video") / "a.mp4", 100, pts=PTS_MS)
+    return read_frames(path, INDICES)
+
+
+@pytest.fixture(scope="module")
+def names(hub) -> dict[str, Any]:
+    """What the first block of docs/models.md makes: the four candidates of the video."""
+    names: dict[str, Any] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(hub)
+        exec(blocks(ROOT / "docs/models.md", "python")[0], names)
+    assert [frame.frame_index for frame in names["frames"]] == [0, 25, 50, 75]
+    return names
 
 
 def load(folder: Path) -> tuple[Any, Any]:
@@ -143,3 +158,28 @@ def test_images_that_a_template_gathers_are_still_named_by_their_times(hub, fram
     place = prompt.rindex("<image>")
     for number, frame in enumerate(frames, 1):
         place = prompt.index(f"Frame {number} at {format_time(frame.time_s)}:", place)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        QWEN2_5_NAME,
+        pytest.param(QWEN3_NAME, marks=newer),
+        pytest.param(ONEVISION_NAME, marks=onevision_video),
+    ],
+)
+def test_the_documented_code_runs(hub, names, monkeypatch, capsys, name):
+    """Each model's block of docs/models.md, by the published name; without a name, the server's."""
+    monkeypatch.chdir(hub)  # where a model's name is a folder
+    mark = f'name = "{name}"' if name else "ask("
+    (code,) = [block for block in blocks(ROOT / "docs/models.md", "python")[1:] if mark in block]
+    with receiving() as receiver, recorded() as calls:
+        exec(code.replace("http://localhost:8000/v1", receiver.url), dict(names))
+    shown = capsys.readouterr().out
+    if name:
+        assert len(calls) == 1 and shown.endswith("\n")
+    else:
+        images = decode_images(receiver.requests[0][3]["messages"])
+        assert read_frame_indices(images) == [0, 25, 50, 75]
+        assert shown == ANSWER["choices"][0]["message"]["content"] + "\n"

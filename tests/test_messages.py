@@ -191,7 +191,7 @@ def test_what_a_server_says_of_a_failure_is_told_in_one_line(receiver, status, b
     receiver.status, receiver.body = status, body
     with pytest.raises(aks.UserError) as raised:
         ask(receiver.url, "m", [])
-    assert str(raised.value) == f"{receiver.url}: {words}"
+    assert str(raised.value) == f"{receiver.url}/chat/completions: {words}"
 
 
 def test_a_stream_that_holds_an_error_is_told(receiver):
@@ -215,7 +215,9 @@ def test_a_silent_server_and_one_that_is_not_there_are_told(receiver):
     receiver.released.set()
     with receiving() as other:
         closed = other.url
-    with pytest.raises(aks.UserError, match=f"{closed}: Connection refused; is a server running"):
+    with pytest.raises(
+        aks.UserError, match=f"{closed}/chat/completions: Connection refused; is a server running"
+    ):
         ask(closed, "m", [])
 
 
