@@ -222,7 +222,7 @@ def _to_pil(image: np.ndarray | Image.Image, longest_side: int | None) -> Image.
     if isinstance(image, Image.Image):
         image = image.convert("RGB")
     elif image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
-        image = Image.fromarray(np.ascontiguousarray(image))
+        image = Image.fromarray(image)
     else:
         raise ValueError(f"image {image.shape} {image.dtype}: must be (height, width, 3) uint8")
     if longest_side is not None:

@@ -25,7 +25,7 @@ LEAD = "Frames of one video, each after its time (h:mm:ss.mmm).\n"
 def frames() -> list[Frame]:
     """Three frames of moving blocks, 96 x 64 pixels; one is a PIL image."""
     pixels = [picture(10 * number, 96, 64) for number in range(3)]
-    images = [pixels[0], Image.fromarray(pixels[1]), pixels[2]]
+    images = [pixels[0], Image.fromarray(pixels[1]), pixels[2][:, ::-1]]
     return [Frame(n, time_s, image) for n, (time_s, image) in enumerate(zip(TIMES_S, images, strict=True))]
 
 
@@ -176,6 +176,7 @@ def test_an_answer_in_pieces_is_joined(receiver):
         (404, '{"object": "error", "message": "no\\nmodel m"}', "HTTP 404 Not Found: no model m"),
         (422, '{"detail": [{"msg": "x"}]}', 'HTTP 422 Unprocessable Entity: {"detail": [{"msg": "x"}]}'),
         (502, "<html>\n bad gateway", "HTTP 502 Bad Gateway: <html> bad gateway"),
+        (500, "long " * 99, "HTTP 500 Internal Server Error: " + ("long " * 60)),
         (500, "", "HTTP 500 Internal Server Error: no message"),
         (200, '{"choices": []}', 'an answer without choices: {"choices": []}'),
         (200, '{"error": {"message": "overloaded"}}', "an answer without choices: overloaded"),
