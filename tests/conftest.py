@@ -36,6 +36,7 @@ SLOW_FILES = {
     "test_lavis_cli",
     "test_llava",
     "test_llava_on_transformers",
+    "test_message_models",
     "test_qwen",
     "test_ray",
     "test_recipes",

@@ -58,6 +58,7 @@ AREAS = {
     "aks/interchange": "interchange",
     "aks/lmms_eval_models": "swap_in",
     "aks/locks": "faults scale ray",
+    "aks/messages": "messages message_models",
     "aks/jsonio": "run_dir extraction recall frame_select conse feature_store scale",
     "aks/score_lists": "frame_select recall selection interchange",
     "aks/run_dir": "run_dir extraction recall frame_select conse feature_store odd_videos scale ray",

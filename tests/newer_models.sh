@@ -10,7 +10,7 @@ source ./environment.sh
 environment_newer requirements-dev.txt nodeps:requirements-dev-nodeps.txt nodeps:requirements-conse.txt
 python check_environment.py requirements-newer.txt
 export AKS_TESTS_LONG=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
-tests=(tests/evaluation/{test_qwen,test_internvl,test_visual_tracker}.py)
+tests=(tests/evaluation/{test_qwen,test_internvl,test_visual_tracker}.py tests/test_message_models.py)
 python -m pytest "${tests[@]}" "$@"
 # The scripts of these models alone: other models' rows run with the pinned transformers.
 python -m pytest tests/evaluation/test_evaluation_scripts.py -k "documented and (qwen3_vl or internvl3_5)" "$@"
