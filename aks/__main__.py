@@ -16,6 +16,7 @@ COMMANDS = {
     "select": ("aks.commands.select", "step 2: scores to keyframes"),
     "recall": ("aks.recall", "how much of the labelled evidence has a keyframe nearby"),
     "quality": ("aks.quality", "selections side by side: recall, precision, coverage, redundancy"),
+    "compare": ("aks.compare", "all selection rules on the same scores, by the labelled evidence"),
     "convert": ("aks.interchange", "selections from and to the files of other tools"),
 }
 

@@ -241,7 +241,6 @@ def report(case: Case, args: argparse.Namespace, command: Sequence[str]) -> None
 def parse_arguments() -> argparse.Namespace:
     """The command's flags."""
     parser = errors.ArgumentParser(
-        prog="python -m aks.compare",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -259,7 +258,7 @@ def main() -> None:
     """Compare all rules on the scores that the flags name."""
     args = parse_arguments()
     check_flags(args)
-    report(read_case(args), args, ["python", "-m", "aks.compare", *sys.argv[1:]])
+    report(read_case(args), args, [*errors.program().split(), *sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -167,13 +167,20 @@ class Output:
         caption = f"{format_time(keyframe.time_s)}   {keyframe.score:.3f}"
         return f"{caption}\n{self.name_of(keyframe.video)[-30:]}" if self._is_folder else caption
 
-    def text(self, form: str | None, moments: Moments, facts: dict[str, Any]) -> str:
+    def text(
+        self,
+        form: str | None,
+        moments: Moments,
+        facts: dict[str, Any],
+        answers: Sequence[str] | None = None,
+    ) -> str:
         """What is printed: ``json``, ``csv``, or None for a table.
 
         Args:
             form: which.
             moments: the keyframes.
             facts: what JSON says besides.
+            answers: a language model's, for JSON.
         """
         if form == "csv":
             text = io.StringIO()
@@ -188,6 +195,7 @@ class Output:
                     "question": question,
                     "keyframes": self._rows(index, moments[index]),
                     **({"clips": self._clips_of[index]} if self._clips is not None else {}),
+                    **({"answer": answers[index]} if answers is not None else {}),
                 }
                 for index, question in enumerate(self._questions)
             ]

@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from aks.clock import format_time
 from aks.errors import UserError, error_message
 
 STYLES = ("openai", "transformers", "video", "qwen3_vl")
@@ -72,16 +73,6 @@ def read_frames(path: str | Path, frame_indices: Sequence[int]) -> list[Frame]:
             for frames in video.read(frame_indices)
             for index, time_s, pixels in zip(frames.frame_indices, frames.times_s, frames.pixels, strict=True)
         ]
-
-
-def format_time(time_s: float) -> str:
-    """Seconds as ``h:mm:ss.mmm``.
-
-    >>> format_time(3723.5)
-    '1:02:03.500'
-    """
-    seconds, milliseconds = divmod(round(time_s * 1000), 1000)
-    return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}.{milliseconds:03}"
 
 
 def to_messages(
@@ -143,6 +134,19 @@ def to_messages(
                 content.append({"type": "image", "image": image})
     content.append({"type": "text", "text": question})
     return [{"role": "user", "content": content}]
+
+
+def with_data_urls(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages of style ``openai`` in the form of ``transformers``, which JSON can hold, too.
+
+    ``processor.apply_chat_template`` and qwen-vl-utils read the data URLs as images.
+    """
+
+    def part(content: dict[str, Any]) -> dict[str, Any]:
+        is_image = content["type"] == "image_url"
+        return {"type": "image", "image": content["image_url"]["url"]} if is_image else content
+
+    return [{**message, "content": [part(content) for content in message["content"]]} for message in messages]
 
 
 def video_metadata(frames: Sequence[Frame]) -> dict[str, Any]:

@@ -9,11 +9,12 @@ import sys
 import numpy as np
 import pytest
 from chat_receiver import ANSWER, decode_images, receiving
+from conftest import check_mistake
 from media import picture, write_video
 from PIL import Image
 
 import aks
-from aks.messages import Frame, ask, format_time, read_frames, to_messages, video_metadata
+from aks.messages import Frame, ask, format_time, read_frames, to_messages, video_metadata, with_data_urls
 
 TIMES_S = (0.0, 2.5, 3723.0625)
 LABELS = [f"Frame {n} at {time}" for n, time in enumerate(("0:00:00.000", "0:00:02.500", "1:02:03.062"), 1)]
@@ -233,3 +234,63 @@ def test_a_key_that_cannot_be_sent_is_not_shown(receiver, monkeypatch):
     with pytest.raises(aks.UserError, match="OPENAI_API_KEY") as raised:
         ask(receiver.url, "m", [])
     assert "ret" not in str(raised.value) and receiver.requests == []
+
+
+def test_the_command_prints_messages_and_asks(clips, tmp_path, run_script, receiver, monkeypatch):
+    monkeypatch.setenv("AKS_CACHE", str(tmp_path))  # the second call scores nothing anew
+    monkeypatch.setenv("AKS_CACHE_GB", "1")
+    command = ("keyframes.py", clips / "one.mp4", "Where is the cat?", "Who opens the door?", "--budget", 2)
+    done = run_script(*command, "--messages", "openai", "--longest_side", 64)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert [row["question"] for row in rows] == list(command[2:4])
+    first, second = (row["messages"] for row in rows)
+    assert texts_of(first)[-1] == "Where is the cat?" and texts_of(second)[-1] == "Who opens the door?"
+    assert [max(image.shape) for image in decode_images(first)] == [64, 64]
+
+    asked = run_script(*command, "--longest_side", 64, "--ask", receiver.url, "--model", "qwen", "--json")
+    assert asked.returncode == 0, asked.stderr
+    answer = ANSWER["choices"][0]["message"]["content"]
+    document = json.loads(asked.stdout)
+    assert [question["answer"] for question in document["questions"]] == [answer, answer]
+    assert [body["messages"] for *_, body in receiver.requests] == [first, second]
+    for question, messages in zip(document["questions"], (first, second), strict=True):
+        times = [keyframe["time"] for keyframe in question["keyframes"]]
+        assert [
+            f"Frame {number} at {time}:" in text
+            for number, time, text in zip((1, 2), times, texts_of(messages), strict=False)
+        ] == [True, True]
+
+    receiver.requests.clear()
+    shown = run_script(*command, "--ask", "http://localhost:9", "--model", "qwen")
+    assert shown.returncode == 2 and shown.stderr.splitlines()[-1].startswith("error: http://")
+    assert shown.stdout.count("frame") == 2  # what was found stands there all the same
+
+
+def test_data_urls_become_the_images_of_chat_templates(frames):
+    messages = to_messages(QUESTION, frames)
+    converted = with_data_urls(messages)
+    assert [part["type"] for part in converted[0]["content"]] == [
+        part["type"] for part in to_messages(QUESTION, frames, style="transformers")[0]["content"]
+    ]
+    urls = [part["image_url"]["url"] for part in messages[0]["content"] if part["type"] == "image_url"]
+    assert [part["image"] for part in converted[0]["content"] if part["type"] == "image"] == urls
+    assert json.dumps(converted)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--ask", "http://x"], "--ask URL and --model NAME go together"),
+        (["--model", "x"], "--ask URL and --model NAME go together"),
+        (["--longest_side", 9], "--longest_side goes with --messages or --ask"),
+        (["--ask", "http://x", "--model", "x", "--csv"], "--ask goes with the table or --json"),
+        (["--messages", "openai", "--json"], "not allowed with argument"),
+    ],
+)
+def test_flags_that_contradict_one_another_are_refused(clips, run_script, flags, words):
+    check_mistake(run_script("keyframes.py", clips / "one.mp4", "Where?", *flags), words)
+
+
+def test_messages_of_several_videos_are_refused(clips, run_script):
+    check_mistake(run_script("keyframes.py", clips, "Where?", "--messages", "openai"), "go with one video")

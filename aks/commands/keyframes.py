@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import math
 from pathlib import Path
@@ -81,6 +82,17 @@ def parse_arguments() -> argparse.Namespace:
         metavar="SECONDS",
         help="of a clip before and after a keyframe (default: 2)",
     )
+    model = parser.add_argument_group("for a language model, with the keyframes' times")
+    form.add_argument(
+        "--messages",
+        choices=("openai", "transformers"),
+        help="print chat messages as JSON, for servers, or for chat templates and qwen-vl-utils",
+    )
+    model.add_argument("--ask", metavar="URL", help="print the answer of an OpenAI-compatible server, too")
+    model.add_argument("--model", help="the model's name at the server")
+    model.add_argument(
+        "--longest_side", type=at_least(1), metavar="PIXELS", help="reduce larger frames to this size"
+    )
     candidates = parser.add_argument_group("candidate frames")
     candidates.add_argument(
         "--fps", type=at_least(1e-6, float), default=1.0, help="candidates a second (default: 1)"
@@ -144,6 +156,7 @@ def main() -> int:
 
     for text in args.question:
         check_question(text)
+    _check_model_flags(args, is_folder)
     options = options_of(args.strategy) | parse_options(args.option)
     selection = {"strategy": args.strategy, "t2": args.t2, "options": options, **given_settings(args)}
     try:
@@ -178,8 +191,60 @@ def main() -> int:
         "budget": args.budget,
         **selection,
     }
-    print(output.text(args.form, moments, facts), end="")
+    if args.messages:
+        print(json.dumps(_messages(args, found[0])))
+        return 0
+    if args.ask and args.form is None:  # what was found stands there, whatever the server says
+        print(output.text(None, moments, facts), flush=True)
+    answers = _answers(args, found[0]) if args.ask else None
+    if args.ask and args.form is None:
+        print("\n".join(answers))
+    else:
+        print(output.text(args.form, moments, facts, answers), end="")
     return 1 if failures else 0
+
+
+def _check_model_flags(args: argparse.Namespace, is_folder: bool) -> None:
+    """Refuse flags that contradict one another, before anything slow.
+
+    Raises:
+        UserError: one does.
+    """
+    if bool(args.ask) != bool(args.model):
+        raise errors.UserError("--ask URL and --model NAME go together")
+    if args.longest_side and not (args.ask or args.messages):
+        raise errors.UserError("--longest_side goes with --messages or --ask")
+    if args.ask and (args.messages or args.form == "csv"):
+        raise errors.UserError("--ask goes with the table or --json")
+    if is_folder and (args.ask or args.messages):
+        raise errors.UserError("--messages and --ask go with one video: a model is told times in it")
+
+
+def _messages(args: argparse.Namespace, results: list[QuestionKeyframes]) -> list[dict[str, Any]]:
+    """The chat messages of each question."""
+    from aks.messages import with_data_urls
+
+    rows = []
+    for found in results:
+        try:
+            messages = found.messages("openai", longest_side=args.longest_side)
+        except ValueError as error:
+            raise errors.UserError(f"{errors.program()}: {found.question}: {error}") from None
+        if args.messages == "transformers":
+            messages = with_data_urls(messages)
+        rows.append({"question": found.question, "messages": messages})
+    return rows
+
+
+def _answers(args: argparse.Namespace, results: list[QuestionKeyframes]) -> list[str]:
+    """A server's answer to each question.
+
+    Raises:
+        UserError: it gives none; finished work is kept, unless --no_cache is given.
+    """
+    from aks.messages import ask
+
+    return [ask(args.ask, args.model, row["messages"]) for row in _messages(args, results)]
 
 
 def _tell_few(args: argparse.Namespace, results: list[QuestionKeyframes]) -> None:

@@ -28,6 +28,7 @@ from aks.extraction.feature_store import check_vectors
 from aks.extraction.workers import SerialSource, WorkerPool, make_decoder
 from aks.extraction.writers import ScoreTable
 from aks.labels import Question, VideoJob
+from aks.messages import Frame, to_messages
 from aks.scorers.base import Scorer, load_scorer
 from aks.selection import STRATEGIES, needs_features, select_positions
 from aks.video.reader import EVERY_SECOND, CandidateRule, Video, estimate_candidates, read_header
@@ -104,6 +105,20 @@ class QuestionKeyframes:
     question: str
     keyframes: list[Keyframe]
     curve: Curve = field(repr=False)
+
+    def messages(self, style: str = "openai", **options: Any) -> list[dict[str, Any]]:
+        """The question and its keyframes with their times, as a chat message for a language model.
+
+        Args:
+            style: the form, see :func:`aks.messages.to_messages`.
+            options: ``longest_side``, ``quality``, as there.
+
+        Raises:
+            VideoError: the video can no longer be read.
+            ValueError: there is no keyframe, or an argument is out of range.
+        """
+        frames = [Frame(keyframe.frame_index, keyframe.time_s, keyframe.image) for keyframe in self.keyframes]
+        return to_messages(self.question, frames, style=style, **options)
 
 
 @overload
