@@ -161,7 +161,6 @@ def plot_choices(
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from PIL import Image
 
     with plt.rc_context({"text.parse_math": False}):
         figure, (curve, rows) = plt.subplots(
@@ -187,10 +186,5 @@ def plot_choices(
         rows.set_xlabel("time (s)")
         rows.margins(x=0.01)
 
-        def save(target: Path) -> None:
-            figure.savefig(target, dpi=100)
-            with Image.open(target) as image:  # few colours: a palette takes a third of the bytes
-                image.convert("RGB").quantize(32).save(target, optimize=True)
-
-        write_atomically(path, save)
+        write_atomically(path, lambda target: figure.savefig(target, dpi=100))
     plt.close(figure)

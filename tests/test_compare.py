@@ -14,6 +14,7 @@ from PIL import Image
 
 from aks import compare
 from aks.labels import Question
+from aks.plots import plot_choices
 from aks.selection import STRATEGIES, select_positions
 
 COMMAND = ("-m", "aks.compare")
@@ -170,6 +171,15 @@ def test_evidence_in_frames_is_drawn_at_its_time(scored, drawn):
     case = compare.Case([question], [np.arange(200.0)], [frames], [frames / 29.97])
     compare.report(case, options(scored, budgets=[4]), [])
     assert drawn["plot_choices"][4] == [pytest.approx((2900 / 29.97, 2929 / 29.97))]
+
+
+def test_a_frame_that_shows_the_evidence_is_red(tmp_path):
+    scores, chosen = np.random.default_rng(0).random(200), {"a": np.array([3, 100]), "b": np.array([3, 180])}
+    plot_choices(tmp_path / "p.png", "?", np.arange(200.0), scores, [(100, 110), (150, 151)], chosen)
+    with Image.open(tmp_path / "p.png") as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    red = np.abs(pixels - (214, 39, 40)).max(axis=2) < 40  # tab:red
+    assert 5 < red.sum() < 100
 
 
 def test_rules_are_those_that_need_scores_alone():
