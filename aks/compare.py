@@ -11,10 +11,11 @@ recall by budget, and ADA's by depth and threshold.
 from __future__ import annotations
 
 import argparse
+import itertools
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import numpy as np
 from aks import errors
 from aks.cli import at_least
 from aks.comparison_tables import markdown, small_table
+from aks.console import progress
 from aks.evidence import TOLERANCES_S
 from aks.jsonio import write_atomically, write_csv
 from aks.labels import DATASETS, Question, load_labels
@@ -74,8 +76,12 @@ def parse_rule(text: str) -> Rule:
     strategy, *pairs = text.split(",")
     settings: dict[str, Any] = {"options": {}}
     try:
-        for name, value in (pair.split("=") for pair in pairs):
-            (settings if name in SETTINGS else settings["options"])[name] = float(value)
+        for pair in pairs:
+            name, _, value = pair.partition("=")
+            try:
+                (settings if name in SETTINGS else settings["options"])[name] = float(value)
+            except ValueError:
+                raise ValueError(f"{pair!r} is not NAME=VALUE with a number") from None
         if strategy in STRATEGIES and needs_features(strategy):
             raise ValueError("it needs more than scores")
         rule = Rule(text, strategy, settings)
@@ -93,7 +99,7 @@ def default_rules() -> list[str]:
 
 
 def read_case(args: argparse.Namespace) -> Case:
-    """The labels and scores that the flags name.
+    """The labels and scores that the flags name, but for questions without candidates.
 
     Raises:
         UserError: they do not fit one another.
@@ -115,7 +121,11 @@ def read_case(args: argparse.Namespace) -> Case:
             )
     else:  # one candidate a second
         times = [row / (infer_stride(row) or np.nan) for row in frames]
-    return Case(labels.questions, scores, frames, times)
+    kept = [index for index, row in enumerate(frames) if len(row)]
+    if empty := len(frames) - len(kept):
+        print(f"{empty} questions left out: they have no candidates (their video failed)")
+    questions = [replace(labels.questions[index], index=place) for place, index in enumerate(kept)]
+    return Case(questions, *([rows[index] for index in kept] for rows in (scores, frames, times)))
 
 
 def select(case: Case, rule: Rule, budget: int) -> list[SelectedFrames]:
@@ -139,10 +149,12 @@ def compare_rules(case: Case, rules: Sequence[Rule], budgets: Sequence[int]) -> 
     groupings = {name: [getattr(q, name) for q in case.questions] for name in ("group", "category")}
     groupings = {name: groups for name, groups in groupings.items() if len(set(groups)) > 1}
     records = []
+    found = {}
+    pairs = list(itertools.product(budgets, rules))
+    for budget, rule in progress(iterable=pairs, unit="rule", desc="rules", delay=2):
+        found[budget, rule.name] = measure_all(case.questions, select(case, rule, budget), TOLERANCES_S)
     for budget in budgets:
-        measured = {
-            rule.name: measure_all(case.questions, select(case, rule, budget), TOLERANCES_S) for rule in rules
-        }
+        measured = {rule.name: found[budget, rule.name] for rule in rules}
         merged: dict[tuple[str, ...], dict[str, Any]] = {}
         for reference in REFERENCES:
             for record in compare(case.questions, measured, reference, groupings):
@@ -159,14 +171,13 @@ def compare_rules(case: Case, rules: Sequence[Rule], budgets: Sequence[int]) -> 
 def recall_grids(case: Case, budget: int) -> dict[str, np.ndarray]:
     """ADA's mean recall over depth and threshold, (depths, thresholds), by the measure's name."""
     grids: dict[str, np.ndarray] = {}
-    for row, depth in enumerate(DEPTHS):
-        for column, t1 in enumerate(THRESHOLDS):
-            rule = Rule("ada", "ada", {"t1": t1, "max_depth": depth})
-            measured = measure_all(case.questions, select(case, rule, budget), TOLERANCES_S)
-            for name, values in measured.items():
-                if name.startswith("recall"):
-                    grid = grids.setdefault(name, np.full((len(DEPTHS), len(THRESHOLDS)), np.nan))
-                    grid[row, column] = np.nanmean(values)
+    shape = len(DEPTHS), len(THRESHOLDS)
+    for cell in progress(iterable=list(np.ndindex(shape)), unit="setting", desc="ada", delay=2):
+        rule = Rule("ada", "ada", {"max_depth": DEPTHS[cell[0]], "t1": THRESHOLDS[cell[1]]})
+        measured = measure_all(case.questions, select(case, rule, budget), TOLERANCES_S)
+        for name, values in measured.items():
+            if name.startswith("recall"):
+                grids.setdefault(name, np.full(shape, np.nan))[cell] = np.nanmean(values)
     return grids
 
 
@@ -183,14 +194,21 @@ def add_flags(parser: argparse.ArgumentParser, output: Path) -> None:
     parser.add_argument("--pictured", help="the question's id (default: the first with evidence)")
 
 
+def has_evidence(question: Question) -> bool:
+    """Whether the label says where the evidence is."""
+    return bool(question.evidence_times_s or question.evidence_frames)
+
+
 def check_flags(args: argparse.Namespace) -> None:
-    """Refuse a flag without the one that it belongs to, before anything slow.
+    """Refuse wrong flags before anything slow.
 
     Raises:
-        UserError: there is one.
+        UserError: one lacks the flag that it belongs to, or names no PNG file.
     """
     if args.pictured and not args.picture:
         raise errors.UserError("--pictured goes with --picture, which names the file")
+    if args.picture and args.picture.suffix != ".png":
+        raise errors.UserError(f"--picture {args.picture}: name a file that ends in .png")
 
 
 def report(case: Case, args: argparse.Namespace, command: Sequence[str]) -> None:
@@ -202,38 +220,44 @@ def report(case: Case, args: argparse.Namespace, command: Sequence[str]) -> None
     rules = args.rules or [parse_rule(name) for name in default_rules()]
     names = [rule.name for rule in rules]
     rules = [parse_rule(name) for name in REFERENCES if name not in names] + rules
-    with_evidence = {
-        q.id: index for index, q in enumerate(case.questions) if q.evidence_times_s or q.evidence_frames
-    }
+    with_evidence = {question.id: i for i, question in enumerate(case.questions) if has_evidence(question)}
     if args.pictured and args.pictured not in with_evidence:
         raise errors.UserError(f"--pictured {args.pictured}: no question with evidence has this id")
-    records = compare_rules(case, rules, args.budgets)
-    videos = len({question.video for question in case.questions})
-    title = f"`{shlex.join(command)}`: {len(case.questions)} questions on {videos} videos."
+    if not with_evidence:
+        raise errors.UserError("no question has evidence; see --label_file")
     folder = args.output
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise errors.UserError(f"{folder}: cannot be created: {error.strerror}; check --output") from None
+    for new in [folder, *([args.picture.parent] if args.picture else [])]:
+        try:
+            new.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise errors.UserError(
+                f"{new}: cannot be created: {error.strerror}; check --output and --picture"
+            ) from None
+    budgets = sorted(set(args.budgets))
+    records = compare_rules(case, rules, budgets)
+    asked = next(record for record in records if record["measure"].startswith("recall"))
+    if unknown := sum(map(has_evidence, case.questions)) - asked["questions"]:
+        print(f"{unknown} questions left out: too few candidates to tell the stride")
+    title = (
+        f"{asked['questions']} questions with evidence on {asked['videos']} videos: `{shlex.join(command)}`"
+    )
     text = markdown(title, records, REFERENCES)
     write_csv(folder / "comparison.csv", dict.fromkeys(name for r in records for name in r), records)
     write_atomically(folder / "comparison.md", lambda path: path.write_text(text, encoding="utf-8"))
     plot_budgets(folder / "recall_by_budget.png", records)
-    budget = max(args.budgets)
-    grids = {f"{name}, {budget} frames": grid for name, grid in recall_grids(case, budget).items()}
+    grids = recall_grids(case, budgets[-1])
+    grids = {f"{name}, {budgets[-1]} frames": grid for name, grid in grids.items()}
     plot_grid(folder / "depth_threshold.png", grids, DEPTHS, THRESHOLDS, "{:.3f}")
     print(small_table(records, REFERENCES))
     if args.picture:
         index = with_evidence[args.pictured] if args.pictured else next(iter(with_evidence.values()))
         question, scores, frames = (row[index] for row in (case.questions, case.scores, case.frames))
-        stride = infer_stride(frames) or 1
-        evidence_s = [
-            *question.evidence_times_s,
-            *((first / stride, last / stride) for first, last in question.evidence_frames),
-        ]
+        times_s = case.times_s[index]
+        in_frames = [tuple(np.interp(ends, frames, times_s)) for ends in question.evidence_frames]
+        evidence_s = [*question.evidence_times_s, *in_frames]
         chosen = {rule.name: rule.select(scores, PICTURED_BUDGET) for rule in rules}
         title = f"{question.text} {PICTURED_BUDGET} frames a rule; green: where it is seen, red: found"
-        plot_choices(args.picture, title, case.times_s[index], scores, evidence_s, chosen)
+        plot_choices(args.picture, title, times_s, scores, evidence_s, chosen)
         print(f"wrote {args.picture}")
     print(f"wrote comparison.csv, comparison.md and the plots to {folder}")
 

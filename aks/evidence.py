@@ -25,9 +25,11 @@ def evidence_distances(question: Question, selected: SelectedFrames) -> Pairs:
     """Distances (pieces, frames) of the evidence in frames, and of that in seconds, with units a second.
 
     A second is one candidate stride for evidence in frames. Empty where there is no evidence, or where the
-    stride is unknown.
+    stride or the times that it needs are unknown.
     """
     if question.evidence_frames and not selected.stride:
+        return []
+    if question.evidence_times_s and not np.isfinite(selected.times_s).all():
         return []
     found = []
     if question.evidence_frames:

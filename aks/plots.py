@@ -47,8 +47,12 @@ def plot_recall(
     selections: Mapping[str, Sequence[SelectedFrames]],
     tolerances_s: np.ndarray = CURVE_S,
 ) -> None:
-    """Draw recall against tolerance: a panel a group of durations, a curve a selection."""
-    asked = [q for q in labels.questions if q.evidence_frames or q.evidence_times_s]
+    """Draw recall against tolerance, of questions that all can be measured on: a panel a group."""
+    asked = [
+        question
+        for question in labels.questions
+        if all(evidence_distances(question, rows[question.index]) for rows in selections.values())
+    ]
     groups = sorted({question.group for question in asked}, key=group_order)
     with drawing(path, len(groups)) as axes:
         for axis, group in zip(axes, groups, strict=True):
@@ -56,7 +60,7 @@ def plot_recall(
             for name, rows in selections.items():
                 pairs = [evidence_distances(question, rows[question.index]) for question in members]
                 curve = [
-                    np.mean([found_within(pair, tolerance_s).mean() for pair in filter(None, pairs)])
+                    np.mean([found_within(pair, tolerance_s).mean() for pair in pairs])
                     for tolerance_s in tolerances_s
                 ]
                 axis.plot(tolerances_s, curve, label=name)
@@ -157,7 +161,6 @@ def plot_choices(
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from PIL import Image
 
     with plt.rc_context({"text.parse_math": False}):
         figure, (curve, rows) = plt.subplots(
@@ -183,10 +186,5 @@ def plot_choices(
         rows.set_xlabel("time (s)")
         rows.margins(x=0.01)
 
-        def save(target: Path) -> None:
-            figure.savefig(target, dpi=100)
-            with Image.open(target) as image:  # few colours: a palette takes a third of the bytes
-                image.convert("RGB").quantize(32).save(target, optimize=True)
-
-        write_atomically(path, save)
+        write_atomically(path, lambda target: figure.savefig(target, dpi=100))
     plt.close(figure)

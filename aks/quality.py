@@ -27,7 +27,13 @@ from aks.jsonio import write_csv
 from aks.labels import DATASETS, LabelSet, Question, load_labels
 from aks.plots import plot_recall
 from aks.redundancy import measure_redundancy
-from aks.selected_frames import SelectedFrames, read_selection, uniform_selection, with_strides
+from aks.selected_frames import (
+    SelectedFrames,
+    read_selection,
+    read_strides,
+    uniform_selection,
+    with_strides,
+)
 
 UNIFORM = "uniform"
 
@@ -177,24 +183,34 @@ def main() -> None:
     """Measure the selections, print the table, write the files."""
     args = parse_arguments()
     labels = load_labels(args.dataset_name, args.dataset_path, args.label_file)
-    selections: dict[str, list[SelectedFrames]] = {}
+    files: dict[str, Path] = {}
     for text in args.selected_frames:
         name, equals, file = text.partition("=")
         if not equals or not name or not file:
             raise errors.UserError(
                 f"--selected_frames {text}: use NAME=FILE, such as aks=selected_frames.json"
             )
-        if name in selections or name == UNIFORM:
+        if name in files or name == UNIFORM:
             raise errors.UserError(f"--selected_frames {text}: the name {name} is taken; choose another")
-        selections[name] = read_selection(Path(file), labels, args.frame_path)
+        files[name] = Path(file)
+    recorded = [read_strides(args.frame_path, path, labels) for path in files.values()]
+    # The stride is the video's: where a selection's is recorded, none is guessed.
+    known = [max(of_question) for of_question in zip(*filter(None, recorded), strict=True)]
+    selections = {name: read_selection(path, labels, known) for name, path in files.items()}
     budget = args.max_num_frames or max(len(row.frames) for rows in selections.values() for row in rows)
     strides = [
         max(rows[question.index].stride for rows in selections.values()) for question in labels.questions
     ]
     selections = {name: with_strides(rows, strides) for name, rows in selections.items()}
-    pairs = zip(labels.questions, strides, strict=True)
-    if unknown := sum(bool(question.evidence_frames) and not stride for question, stride in pairs):
+    unknown = sum(
+        not all(evidence_distances(question, rows[question.index]) for rows in selections.values())
+        for question in labels.questions
+        if question.evidence_frames or question.evidence_times_s
+    )
+    if unknown:
         print(f"{unknown} questions left out: too few frames to tell the stride; give --frame_path")
+    if not known and any(question.evidence_frames for question in labels.questions):
+        print("candidate strides are guessed from the selected frames; --frame_path states them")
     if uniform := uniform_selection(labels, strides, budget):
         selections = {UNIFORM: uniform, **selections}
     else:

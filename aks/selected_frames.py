@@ -29,19 +29,24 @@ class SelectedFrames:
     stride: int
 
 
-def read_selection(path: Path, labels: LabelSet, frame_path: str | None) -> list[SelectedFrames]:
+def read_selection(path: Path, labels: LabelSet, strides: Sequence[int] | None) -> list[SelectedFrames]:
     """A selection's frames with their times: recorded ones, else one candidate a second.
+
+    Args:
+        path: the selection.
+        labels: its questions.
+        strides: each question's candidate stride, 0 or None to guess it from the selected frames.
 
     Raises:
         UserError: it does not fit the labels.
     """
     rows = check_frame_numbers(path, read_lists(path, labels))
     times = read_times(path, labels, rows)
-    strides = read_strides(frame_path, path, labels) or [infer_stride(row) for row in rows]
-    return [
-        SelectedFrames(row, times[index] if times else row / (stride or np.nan), stride)
-        for index, (row, stride) in enumerate(zip(rows, strides, strict=True))
-    ]
+    selection = []
+    for index, row in enumerate(rows):
+        stride = (strides and strides[index]) or infer_stride(row)
+        selection.append(SelectedFrames(row, times[index] if times else row / (stride or np.nan), stride))
+    return selection
 
 
 def read_strides(frame_path: str | None, selection: Path, labels: LabelSet) -> list[int] | None:

@@ -285,7 +285,7 @@ def _check(scores: np.ndarray, strategy: str, t1: float, t2: float, quota: str, 
         raise ValueError(f"score {bad} is {scores[bad]}; scores must be finite")
     for name, value in counts.items():
         least = 0 if name == "max_depth" else 1
-        if value != int(value) or value < least:
+        if value % 1 != 0 or value < least:  # also of NaN and infinity
             raise ValueError(f"{name} is {value}; it must be a whole number, {least} or more")
     if counts["max_depth"] > MAX_DEPTH:
         raise ValueError(f"max_depth is {counts['max_depth']}; {MAX_DEPTH} halvings are the most")

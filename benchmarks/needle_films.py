@@ -27,7 +27,7 @@ from PIL import Image, ImageOps
 
 from aks.console import progress
 from aks.errors import UserError
-from aks.jsonio import read_json, write_atomically, write_json
+from aks.jsonio import read_json, write_atomically, write_json, writing_to
 from aks.video.backends import reset_decoder_globals
 
 RECIPE = 1  # to be raised with every change of the films or the labels
@@ -267,9 +267,17 @@ def render(film: Film, source: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def fit_photo(sighting: Sighting) -> Image.Image:
-    """The photo at its size in the film, with its transparency."""
-    with Image.open(sighting.thing.photo) as image:
-        photo = image.convert("RGBA")
+    """The photo at its size in the film, with its transparency.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    path = sighting.thing.photo
+    try:
+        with Image.open(path) as image:
+            photo = image.convert("RGBA")
+    except OSError:
+        raise UserError(f"{path}: no picture that can be read; take it out of --photos") from None
     photo = photo.crop(photo.getchannel("A").getbbox())
     if sighting.mirrored:
         photo = ImageOps.mirror(photo)
@@ -322,8 +330,9 @@ def make_films(folder: Path, seed: int, photos: Path, source: Path) -> Path:
     recipe = {"recipe": RECIPE, "seed": seed, "lengths_s": list(LENGTHS_S), "photos_sha256": digest(things)}
     if stamp.exists() and read_json(stamp) == recipe:
         return label_file
-    folder.mkdir(parents=True, exist_ok=True)
-    stamp.unlink(missing_ok=True)
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        stamp.unlink(missing_ok=True)
     shutil.rmtree(folder / "outscores", ignore_errors=True)  # of other films
     frames, entries = read_all(source), []
     for length_s in LENGTHS_S:

@@ -31,22 +31,24 @@ SEEDS = (4, 5, 6, 7, 8, 9)  # 0 to 3 are those on which rules and their options 
 
 def make_case(args: argparse.Namespace) -> Case:
     """Make and score the films of all seeds, but for those that are there."""
+    photos, source = args.photos or args.sources / "stamps", args.sources / "needles.mp4"
+    if not args.photos:
+        needle_films.fetch_stamps(photos)
+    needle_films.read_things(photos)  # a wrong folder is told before anything slow
+
     from aks.cores import limit_threads
-    from aks.extraction.api import extract
+    from aks.extraction.api import extract  # imports torch, which takes seconds
     from aks.run_dir import RunDir
     from aks.scorers.base import load_scorer
     from demo.make_film import FILM, fetch
 
-    photos, source = args.photos or args.sources / "stamps", args.sources / "needles.mp4"
-    if not args.photos:
-        needle_films.fetch_stamps(photos)
     if not source.exists():
         fetch(args.sources)
         needle_films.shrink_source(args.sources / FILM, source)
     limit_threads()
     scorer = load_scorer(args.extract_feature_model, checkpoint=args.checkpoint, device=args.device)
     case = Case([], [], [], [])
-    for seed in args.seeds:
+    for seed in dict.fromkeys(args.seeds):
         label_file = needle_films.make_films(args.output / f"seed_{seed}", seed, photos, source)
         labels = load_labels("custom", label_file=label_file)
         run = RunDir(label_file.parent / "outscores/custom" / scorer.name)

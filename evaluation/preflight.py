@@ -82,7 +82,11 @@ def collect_problem(problems: list[str]) -> Iterator[None]:
         yield
     except UserError as error:
         # The readers of labels name the flags of the extraction scripts.
-        problems.append(str(error).replace("check --dataset_path or --label_file", "or give --labels"))
+        problems.append(
+            str(error).replace(
+                "check --dataset_path or --label_file", "see datasets/README.md, or give --labels"
+            )
+        )
 
 
 def check_selection(args: argparse.Namespace, labels: LabelSet | None) -> Selection | None:

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a scri
 from aks import errors
 from aks.cli import at_least
 from aks.errors import UserError
-from aks.jsonio import read_json, write_csv, write_json
+from aks.jsonio import read_json, write_csv, write_json, writing_to
 from aks.labels import DATASETS, LabelSet, load_labels
 from aks.plots import plot_grid
 from aks.presets import PAPER, PRESETS, preset_settings
@@ -120,7 +120,11 @@ def list_missing(
             labels[dataset] = load_labels(dataset, None, args.labels)
             problems += check_videos(labels[dataset], args.videos, args.limit)
         except UserError as error:
-            problems.append(str(error).replace("check --dataset_path or --label_file", "or give --labels"))
+            problems.append(
+                str(error).replace(
+                    "check --dataset_path or --label_file", "see datasets/README.md, or give --labels"
+                )
+            )
     model = MODELS[args.model]
     if args.table != "selections" and model.checkpoints:
         args.checkpoint = args.checkpoint or next(
@@ -144,7 +148,8 @@ def select_all(
             if setting.scorer == scorer:
                 rows = selected[setting] = setting.select(scores, frames)
                 folder = args.output / "selections" / dataset / setting.name
-                folder.mkdir(parents=True, exist_ok=True)
+                with writing_to(folder):
+                    folder.mkdir(parents=True, exist_ok=True)
                 write_json(folder / "selection.json", {"max_num_frames": setting.frames, **vars(setting)})
                 write_json(folder / "selected_frames.json", rows)
     return selected
@@ -185,8 +190,9 @@ def ask(
     record = {"command": command, "inputs_sha256": hashlib.sha256(inputs).hexdigest()}
     done = folder / "evaluated.json"  # what the newest results there are of
     if not (done.is_file() and read_json(done) == record and results_files(folder)):
-        folder.mkdir(parents=True, exist_ok=True)
-        done.unlink(missing_ok=True)
+        with writing_to(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            done.unlink(missing_ok=True)
         write_json(folder / "questions.json", questions)
         if asked is not None:
             write_json(folder / "selected_frames.json", asked.rows)

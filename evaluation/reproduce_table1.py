@@ -89,6 +89,8 @@ def main() -> int:
             ready.append(row)
     for problem, lacking in missing.items():
         print(f"missing: {problem} (for {name_rows(lacking, rows)})", file=sys.stderr)
+    if missing:
+        print("flags named above are of evaluation/run.py, which runs a row alone", file=sys.stderr)
     print(
         f"{len(ready)} of {len(rows)} rows can run: {', '.join(map(' '.join, ready)) or 'none'}", flush=True
     )

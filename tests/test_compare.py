@@ -13,6 +13,8 @@ from conftest import check_mistake
 from PIL import Image
 
 from aks import compare
+from aks.labels import Question
+from aks.plots import plot_choices
 from aks.selection import STRATEGIES, select_positions
 
 COMMAND = ("-m", "aks.compare")
@@ -92,7 +94,9 @@ def test_the_figures_are_those_of_aks_quality(scored, run_script):
     [
         (["--rules", "best"], "--rules: best: strategy 'best': use one of uniform"),
         (["--rules", "bolt,power=0"], "bolt,power=0: power is 0"),
-        (["--rules", "bolt,power"], "such as bolt or bolt,power=2"),
+        (["--rules", "bolt,power"], "'power' is not NAME=VALUE with a number; such as bolt or bolt,power=2"),
+        (["--rules", "ada,max_depth=inf"], "max_depth is inf; it must be a whole number"),
+        (["--picture", "p.jpg"], "--picture p.jpg: name a file that ends in .png"),
         (["--pictured", "q"], "--pictured goes with --picture"),
         (["--picture", "p.png", "--pictured", "q"], "--pictured q: no question with evidence"),
         (["--frame_path", "absent.json"], "absent.json: file not found"),
@@ -112,6 +116,72 @@ def test_labels_and_scores_that_do_not_fit_are_one_line(scored, run_script):
     check_mistake(run_script(*COMMAND, *flags(scored)), "no question has evidence")
 
 
+@pytest.fixture
+def drawn(monkeypatch) -> dict[str, tuple]:
+    """What the plots are called with; none is drawn, which takes seconds."""
+    calls = {}
+    for name in ("plot_budgets", "plot_grid", "plot_choices"):
+        monkeypatch.setattr(compare, name, lambda *args, name=name: calls.update({name: args}))
+    return calls
+
+
+def options(folder: Path, **changes: object) -> argparse.Namespace:
+    """The command's flags."""
+    names = {
+        "dataset_name": "custom",
+        "dataset_path": None,
+        "frame_path": None,
+        "rules": None,
+        "pictured": None,
+    }
+    paths = {
+        "label_file": "labels.json",
+        "score_path": "scores.json",
+        "output": "out",
+        "picture": "new/p.png",
+    }
+    paths = {name: folder / path for name, path in paths.items()}
+    return argparse.Namespace(**(names | paths | changes))
+
+
+def test_what_is_left_out_is_counted(scored, drawn, capsys):
+    """A failed video's question, one of a single candidate without a time, and one without evidence."""
+    names = ("labels", "scores", "frames")
+    entries, scores, frames = (json.loads((scored / f"{name}.json").read_text()) for name in names)
+    scores[0] = frames[0] = []
+    scores[1], frames[1] = [0.5], [0]
+    del entries[2]["evidence_times"]
+    for name, content in zip(names, (entries, scores, frames), strict=True):
+        (scored / f"{name}.json").write_text(json.dumps(content))
+    (scored / "times.json").unlink()
+    args = options(scored, rules=[compare.parse_rule("ada")], budgets=[8, 8])
+    compare.report(compare.read_case(args), args, ["compare"])
+    failed, unknown, *_ = capsys.readouterr().out.splitlines()
+    assert failed == "1 questions left out: they have no candidates (their video failed)"
+    assert unknown == "1 questions left out: too few candidates to tell the stride"
+    text = (scored / "out/comparison.md").read_text()
+    assert "\n9 questions with evidence on 3 videos: `compare`" in text
+    assert text.count("| 8 | recall within 1 s | `ada` |") == 1
+
+
+def test_evidence_in_frames_is_drawn_at_its_time(scored, drawn):
+    """29 frames of a film with 29.97 a second are less than a second, and an hour of them a minute less."""
+    question = Question(0, "q", "a.mp4", "?", evidence_frames=((2900, 2929),))
+    frames = np.arange(0, 29 * 200, 29)
+    case = compare.Case([question], [np.arange(200.0)], [frames], [frames / 29.97])
+    compare.report(case, options(scored, budgets=[4]), [])
+    assert drawn["plot_choices"][4] == [pytest.approx((2900 / 29.97, 2929 / 29.97))]
+
+
+def test_a_frame_that_shows_the_evidence_is_red(tmp_path):
+    scores, chosen = np.random.default_rng(0).random(200), {"a": np.array([3, 100]), "b": np.array([3, 180])}
+    plot_choices(tmp_path / "p.png", "?", np.arange(200.0), scores, [(100, 110), (150, 151)], chosen)
+    with Image.open(tmp_path / "p.png") as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    red = np.abs(pixels - (214, 39, 40)).max(axis=2) < 40  # tab:red
+    assert 5 < red.sum() < 100
+
+
 def test_rules_are_those_that_need_scores_alone():
     expected = {*STRATEGIES, "ada,t1=0.2,max_depth=4"} - {"mdp3", "segment_adaptive"}
     assert set(compare.default_rules()) == expected
@@ -122,14 +192,7 @@ def test_rules_are_those_that_need_scores_alone():
 
 
 def test_the_grid_is_adas_recall_by_depth_and_threshold(scored):
-    arguments = argparse.Namespace(
-        dataset_name="custom",
-        dataset_path=None,
-        label_file=scored / "labels.json",
-        score_path=scored / "scores.json",
-        frame_path=None,
-    )
-    case = compare.read_case(arguments)
+    case = compare.read_case(options(scored))
     grids = compare.recall_grids(case, 16)
     assert list(grids) == [f"recall within {tolerance} s" for tolerance in (1, 3, 5)]
     hits = []

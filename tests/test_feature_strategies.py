@@ -106,6 +106,7 @@ def test_segments_are_cut_where_the_picture_changes():
     shots = np.eye(4)[[0] * 20 + [1] * 5 + [2] * 30 + [3] * 5]
     scores = np.linspace(0, 1, 60)
     assert chosen("segment_adaptive", 4, scores, shots, factor=1) == [19, 24, 54, 59]
+    assert chosen("segment_adaptive", 4, scores, shots, factor=1e308) == [56, 57, 58, 59]
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,12 @@ def test_times_are_written_where_step_1_left_them_and_stale_ones_are_removed(tmp
         ("[" * 100000, [[0]], [], "not JSON"),
         (SCORES, FRAMES, ["--max_num_frames", 0], "budget is 0"),
         (SCORES, FRAMES, ["--ratio", 0], "ratio is 0"),
+        (
+            SCORES,
+            FRAMES,
+            ["--score_path", "absent.json", "--strategy", "apart", "--option", "distance=-1"],
+            "distance is -1.0",
+        ),
         (SCORES, FRAMES, ["--all_depth", -1], "max_depth is -1"),
         (SCORES, FRAMES, ["--t1", "nan"], "t1 and t2 must be numbers"),
         (SCORES, FRAMES, ["--strategy", "best"], "--strategy: invalid choice: 'best'"),

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import check_mistake
 from PIL import Image
 
+from aks.errors import UserError
 from aks.labels import load_labels
 from aks.video.reader import Video
 
@@ -43,6 +45,17 @@ def film(photos, tmp_path_factory):
         shape = (40, needle_films.HEIGHT, needle_films.WIDTH, 3)
         needle_films.encode(folder / "source.mp4", iter(np.full(shape, 128, np.uint8)))
         yield needle_films.make_films(folder / "seed_3", 3, photos, folder / "source.mp4"), folder
+
+
+def test_photos_that_are_missing_or_damaged_are_one_line(tmp_path, run_script):
+    """Missing ones are told before anything is fetched for the films."""
+    flags = ["--photos", tmp_path, "--sources", tmp_path / "sources", "--output", tmp_path / "out"]
+    done = run_script("benchmarks/needles.py", *flags)
+    check_mistake(done, f"{tmp_path}: 0 photos with captions are too few")
+    (tmp_path / "a.png").write_text("no picture")
+    thing = needle_films.Thing("a thing", "hobbies", tmp_path / "a.png")
+    with pytest.raises(UserError, match="no picture that can be read"):
+        needle_films.fit_photo(needle_films.Sighting(thing, 0, 0, 1, 0.5, 0.5, False))
 
 
 def plan(photos: Path, seed: int) -> needle_films.Film:

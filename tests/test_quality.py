@@ -173,6 +173,26 @@ def test_what_one_selection_does_not_tell_another_does(labels, tmp_path):
 def test_unknown_times_are_not_taken_for_uneven_ones():
     unknown = SelectedFrames(np.array([50]), np.array([np.nan]), 0)
     assert measure(question(duration_s=10.0), unknown, [1.0]) == {}
+    assert measure(question(evidence_times_s=((2.0, 2.0),)), unknown, [1.0]) == {}
+
+
+def test_a_recorded_stride_wins_over_guesses(labels, tmp_path):
+    """Frames 0, 100 and 200 look like a candidate every 100; evidence at 50 is two seconds from them."""
+    entries = [
+        entry | {"group": group} for entry, group in zip(json.loads(labels.read_text()), "aab", strict=True)
+    ]
+    labels.write_text(json.dumps(entries))
+    (tmp_path / "x.json").write_text(json.dumps([[0, 100, 200], [0, 100, 200], []]))
+    (tmp_path / "selected_frames.json").write_text(json.dumps([[0, 50, 225], [0, 50, 225], []]))
+    (tmp_path / "selection.json").write_text(json.dumps({"strides": [25, 25, 0]}))
+    done = command(
+        *("--dataset_name", "custom", "--label_file", labels, "--output", tmp_path / "out"),
+        *("--selected_frames", f"x={tmp_path / 'x.json'}", f"a={tmp_path / 'selected_frames.json'}"),
+    )
+    assert done.returncode == 0 and not done.stderr, done.stderr  # nothing of group b can be drawn
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert "1 questions left out: too few frames to tell the stride; give --frame_path" in lines
+    assert any(line.startswith("recall within 1 s x 0.000") for line in lines)
 
 
 def test_every_table_says_how_many_questions_it_is_of(labels, tmp_path):
@@ -184,5 +204,6 @@ def test_every_table_says_how_many_questions_it_is_of(labels, tmp_path):
         f"a={tmp_path / 'a.json'}",
     )
     recall, gaps = done.stdout.split("\n\n")
-    assert recall.startswith("all questions (2 questions, 2 videos)") and "largest gap" not in recall
+    assert recall.startswith("candidate strides are guessed") and "largest gap" not in recall
+    assert "\nall questions (2 questions, 2 videos)\n" in recall
     assert gaps.startswith("all questions (3 questions, 3 videos)") and "largest gap" in gaps

@@ -76,16 +76,18 @@ def main() -> None:
         "options": options_of(args.strategy) | parse_options(args.option),
     }
 
-    def select(score: np.ndarray | list[float], features: np.ndarray | None) -> np.ndarray:
+    def select(score: np.ndarray | list[float], features: np.ndarray | None, **changes: int) -> np.ndarray:
+        settings = {"budget": args.max_num_frames, **options, **changes}
         try:
-            return select_positions(score, args.max_num_frames, features=features, **options)
+            return select_positions(score, features=features, **settings)
         except ValueError as error:
             raise errors.UserError(f"{errors.program()}: {error} (see --help)") from None
 
     if not args.features and (args.dataset_path or args.label_file):
         raise errors.UserError("--dataset_path and --label_file go with --features")
-    # A wrong flag is told before files are read.
-    select([0.0], np.ones((1, 1)) if args.features else None)
+    # A wrong flag is told before files are read, a strategy's option where it has a frame to choose.
+    for changes in ({}, {"budget": 1, "ratio": 1}):
+        select([0.0], np.ones((1, 1)) if args.features else None, **changes)
     scores, frames = read_scores(score_path, frame_path)
     features = _features(args, frame_path, frames) if args.features else [None] * len(scores)
     chosen = [select(score, vectors) for score, vectors in zip(scores, features, strict=True)]

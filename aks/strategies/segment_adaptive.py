@@ -26,7 +26,7 @@ def select_segment_adaptive(
     """
     if not 0 < factor < math.inf:
         raise ValueError(f"factor is {factor}; it must be above 0")
-    num_segments = int(min(max(1, round(factor * budget)), len(scores)))
+    num_segments = max(1, round(min(factor * budget, len(scores))))
     likeness = np.einsum("nd,nd->n", features[:-1], features[1:])
     cuts = np.argsort(likeness, kind="stable")[: num_segments - 1] + 1
     bounds = [0, *np.sort(cuts).tolist(), len(scores)]

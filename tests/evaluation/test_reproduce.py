@@ -200,6 +200,12 @@ def test_an_output_that_is_no_folder_is_told(world):
     done = reproduce(world, "selections", "--dataset", "longvideobench")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == f"error: --output {world}/out: cannot be created: File exists"
+    (world / "out").unlink()
+    (world / "out").mkdir()
+    (world / "out/selections").touch()
+    done = reproduce(world, "selections", "--dataset", "longvideobench")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"error: {world}/out/selections/longvideobench/")
 
 
 def test_what_is_missing_is_listed_once_before_anything_runs(world):
@@ -209,7 +215,7 @@ def test_what_is_missing_is_listed_once_before_anything_runs(world):
     lines = done.stderr.splitlines()
     assert len(lines) == 5 and all(line.startswith("missing: ") for line in lines)
     assert sum("scores.json" in line for line in lines) == 2  # not once a cell
-    assert any("lvb_val.json: label file not found" in line for line in lines)
+    assert any("lvb_val.json: label file not found; see datasets/README.md, or" in line for line in lines)
     assert any("checkpoints/llava_video_7b" in line for line in lines)
     done = reproduce(world, "depth_threshold")
     assert done.returncode == 2 and "nothing was evaluated" in done.stderr
