@@ -5,6 +5,8 @@ A decoder can begin at a key frame alone, so a clip begins at the last key frame
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
@@ -64,12 +66,17 @@ def cut(video: Path, first_s: float, last_s: float, target: Path) -> float:
 
     def write(path: Path) -> None:
         nonlocal begins_s
-        begins_s = _cut(video, first_s, last_s, path)
+        try:
+            begins_s = _cut(video, first_s, last_s, path)
+        except (
+            av.FFmpegError,
+            ValueError,
+        ) as error:  # PyAV's for a codec that the kind of file does not hold
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+                raise
+            raise VideoError(f"cannot be cut without encoding: {error_message(error)}") from None
 
-    try:
-        write_atomically(target, write)
-    except (av.FFmpegError, ValueError) as error:  # PyAV's for a codec that the kind of file does not hold
-        raise VideoError(f"cannot be cut without encoding: {error_message(error)}") from None
+    write_atomically(target, write)
     return begins_s
 
 
@@ -86,7 +93,8 @@ def _cut(video: Path, first_s: float, last_s: float, target: Path) -> float:
             kinds = ("audio", "subtitle")
             streams = [film, *(s for s in source.streams if s.type in kinds and s.codec_context)]
             if seek is not None:
-                source.seek(round(seek / film.time_base), stream=film, backward=True)
+                with contextlib.suppress(av.FFmpegError):  # it cannot be sought there: reads from the start
+                    source.seek(round(seek / film.time_base), stream=film, backward=True)
             packets = _packets(source, film, streams, begin, end)
             if key := next(packets, None):
                 origin = key.pts * key.time_base

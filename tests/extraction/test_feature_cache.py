@@ -116,18 +116,18 @@ def test_the_videos_not_used_for_the_longest_time_are_deleted(clips, tmp_path, m
     videos = [tmp_path / f"{name}.mp4" for name in "abc"]
     for age, video in zip((300, 200, 100), videos, strict=True):
         shutil.copy(clips / "one.mp4", video)
-        curve(video, ToyScorer())
+        curve(video, CountingScorer())
         (new,) = [part for part in feature_cache.cached_videos() if part.path.name.startswith(video.stem)]
         os.utime(new.path, (time.time() - age,) * 2)
     assert kept() == {"a", "b", "c"}
-    curve(videos[0], ToyScorer())  # used again: now b is the oldest
+    curve(videos[0], CountingScorer())  # used again: now b is the oldest
     size = feature_cache.cached_videos()[0].num_bytes
     monkeypatch.setenv("AKS_CACHE_GB", str(3.5 * size / 1e9))
     shutil.copy(clips / "one.mp4", tmp_path / "d.mp4")
-    curve(tmp_path / "d.mp4", ToyScorer())
+    curve(tmp_path / "d.mp4", CountingScorer())
     assert kept() == {"a", "c", "d"}
     monkeypatch.setenv("AKS_CACHE_GB", "0.000001")
-    curve(videos[1], ToyScorer())
+    curve(videos[1], CountingScorer())
     assert kept() == {"a", "c", "d"} and "AKS_CACHE_GB sets the limit" in caplog.text
     monkeypatch.setenv("AKS_CACHE_GB", "0")
     scorer = CountingScorer()
@@ -188,6 +188,15 @@ def test_an_interrupted_video_leaves_no_file_and_starts_again(tmp_path, cache, c
     with pytest.raises(KeyboardInterrupt):
         curve(video, Interrupting(), rule=CandidateRule(2))
     assert "its features are not kept; the next call starts anew" in caplog.text
+    caplog.clear()
+
+    class Failing(Interrupting):
+        def score(self, features, questions):
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        curve(video, Failing())
+    assert "not kept" not in caplog.text
     assert not list(cache.glob("*/videos/.film*"))
 
 
@@ -198,6 +207,15 @@ def test_nothing_but_the_cache_s_own_folders_is_deleted(tmp_path, cache, clips):
         (cache / name).write_text("{}")
     feature_cache.clear()
     assert sorted(path.name for path in cache.iterdir()) == ["mine.txt", "outscores"]
+
+
+def test_the_folder_and_the_limit_have_defaults(monkeypatch, tmp_path):
+    monkeypatch.delenv("AKS_CACHE")
+    monkeypatch.delenv("AKS_CACHE_GB")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert (feature_cache.cache_folder(), feature_cache.limit_bytes()) == (tmp_path / "aks/features", 10**10)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert feature_cache.cache_folder() == Path.home() / ".cache/aks/features"
 
 
 def test_weights_are_told_by_their_files(tmp_path, monkeypatch):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import av
 import numpy as np
 import pytest
 from media import copy_streams, rotate, write_audio, write_video
 
 from aks.errors import VideoError
-from aks.video.clips import clip_suffix, cut, merge_spans
+from aks.video.clips import _packets, clip_suffix, cut, merge_spans
 from aks.video.reader import Video
 
 
@@ -28,7 +30,7 @@ def frames_of(path) -> np.ndarray:
         ("a.avi", {"codec": "mpeg4", "options": {"bf": "2"}}),
     ],
 )
-@pytest.mark.parametrize(("first_s", "last_s"), [(0.0, 0.5), (1.8, 2.2), (2.0, 9.0)])
+@pytest.mark.parametrize(("first_s", "last_s"), [(0.0, 0.5), (1.8, 2.2), (2.0, 9.0), (2.85, 2.95)])
 def test_a_clip_holds_its_part_from_the_key_frame_before(tmp_path, name, options, first_s, last_s):
     video = write_video(tmp_path / name, frames=60, fps=20, gop=12, **options)  # a key frame every 0.6 s
     target = tmp_path / f"clip{clip_suffix(video)}"
@@ -49,6 +51,28 @@ def test_sound_is_copied_and_starts_with_the_picture(tmp_path):
         lengths = [float(stream.duration * stream.time_base) for stream in container.streams]
     assert len(starts) == 2 and max(starts) < 0.05
     np.testing.assert_allclose(lengths, 1.5, atol=0.16)
+
+
+def test_read_from_the_start_a_part_begins_at_its_last_key_frame(tmp_path):
+    silent = write_video(tmp_path / "silent.mp4", frames=100, fps=20, gop=20, options={"bf": "0"})
+    video = copy_streams(silent, write_audio(tmp_path / "sound.mp4", 220), to=tmp_path / "film.mp4")
+    with av.open(str(video)) as container:
+        film, sound = container.streams
+        found = list(_packets(container, film, [film, sound], Fraction(5, 2), Fraction(7, 2)))
+    times = {
+        stream: [float(p.pts * p.time_base) for p in found if p.stream is stream] for stream in (film, sound)
+    }
+    assert found[0].stream is film and times[film] == [2 + index / 20 for index in range(31)]
+    np.testing.assert_allclose(times[sound], np.arange(times[sound][0], 3.5, 1024 / 44100), atol=1e-3)
+    assert 2 <= times[sound][0] < 2.024
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    [("a.MP4", ".mp4"), ("a.m4v", ".mp4"), ("a.mov", ".mov"), ("a.webm", ".webm"), ("a.ts", ".mkv")],
+)
+def test_a_clip_is_of_its_video_s_kind_or_matroska(tmp_path, name, suffix):
+    assert clip_suffix(tmp_path / name) == suffix
 
 
 def test_a_clip_is_turned_as_its_video(tmp_path):
