@@ -26,7 +26,7 @@ from aks.cli import at_least
 from aks.comparison_tables import markdown, small_table
 from aks.console import progress
 from aks.evidence import TOLERANCES_S
-from aks.jsonio import write_atomically, write_csv
+from aks.jsonio import make_folder, write_atomically, write_csv
 from aks.labels import DATASETS, Question, load_labels
 from aks.plots import plot_budgets, plot_choices, plot_grid
 from aks.quality import compare, measure_all
@@ -227,12 +227,7 @@ def report(case: Case, args: argparse.Namespace, command: Sequence[str]) -> None
         raise errors.UserError("no question has evidence; see --label_file")
     folder = args.output
     for new in [folder, *([args.picture.parent] if args.picture else [])]:
-        try:
-            new.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise errors.UserError(
-                f"{new}: cannot be created: {error.strerror}; check --output and --picture"
-            ) from None
+        make_folder(new, "--output and --picture")
     budgets = sorted(set(args.budgets))
     records = compare_rules(case, rules, budgets)
     asked = next(record for record in records if record["measure"].startswith("recall"))

@@ -39,6 +39,18 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not JSON: {error}") from None
 
 
+def make_folder(folder: Path, flag: str) -> None:
+    """Make a folder for results, and those above it, where they are not there.
+
+    Raises:
+        UserError: it cannot be made; ``flag`` is what named it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be created: {error.strerror}; check {flag}") from None
+
+
 def write_json(path: Path, data: Any, *, indent: int | None = None, exclusive: bool = False) -> None:
     """Write a JSON file that is whole or absent, whatever happens to this process.
 

@@ -19,7 +19,7 @@ from aks.clock import format_time
 from aks.contact_sheet import MAX_SIDE, contact_sheet, thumbnail
 from aks.errors import UserError, VideoError
 from aks.extraction.keyframes import Keyframe
-from aks.jsonio import write_atomically
+from aks.jsonio import make_folder, write_atomically
 from aks.video.clips import clip_suffix, cut, merge_spans
 from aks.video.reader import Video
 
@@ -67,10 +67,7 @@ class Output:
         folders = (("--images", images), ("--clips", clips), ("--sheet", sheet and sheet.parent))
         for flag, folder in folders:
             if folder is not None:
-                try:
-                    folder.mkdir(parents=True, exist_ok=True)
-                except OSError as error:
-                    raise UserError(f"{flag} {folder}: cannot be created: {error.strerror}") from None
+                make_folder(folder, flag)
         self._earlier = earlier_pictures(images) if images is not None else []
 
     def write(self, moments: Moments, clip_margin_s: float) -> list[dict[str, str]]:
@@ -153,10 +150,7 @@ class Output:
             folder = folder / f"{index + 1:02d}_{words}"
         if self._is_folder:
             folder = folder / self.name_of(video)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{folder}: cannot be created: {error.strerror}") from None
+        make_folder(folder, "--images and --clips")
         return folder
 
     def name_of(self, video: Path) -> str:

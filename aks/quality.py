@@ -23,7 +23,7 @@ from aks import errors
 from aks.bootstrap import VideoBootstrap
 from aks.cli import at_least
 from aks.evidence import TOLERANCES_S, evidence_distances, found_within, group_order
-from aks.jsonio import write_csv
+from aks.jsonio import make_folder, write_csv
 from aks.labels import DATASETS, LabelSet, Question, load_labels
 from aks.plots import plot_recall
 from aks.redundancy import measure_redundancy
@@ -250,10 +250,7 @@ def write_files(
     selections: dict[str, list[SelectedFrames]],
 ) -> None:
     """Write quality.csv, and recall.png where there is evidence."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise errors.UserError(f"{folder}: cannot be created: {error.strerror}; check --output") from None
+    make_folder(folder, "--output")
     write_csv(folder / "quality.csv", max(records, key=len), records)
     if any(record["measure"].startswith("recall") for record in records):
         plot_recall(folder / "recall.png", labels, selections)

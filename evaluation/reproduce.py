@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a scri
 from aks import errors
 from aks.cli import at_least
 from aks.errors import UserError
-from aks.jsonio import read_json, write_csv, write_json, writing_to
+from aks.jsonio import make_folder, read_json, write_csv, write_json, writing_to
 from aks.labels import DATASETS, LabelSet, load_labels
 from aks.plots import plot_grid
 from aks.presets import PAPER, PRESETS, preset_settings
@@ -299,10 +299,7 @@ def main() -> int:
     )
     if problems and not scores_alone:
         raise UserError(f"{len(problems)} things are missing (above); nothing was evaluated")
-    try:
-        args.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {args.output}: cannot be created: {error.strerror}") from None
+    make_folder(args.output, "--output")
 
     records = []
     for dataset, of_dataset in cells.items():

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a scri
 
 from aks import errors
 from aks.errors import UserError
-from aks.jsonio import write_json
+from aks.jsonio import make_folder, write_json
 from aks.labels import LabelSet
 from evaluation.change_score import MERGED_LABELS, Selection, merge
 from evaluation.evaluator import evaluate, results_files
@@ -176,10 +176,7 @@ def main() -> int:
         print(f"{args.model} on {args.dataset}, {args.frames}: {num_questions} questions, inputs are fine")
         return 0
 
-    try:
-        args.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{args.output}: cannot be created: {error.strerror}; check --output") from None
+    make_folder(args.output, "--output")
     # Beside the results, so that evaluations of several selections at once do not mix; and as a plain list,
     # because Hugging Face's datasets reads fewer forms of a label file than aks.labels.
     if selection is not None:

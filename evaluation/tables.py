@@ -22,8 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a scri
 
 from aks import errors
 from aks.bootstrap import RESAMPLES
-from aks.errors import UserError
-from aks.jsonio import read_json, write_atomically, write_csv
+from aks.jsonio import make_folder, read_json, write_atomically, write_csv
 from evaluation.llava_implementation import TRANSFORMERS
 from evaluation.metrics import accuracy
 from evaluation.plots import plot
@@ -96,10 +95,7 @@ def main() -> None:
     print(text, end="")
     if args.output:
         folder = Path(args.output)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{folder}: cannot be created: {error.strerror}; check --output") from None
+        make_folder(folder, "--output")
         write_atomically(folder / "tables.md", lambda path: path.write_text(text, encoding="utf-8"))
         write_csv(folder / "tables.csv", COLUMNS, records)
         write_atomically(folder / "tables.png", lambda path: plot(path, records))

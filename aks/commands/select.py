@@ -20,7 +20,7 @@ import numpy as np
 
 from aks import errors
 from aks.commands.flags import add_selection_flags, given_settings, parse_options
-from aks.jsonio import read_json, write_json
+from aks.jsonio import make_folder, read_json, write_json
 from aks.presets import PRESETS, preset_settings
 from aks.score_lists import infer_stride, read_number_lists, read_scores
 from aks.selection import options_of, select_positions
@@ -105,12 +105,7 @@ def main() -> None:
     if args.features:
         record["features"] = read_json(Path(args.features) / "run.json")
     folder = Path(args.output_file) / args.dataset_name / args.extract_feature_model
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise errors.UserError(
-            f"{folder}: cannot be created: {error.strerror}; check --output_file"
-        ) from None
+    make_folder(folder, "--output_file")
     output, times_output = folder / "selected_frames.json", folder / "selected_times.json"
     output.unlink(missing_ok=True)  # an older selection must not stand beside the new one's times
     write_json(folder / "selection.json", record)

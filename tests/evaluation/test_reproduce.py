@@ -199,7 +199,8 @@ def test_an_output_that_is_no_folder_is_told(world):
     (world / "out").touch()
     done = reproduce(world, "selections", "--dataset", "longvideobench")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == f"error: --output {world}/out: cannot be created: File exists"
+    words = f"{world}/out: cannot be created: File exists; check --output"
+    assert done.stderr.splitlines()[-1] == f"error: {words}"
     (world / "out").unlink()
     (world / "out").mkdir()
     (world / "out/selections").touch()
