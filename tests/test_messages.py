@@ -261,6 +261,8 @@ def test_the_command_prints_messages_and_asks(clips, tmp_path, run_script, recei
             for number, time, text in zip((1, 2), times, texts_of(messages), strict=False)
         ] == [True, True]
 
+    shown = run_script(*command, "--ask", receiver.url, "--model", "qwen")
+    assert shown.stdout.endswith(f"\n{command[2]}\n{answer}\n\n{command[3]}\n{answer}\n\n"), shown.stderr
     receiver.requests.clear()
     shown = run_script(*command, "--ask", "http://localhost:9", "--model", "qwen")
     assert shown.returncode == 2 and shown.stderr.splitlines()[-1].startswith("error: http://")

@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -193,13 +194,12 @@ def main() -> int:
     }
     if args.messages:
         print(json.dumps(_messages(args, found[0])))
-        return 0
-    if args.ask and args.form is None:  # what was found stands there, whatever the server says
+    elif args.ask and args.form is None:  # what is there stands there, whatever the server says next
         print(output.text(None, moments, facts), flush=True)
-    answers = _answers(args, found[0]) if args.ask else None
-    if args.ask and args.form is None:
-        print("\n".join(answers))
+        for question, answer in zip(args.question, _answers(args, found[0]), strict=True):
+            print(f"{question}\n{answer}\n" if len(args.question) > 1 else answer, flush=True)
     else:
+        answers = list(_answers(args, found[0])) if args.ask else None
         print(output.text(args.form, moments, facts, answers), end="")
     return 1 if failures else 0
 
@@ -236,15 +236,16 @@ def _messages(args: argparse.Namespace, results: list[QuestionKeyframes]) -> lis
     return rows
 
 
-def _answers(args: argparse.Namespace, results: list[QuestionKeyframes]) -> list[str]:
-    """A server's answer to each question.
+def _answers(args: argparse.Namespace, results: list[QuestionKeyframes]) -> Iterator[str]:
+    """A server's answer to each question, each as it comes.
 
     Raises:
         UserError: it gives none; finished work is kept, unless --no_cache is given.
     """
     from aks.messages import ask
 
-    return [ask(args.ask, args.model, row["messages"]) for row in _messages(args, results)]
+    for row in _messages(args, results):
+        yield ask(args.ask, args.model, row["messages"])
 
 
 def _tell_few(args: argparse.Namespace, results: list[QuestionKeyframes]) -> None:
