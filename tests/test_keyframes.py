@@ -65,6 +65,7 @@ def test_the_command_writes_what_the_library_finds_for_several_questions(clips, 
     facts = {"video": str(clips / "one.mp4"), "fps": 25.0, "num_frames": 125, "duration_s": 5.0}
     assert document["videos"] == [facts] and document["failures"] == []
     assert (document["scorer"], document["strategy"], document["budget"]) == ("conse", "ada", 2)
+    assert [document[name] for name in ("t1", "t2", "max_depth", "quota")] == [0.8, -100, 5, "full"]
     assert [entry["question"] for entry in document["questions"]] == questions
     for entry, expected in zip(document["questions"], found, strict=True):
         assert expected.question == entry["question"]

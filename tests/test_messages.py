@@ -288,6 +288,7 @@ def test_data_urls_become_the_images_of_chat_templates(frames):
         (["--longest_side", 9], "--longest_side goes with --messages or --ask"),
         (["--ask", "http://x", "--model", "x", "--csv"], "--ask goes with the table or --json"),
         (["--messages", "openai", "--json"], "not allowed with argument"),
+        (["--ask", "localhost:80", "--model", "x"], "localhost:80: the server's address must begin"),
     ],
 )
 def test_flags_that_contradict_one_another_are_refused(clips, run_script, flags, words):

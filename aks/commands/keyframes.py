@@ -26,6 +26,8 @@ from aks.cli import (
 from aks.clock import parse_time
 from aks.commands.flags import add_selection_flags, given_settings, parse_options
 from aks.console import configure_logging
+from aks.messages import check_server
+from aks.presets import DEFAULT
 from aks.selection import options_of
 
 if TYPE_CHECKING:  # torch takes seconds to load; a mistake should not wait for it
@@ -159,7 +161,8 @@ def main() -> int:
         check_question(text)
     _check_model_flags(args, is_folder)
     options = options_of(args.strategy) | parse_options(args.option)
-    selection = {"strategy": args.strategy, "t2": args.t2, "options": options, **given_settings(args)}
+    settings = {**DEFAULT, "t2": args.t2, **given_settings(args)}
+    selection = {"strategy": args.strategy, "options": options, **settings}
     try:
         check_selection(args.budget, **selection)
         rule = CandidateRule(args.fps, args.start, args.end)
@@ -218,6 +221,8 @@ def _check_model_flags(args: argparse.Namespace, is_folder: bool) -> None:
         raise errors.UserError("--ask goes with the table or --json")
     if is_folder and (args.ask or args.messages):
         raise errors.UserError("--messages and --ask go with one video: a model is told times in it")
+    if args.ask:
+        check_server(args.ask)
 
 
 def _messages(args: argparse.Namespace, results: list[QuestionKeyframes]) -> list[dict[str, Any]]:
