@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -199,7 +200,9 @@ class Output:
                 }
                 for index, question in enumerate(self._questions)
             ]
-            return json.dumps({**facts, "questions": questions}, indent=2, ensure_ascii=False) + "\n"
+            # A terminal of another encoding would turn letters into escapes that JSON does not know.
+            is_utf8 = (sys.stdout.encoding or "utf-8").lower() in ("utf-8", "utf8")
+            return json.dumps({**facts, "questions": questions}, indent=2, ensure_ascii=not is_utf8) + "\n"
         tables = [self._table(keyframes) for keyframes in moments]
         if len(tables) > 1:
             tables = [f"{question}\n{table}" for question, table in zip(self._questions, tables, strict=True)]

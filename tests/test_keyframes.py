@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import csv
 import dataclasses
+import io
 import json
 import os
 import subprocess
@@ -20,6 +21,7 @@ from extraction_setup import ToyScorer
 from PIL import Image
 
 import aks
+from aks.keyframe_files import Output
 from aks.video.reader import Video
 
 ROOT = Path(__file__).parent.parent
@@ -100,6 +102,19 @@ def test_one_question_gives_the_library_s_list_of_keyframes(clips):
         aks.keyframes(clips / "two.mp4", "?", scorer=ToyScorer(), fps=0)
     with pytest.raises(aks.VideoError, match=r"no candidate frame from 2\.5 to 2\.6 s of 3\.000"):
         aks.keyframes(clips / "two.mp4", "?", scorer=ToyScorer(), start_s=2.5, end_s=2.6)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_json_is_json_in_a_terminal_of_any_encoding(tmp_path, monkeypatch, encoding):
+    question = "Où est le 猫 😀?"
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding, errors="backslashreplace")  # as run_main() sets it
+    monkeypatch.setattr(sys, "stdout", terminal)
+    output = Output(tmp_path / "film.mp4", [question], None, None, None)
+    terminal.write(output.text("json", [[]], {}))
+    terminal.flush()
+    shown = terminal.buffer.getvalue().decode(encoding)
+    assert json.loads(shown)["questions"][0]["question"] == question
+    assert (question in shown) == (encoding == "utf-8")
 
 
 def test_a_folder_gives_the_best_moments_of_all_its_videos(clips, tmp_path, run_script, conse):
