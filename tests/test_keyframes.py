@@ -104,6 +104,15 @@ def test_one_question_gives_the_library_s_list_of_keyframes(clips):
         aks.keyframes(clips / "two.mp4", "?", scorer=ToyScorer(), start_s=2.5, end_s=2.6)
 
 
+def test_a_clip_ends_with_its_video(clips, tmp_path):
+    video = clips / "one.mp4"
+    output = Output(video, ["?"], None, None, tmp_path)
+    assert output.write([[aks.Keyframe(100, 4.0, 0.5, video)]], 3.0, {video: 5.0}) == []
+    document = json.loads(output.text("json", [[]], {}))
+    (clip,) = document["questions"][0]["clips"]
+    assert (clip["clip"], clip["end_s"]) == (str(tmp_path / "00h00m01.000s-00h00m05.000s.mp4"), 5.0)
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_json_is_json_in_a_terminal_of_any_encoding(tmp_path, monkeypatch, encoding):
     question = "Où est le 猫 😀?"

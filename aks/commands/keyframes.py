@@ -173,6 +173,7 @@ def main() -> int:
     found, videos, failures = _find(args, paths, rule, workers, selection)
     if failures and not is_folder:
         raise errors.UserError(f"{source}: {failures[0]['reason']}")
+    durations_s = {row["video"].absolute(): row["duration_s"] for row in videos}
     for row in (*videos, *failures):
         row["video"] = output.name_of(row["video"])
 
@@ -181,7 +182,7 @@ def main() -> int:
     if not is_folder:
         _tell_few(args, found[0])
     try:
-        failures += output.write(moments, args.clip_margin)
+        failures += output.write(moments, args.clip_margin, durations_s)
     except errors.VideoError as error:
         raise errors.UserError(f"{source}: {error}") from None
     facts = {
