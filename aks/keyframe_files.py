@@ -9,7 +9,8 @@ import io
 import json
 import logging
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,15 @@ class Output:
                 make_folder(folder, flag)
         self._earlier = earlier_pictures(images) if images is not None else []
 
-    def write(self, moments: Moments, clip_margin_s: float) -> list[dict[str, str]]:
+    def write(
+        self, moments: Moments, clip_margin_s: float, durations_s: Mapping[Path, float]
+    ) -> list[dict[str, str]]:
         """Write the files; return the clips that could not be cut, with the reasons.
+
+        Args:
+            moments: the keyframes.
+            clip_margin_s: of a clip before and after a keyframe, in seconds.
+            durations_s: of the videos, by their absolute paths.
 
         Raises:
             UserError: a file cannot be written.
@@ -82,7 +90,7 @@ class Output:
         failures = []
         if self._clips is not None:
             for index, keyframes in enumerate(moments):
-                failures += self._write_clips(index, keyframes, clip_margin_s)
+                failures += self._write_clips(index, keyframes, clip_margin_s, durations_s)
         return failures
 
     def _write_pictures(self, moments: Moments) -> None:
@@ -122,13 +130,15 @@ class Output:
         return path
 
     def _write_clips(
-        self, index: int, keyframes: Sequence[Keyframe], margin_s: float
+        self, index: int, keyframes: Sequence[Keyframe], margin_s: float, durations_s: Mapping[Path, float]
     ) -> list[dict[str, str]]:
         failures = []
         for video in dict.fromkeys(keyframe.video for keyframe in keyframes):
             folder = self._folder(self._clips, index, video)
             times = [keyframe.time_s for keyframe in keyframes if keyframe.video == video]
+            end_s = max(durations_s[video], *times)  # of a variable rate the duration is an estimate
             for first_s, last_s in merge_spans(times, margin_s):
+                last_s = min(last_s, end_s)
                 path = folder / f"{file_time(first_s)}-{file_time(last_s)}{clip_suffix(video)}"
                 try:
                     begins_s = cut(video, first_s, last_s, path)
@@ -193,7 +203,9 @@ class Output:
                 }
                 for index, question in enumerate(self._questions)
             ]
-            return json.dumps({**facts, "questions": questions}, indent=2, ensure_ascii=False) + "\n"
+            # A terminal of another encoding would turn letters into escapes that JSON does not know.
+            is_utf8 = (sys.stdout.encoding or "utf-8").lower() in ("utf-8", "utf8")
+            return json.dumps({**facts, "questions": questions}, indent=2, ensure_ascii=not is_utf8) + "\n"
         tables = [self._table(keyframes) for keyframes in moments]
         if len(tables) > 1:
             tables = [f"{question}\n{table}" for question, table in zip(self._questions, tables, strict=True)]

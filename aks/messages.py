@@ -186,13 +186,8 @@ def ask(
         UserError: the server cannot be reached, refuses, or gives no text; in one line.
     """
     headers = {"Content-Type": "application/json", "Accept": "application/json"}
-    key = os.environ.get("OPENAI_API_KEY", "").strip()
-    if not (key.isascii() and key.isprintable()):
-        raise UserError("OPENAI_API_KEY holds characters that no key has; set it anew")
-    if key:
+    if key := check_server(url):
         headers["Authorization"] = f"Bearer {key}"
-    if not url.startswith(("http://", "https://")):
-        raise UserError(f"{url}: the server's address must begin with http:// or https://")
     endpoint = f"{url.rstrip('/')}/chat/completions"
     body = json.dumps({"model": model, "messages": list(messages), **options}).encode()
     try:
@@ -213,6 +208,23 @@ def ask(
             remedy = f"{error_message(cause)}; is a server running at this address?"
         raise UserError(f"{endpoint}: {remedy}") from None
     return _join_stream(answer, endpoint) if is_stream else _text_of(answer, endpoint)
+
+
+def check_server(url: str) -> str:
+    """Refuse an address or a key that :func:`ask` cannot use, before keyframes are sought for it.
+
+    Returns:
+        The key; empty for none.
+
+    Raises:
+        UserError: says which.
+    """
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise UserError("OPENAI_API_KEY holds characters that no key has; set it anew")
+    if not url.startswith(("http://", "https://")):
+        raise UserError(f"{url}: the server's address must begin with http:// or https://")
+    return key
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import csv
 import dataclasses
+import io
 import json
 import os
 import subprocess
@@ -20,6 +21,7 @@ from extraction_setup import ToyScorer
 from PIL import Image
 
 import aks
+from aks.keyframe_files import Output
 from aks.video.reader import Video
 
 ROOT = Path(__file__).parent.parent
@@ -65,6 +67,7 @@ def test_the_command_writes_what_the_library_finds_for_several_questions(clips, 
     facts = {"video": str(clips / "one.mp4"), "fps": 25.0, "num_frames": 125, "duration_s": 5.0}
     assert document["videos"] == [facts] and document["failures"] == []
     assert (document["scorer"], document["strategy"], document["budget"]) == ("conse", "ada", 2)
+    assert [document[name] for name in ("t1", "t2", "max_depth", "quota")] == [0.8, -100, 5, "full"]
     assert [entry["question"] for entry in document["questions"]] == questions
     for entry, expected in zip(document["questions"], found, strict=True):
         assert expected.question == entry["question"]
@@ -99,6 +102,28 @@ def test_one_question_gives_the_library_s_list_of_keyframes(clips):
         aks.keyframes(clips / "two.mp4", "?", scorer=ToyScorer(), fps=0)
     with pytest.raises(aks.VideoError, match=r"no candidate frame from 2\.5 to 2\.6 s of 3\.000"):
         aks.keyframes(clips / "two.mp4", "?", scorer=ToyScorer(), start_s=2.5, end_s=2.6)
+
+
+def test_a_clip_ends_with_its_video(clips, tmp_path):
+    video = clips / "one.mp4"
+    output = Output(video, ["?"], None, None, tmp_path)
+    assert output.write([[aks.Keyframe(100, 4.0, 0.5, video)]], 3.0, {video: 5.0}) == []
+    document = json.loads(output.text("json", [[]], {}))
+    (clip,) = document["questions"][0]["clips"]
+    assert (clip["clip"], clip["end_s"]) == (str(tmp_path / "00h00m01.000s-00h00m05.000s.mp4"), 5.0)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_json_is_json_in_a_terminal_of_any_encoding(tmp_path, monkeypatch, encoding):
+    question = "Où est le 猫 😀?"
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding, errors="backslashreplace")  # as run_main() sets it
+    monkeypatch.setattr(sys, "stdout", terminal)
+    output = Output(tmp_path / "film.mp4", [question], None, None, None)
+    terminal.write(output.text("json", [[]], {}))
+    terminal.flush()
+    shown = terminal.buffer.getvalue().decode(encoding)
+    assert json.loads(shown)["questions"][0]["question"] == question
+    assert (question in shown) == (encoding == "utf-8")
 
 
 def test_a_folder_gives_the_best_moments_of_all_its_videos(clips, tmp_path, run_script, conse):

@@ -261,6 +261,8 @@ def test_the_command_prints_messages_and_asks(clips, tmp_path, run_script, recei
             for number, time, text in zip((1, 2), times, texts_of(messages), strict=False)
         ] == [True, True]
 
+    shown = run_script(*command, "--ask", receiver.url, "--model", "qwen")
+    assert shown.stdout.endswith(f"\n{command[2]}\n{answer}\n\n{command[3]}\n{answer}\n\n"), shown.stderr
     receiver.requests.clear()
     shown = run_script(*command, "--ask", "http://localhost:9", "--model", "qwen")
     assert shown.returncode == 2 and shown.stderr.splitlines()[-1].startswith("error: http://")
@@ -286,6 +288,7 @@ def test_data_urls_become_the_images_of_chat_templates(frames):
         (["--longest_side", 9], "--longest_side goes with --messages or --ask"),
         (["--ask", "http://x", "--model", "x", "--csv"], "--ask goes with the table or --json"),
         (["--messages", "openai", "--json"], "not allowed with argument"),
+        (["--ask", "localhost:80", "--model", "x"], "localhost:80: the server's address must begin"),
     ],
 )
 def test_flags_that_contradict_one_another_are_refused(clips, run_script, flags, words):

@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ from aks.cli import (
 from aks.clock import parse_time
 from aks.commands.flags import add_selection_flags, given_settings, parse_options
 from aks.console import configure_logging
+from aks.messages import check_server
+from aks.presets import DEFAULT
 from aks.selection import options_of
 
 if TYPE_CHECKING:  # torch takes seconds to load; a mistake should not wait for it
@@ -158,7 +161,8 @@ def main() -> int:
         check_question(text)
     _check_model_flags(args, is_folder)
     options = options_of(args.strategy) | parse_options(args.option)
-    selection = {"strategy": args.strategy, "t2": args.t2, "options": options, **given_settings(args)}
+    settings = {**DEFAULT, "t2": args.t2, **given_settings(args)}
+    selection = {"strategy": args.strategy, "options": options, **settings}
     try:
         check_selection(args.budget, **selection)
         rule = CandidateRule(args.fps, args.start, args.end)
@@ -169,6 +173,7 @@ def main() -> int:
     found, videos, failures = _find(args, paths, rule, workers, selection)
     if failures and not is_folder:
         raise errors.UserError(f"{source}: {failures[0]['reason']}")
+    durations_s = {row["video"].absolute(): row["duration_s"] for row in videos}
     for row in (*videos, *failures):
         row["video"] = output.name_of(row["video"])
 
@@ -177,7 +182,7 @@ def main() -> int:
     if not is_folder:
         _tell_few(args, found[0])
     try:
-        failures += output.write(moments, args.clip_margin)
+        failures += output.write(moments, args.clip_margin, durations_s)
     except errors.VideoError as error:
         raise errors.UserError(f"{source}: {error}") from None
     facts = {
@@ -193,13 +198,12 @@ def main() -> int:
     }
     if args.messages:
         print(json.dumps(_messages(args, found[0])))
-        return 0
-    if args.ask and args.form is None:  # what was found stands there, whatever the server says
+    elif args.ask and args.form is None:  # what is there stands there, whatever the server says next
         print(output.text(None, moments, facts), flush=True)
-    answers = _answers(args, found[0]) if args.ask else None
-    if args.ask and args.form is None:
-        print("\n".join(answers))
+        for question, answer in zip(args.question, _answers(args, found[0]), strict=True):
+            print(f"{question}\n{answer}\n" if len(args.question) > 1 else answer, flush=True)
     else:
+        answers = list(_answers(args, found[0])) if args.ask else None
         print(output.text(args.form, moments, facts, answers), end="")
     return 1 if failures else 0
 
@@ -218,6 +222,8 @@ def _check_model_flags(args: argparse.Namespace, is_folder: bool) -> None:
         raise errors.UserError("--ask goes with the table or --json")
     if is_folder and (args.ask or args.messages):
         raise errors.UserError("--messages and --ask go with one video: a model is told times in it")
+    if args.ask:
+        check_server(args.ask)
 
 
 def _messages(args: argparse.Namespace, results: list[QuestionKeyframes]) -> list[dict[str, Any]]:
@@ -236,15 +242,16 @@ def _messages(args: argparse.Namespace, results: list[QuestionKeyframes]) -> lis
     return rows
 
 
-def _answers(args: argparse.Namespace, results: list[QuestionKeyframes]) -> list[str]:
-    """A server's answer to each question.
+def _answers(args: argparse.Namespace, results: list[QuestionKeyframes]) -> Iterator[str]:
+    """A server's answer to each question, each as it comes.
 
     Raises:
         UserError: it gives none; finished work is kept, unless --no_cache is given.
     """
     from aks.messages import ask
 
-    return [ask(args.ask, args.model, row["messages"]) for row in _messages(args, results)]
+    for row in _messages(args, results):
+        yield ask(args.ask, args.model, row["messages"])
 
 
 def _tell_few(args: argparse.Namespace, results: list[QuestionKeyframes]) -> None:

@@ -78,7 +78,7 @@ def cached_videos() -> list[CachedVideo]:
     """All files of the cache, the one used last at the end."""
     found = []
     for path in cache_folder().glob(f"*-{'[0-9a-f]' * DIGEST_LENGTH}/videos/[!.]*.safetensors"):
-        with contextlib.suppress(FileNotFoundError):  # another process deletes it
+        with contextlib.suppress(OSError):  # another process deletes it, or it is another user's
             state = path.stat()
             found.append(CachedVideo(path, state.st_size, state.st_mtime))
     return sorted(found, key=lambda video: (video.used, video.path))
@@ -95,18 +95,19 @@ def evict(limit: int) -> int:
     for video in videos:
         if total <= limit:
             break
-        video.path.unlink(missing_ok=True)
-        total -= video.num_bytes
-        num_deleted += 1
+        with contextlib.suppress(PermissionError):  # another user's
+            video.path.unlink(missing_ok=True)
+            total -= video.num_bytes
+            num_deleted += 1
     return num_deleted
 
 
 def clear() -> int:
-    """Delete the whole cache; return how many videos it held."""
+    """Delete the whole cache; return how many videos were deleted."""
     count = len(cached_videos())
     for record in cache_folder().glob(f"*-{'[0-9a-f]' * DIGEST_LENGTH}/run.json"):  # what was made here alone
         shutil.rmtree(record.parent, ignore_errors=True)
-    return count
+    return count - len(cached_videos())
 
 
 class CacheEntry(contextlib.AbstractContextManager):
@@ -146,7 +147,7 @@ class CacheEntry(contextlib.AbstractContextManager):
 
     def open(self) -> FeatureStore | None:
         """The store that holds the video; None where none does."""
-        if self._is_off or not (self._folder / "run.json").exists():
+        if self._is_off or not os.path.exists(self._folder / "run.json"):  # Path's raises in a locked folder
             return None
         try:
             store = FeatureStore.open(self._folder)

@@ -205,7 +205,8 @@ class FeatureStore(RunDir):
             features = file.get_slice("features")
             for start in range(0, len(indices), batch_frames):
                 part = slice(start, start + batch_frames)
-                yield FeatureBatch(start, indices[part], times[part], features[part])
+                # A copy: a product's last bits depend on the memory's alignment, and the file's is none.
+                yield FeatureBatch(start, indices[part], times[part], features[part].clone())
             if "lost_frames" in file.keys():  # noqa: SIM118 - no dictionary
                 missing, reason = file.get_tensor("lost_frames").tolist(), metadata.get("lost_reason", "")
             else:  # the first files did not name missing frames; the record of failures beside them does

@@ -83,6 +83,8 @@ def cut(video: Path, first_s: float, last_s: float, target: Path) -> float:
 def _cut(video: Path, first_s: float, last_s: float, target: Path) -> float:
     with open_container(video.absolute()) as source:
         first = next(source.decode(select_video_stream(source)))
+        if first.pts is None:  # a bare stream, such as .h264
+            raise VideoError("cannot be cut without encoding: its frames state no times")
         zero = first.pts * first.time_base  # on the file's clock
     begin, end = zero + Fraction(first_s), zero + Fraction(last_s)
     # A file without an index is sought by guesses, which may end behind the key frame: seek further back,

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from media import write_video
 
 import aks
 from aks.extraction import feature_cache
+from aks.extraction.batching import FeatureBatch
+from aks.extraction.feature_cache import CacheEntry
 from aks.extraction.keyframes import find_in_file
 from aks.scorers.weights import weights_identity
 from aks.video.reader import CandidateRule
@@ -84,6 +87,37 @@ def test_conse_s_scores_from_the_cache_are_those_without_it_for_the_command_too(
     assert lines[1] == f"{cache}: 1 videos, 0.00 of at most 1 GB (AKS_CACHE_GB)"
     assert run_script("-m", "aks", "cache", "--clear").stdout == f"{cache}: 1 videos deleted\n"
     assert feature_cache.cached_videos() == []
+
+
+@pytest.mark.parametrize("name", ["a", "ab", "a" * 20, "a" * 41])  # the header's length moves the features
+def test_kept_features_lie_in_memory_as_new_ones(clips, tmp_path, name):
+    scorer, video = CountingScorer(), tmp_path / f"{name}.mp4"
+    shutil.copy(clips / "one.mp4", video)
+    curve(video, scorer)
+    entry = CacheEntry(video, scorer, CandidateRule(), "auto")
+    batches = [event for event in entry.open().read(entry.name, 2) if isinstance(event, FeatureBatch)]
+    assert len(batches) == 3
+    assert [batch.features.data_ptr() % 64 for batch in batches] == [0, 0, 0]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_cache_of_another_user_s_costs_no_answer(clips, monkeypatch, caplog):
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to others
+        cache, video = Path(folder, "cache"), Path(folder, "film.mp4")
+        os.chmod(folder, 0o755)
+        monkeypatch.setenv("AKS_CACHE", str(cache))
+        shutil.copy(clips / "one.mp4", video)
+        plain = curve(video, CountingScorer())
+        for mode, num_visible in ((0o755, 1), (0o700, 0)):
+            cache.chmod(mode)
+            os.seteuid(65534)
+            try:
+                assert feature_cache.evict(0) == feature_cache.clear() == 0
+                assert len(feature_cache.cached_videos()) == num_visible
+                assert curve(video, CountingScorer()) == plain
+            finally:
+                os.seteuid(0)
+    assert "are not kept for the next question" in caplog.text and "Permission denied" in caplog.text
 
 
 def test_what_changes_the_features_is_encoded_anew(clips, tmp_path, monkeypatch):

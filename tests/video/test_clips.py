@@ -93,6 +93,10 @@ def test_what_cannot_be_copied_is_told(tmp_path):
     with pytest.raises(VideoError, match="'matroska' format does not support 'wmv2' codec"):
         cut(video, 0, 1, tmp_path / "clip.mkv")
     video.unlink()
+    bare = write_video(tmp_path / "a.h264", frames=10)
+    with pytest.raises(VideoError, match="its frames state no times"):
+        cut(bare, 0, 1, tmp_path / "clip.mkv")
+    bare.unlink()
     (tmp_path / "a.mp4").write_bytes(b"no video")
     with pytest.raises(VideoError, match="cannot be cut without encoding"):
         cut(tmp_path / "a.mp4", 0, 1, tmp_path / "clip.mp4")
