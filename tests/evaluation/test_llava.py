@@ -637,7 +637,12 @@ def run_command(
     )
 
 
-@both
+@pytest.mark.parametrize(
+    "llava",
+    # The documented scripts of test_evaluation_scripts.py run it with the other one.
+    [pytest.param(model, marks=[pytest.mark.long] * (model.name == "llava_vid")) for model in LLAVAS],
+    ids=lambda llava: llava.name,
+)
 def test_the_command_shows_the_keyframes_and_writes_results(llava, assets, labels, tokenizer, tmp_path):
     digest = sha256(labels.with_name("chosen.json"))[:16]
     done = run_command(

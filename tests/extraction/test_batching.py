@@ -67,6 +67,7 @@ def test_only_the_videos_that_fail_in_a_shared_batch_are_lost(many, names, whole
         assert path.read_bytes() == whole[path.name]
 
 
+@pytest.mark.long  # toy models show the same
 def test_a_real_model_s_scores_depend_neither_on_workers_nor_on_shared_batches(clips, tmp_path):
     labels, scorer = write_labels(clips, ["one.mp4", "two.mp4", "sub/three.mkv"]), load_scorer("conse")
 

@@ -117,6 +117,7 @@ def test_where_no_process_can_start_the_system_s_reason_is_named(labels, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.long  # it waits for limits of time
 def test_only_a_process_that_does_not_start_ends_the_run_not_a_busy_model(labels, tmp_path, monkeypatch, run):
     class SlowAtFirst(ToyScorer):
         def encode_frames(self, inputs):

@@ -253,6 +253,7 @@ def test_the_commands_store_features_and_score_without_the_videos(data, tmp_path
         np.testing.assert_allclose(scores, expected, atol=SCORERS["conse"][1])
 
 
+@pytest.mark.long  # the command and the vectors are tested apart
 def test_the_command_stores_question_bound_vectors(data, tmp_path, run_script):
     checkpoint = save_blip(tiny_blip(), tmp_path / "blip")
     flags = [*flags_for(data, tmp_path / "f", "blip"), "--checkpoint", checkpoint, "--blip_features", "itm-e"]

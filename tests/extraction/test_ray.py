@@ -103,6 +103,7 @@ class FaultyScorer(ToyScorer):
         return super().encode_frames(inputs)
 
 
+@pytest.mark.long  # test_faults.py has the same of decoding processes
 def test_videos_at_which_actors_die_are_listed_and_the_others_are_scored(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(ray_runner, "MAX_ATTEMPTS", 2)  # Each takes seconds.
     names = ["one.mp4", "two.mp4", "three.mp4"]
@@ -128,6 +129,7 @@ class OtherScorer(ToyScorer):
     checkpoint = "other"
 
 
+@pytest.mark.long  # the folder refuses it, Ray or not: test_extraction.py
 def test_the_finished_run_of_another_scorer_is_refused(cluster, labels, run):
     assert extract_on_ray(labels, run, ONE).complete
     of_version_1(run.folder / "run.json")
@@ -138,6 +140,7 @@ def test_the_finished_run_of_another_scorer_is_refused(cluster, labels, run):
         extract_on_ray(labels, run, ONE, OtherScorer)
 
 
+@pytest.mark.long  # a rare end, which takes two starts
 def test_a_scorer_that_kills_its_actors_ends_the_run(cluster, labels, tmp_path, monkeypatch):
     monkeypatch.setattr(ray_runner, "MAX_STARTUP_CRASHES", 2)
     with pytest.raises(UserError, match="2 actors in a row died before their first video"):

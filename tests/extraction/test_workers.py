@@ -167,7 +167,7 @@ def test_the_time_limit_ends_a_video_whose_helper_hangs(film):
         assert all(worker is None or worker.job is None for worker in pool._workers)
 
 
-@pytest.mark.parametrize("across_videos", [False, True])
+@pytest.mark.parametrize("across_videos", [pytest.param(False, marks=pytest.mark.long), True])
 def test_workers_give_the_scores_and_features_of_one_process(film, tmp_path, across_videos):
     labels, scorer = write_labels(film.parent, [film.name]), ToyScorer(preprocessor=preprocess_slowly)
     contents = []

@@ -190,6 +190,7 @@ def no_initialisation(monkeypatch):
     monkeypatch.setattr(XBertEncoder, "_init_weights", lambda self, module: None)
 
 
+@pytest.mark.long  # small shapes and the command are compared as well
 def test_real_shape_and_lavis_backend_give_lavis_s_scores(workdir, lavis_model, expected, no_initialisation):
     """BLIP base at its real shape, from LAVIS's file and from a transformers folder."""
     cfg = OmegaConf.load(BlipITM.default_config_path("base")).model

@@ -230,6 +230,7 @@ def test_blip_gives_the_default_backends_files_with_the_itc_head(blip, labels, r
     assert [record(run)["blip_head"] for run in runs] == ["itc", "itc"]
 
 
+@pytest.mark.long  # the other scorers' runs share the code
 def test_a_second_run_on_lavis_does_no_work(blip, run_of, extract):
     out = run_of(blip, "lavis", "--blip_head", "itm")
     run = result(out, "blip")

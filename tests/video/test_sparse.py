@@ -370,6 +370,7 @@ def test_memory_stays_flat_with_a_slow_consumer(tmp_path):
         assert resident_bytes() - before < 90e6
 
 
+@pytest.mark.long  # the reader's memory is tested alone
 def test_decoding_processes_stay_small_with_a_slow_model(tmp_path):
     path = write_video(tmp_path / "long.flv", frames=500, fps=10, size=(640, 360), gop=100, codec="flv")
     sizes = []
