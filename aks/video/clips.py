@@ -68,10 +68,7 @@ def cut(video: Path, first_s: float, last_s: float, target: Path) -> float:
         nonlocal begins_s
         try:
             begins_s = _cut(video, first_s, last_s, path)
-        except (
-            av.FFmpegError,
-            ValueError,
-        ) as error:  # PyAV's for a codec that the kind of file does not hold
+        except (av.FFmpegError, ValueError) as error:  # of PyAV: a codec that this kind of file does not hold
             if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
                 raise
             raise VideoError(f"cannot be cut without encoding: {error_message(error)}") from None
