@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-COLUMNS = (("recall within 1 s", "1 s"), ("recall within 5 s", "5 s"))  # of the small table
+MEASURES = ("recall within 1 s", "recall within 5 s")  # of the small tables
 
 
 def marks_of(record: dict[str, Any], references: Sequence[str]) -> str:
@@ -31,20 +31,24 @@ def share(value: float) -> str:
 
 
 def small_table(records: Sequence[dict[str, Any]], references: Sequence[str]) -> str:
-    """Rules down, budgets and tolerances across, as Markdown."""
+    """For each measure of :data:`MEASURES` rules down and budgets across, with intervals, as Markdown."""
     overall = {
         (r["selection"], r["budget"], r["measure"]): r for r in records if r["grouping"] == "all"
     }  # in the order of the rules
-    columns = [(budget, *column) for budget in sorted({r["budget"] for r in records}) for column in COLUMNS]
-    lines = ["| rule | " + " | ".join(f"{budget}: {head}" for budget, _, head in columns) + " |"]
-    lines.append("|---" * (1 + len(columns)) + "|")
-    for rule in dict.fromkeys(name for name, *_ in overall):
-        cells = []
-        for budget, measure, _ in columns:
-            record = overall[rule, budget, measure]
-            cells.append(share(record["value"]) + marks_of(record, references))
-        lines.append(f"| `{rule}` | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    budgets = sorted({r["budget"] for r in records})
+    tables = []
+    for measure in MEASURES:
+        heads = [f"{budgets[0]} frames", *map(str, budgets[1:])]
+        lines = [f"| {measure} | " + " | ".join(heads) + " |", "|---" * (1 + len(budgets)) + "|"]
+        for rule in dict.fromkeys(name for name, *_ in overall):
+            cells = []
+            for budget in budgets:
+                record = overall[rule, budget, measure]
+                interval = f"[{share(record['low'])}, {share(record['high'])}]"
+                cells.append(f"{share(record['value'])} {interval}{marks_of(record, references)}")
+            lines.append(f"| `{rule}` | " + " | ".join(cells) + " |")
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
 
 
 def full_table(records: Sequence[dict[str, Any]], references: Sequence[str]) -> str:
@@ -71,7 +75,7 @@ def markdown(title: str, records: Sequence[dict[str, Any]], references: Sequence
     """Both tables, under a line that says of what they are."""
     letters = ", ".join(f"{reference[0].upper()}: from `{reference}`" for reference in references)
     return (
-        f"# Selection rules compared\n\n{title}\n\nRecall within 1 s and 5 s, by number of frames. ↑ ↓: the "
+        f"# Selection rules compared\n\n{title}\n\nRecall and its 95 % interval over videos. ↑ ↓: the "
         f"difference's 95 % interval over videos excludes 0; {letters}.\n\n"
         f"{small_table(records, references)}\n\n{full_table(records, references)}\n"
     )
