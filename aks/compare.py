@@ -29,8 +29,8 @@ from aks.evidence import TOLERANCES_S
 from aks.jsonio import make_folder, write_atomically, write_csv
 from aks.labels import DATASETS, Question, load_labels
 from aks.plots import plot_budgets, plot_choices, plot_grid
-from aks.quality import compare, measure_all
-from aks.score_lists import infer_stride, read_number_lists, read_scores
+from aks.quality import compare, groupings_of, measure_all
+from aks.score_lists import infer_stride, read_candidate_times, read_scores
 from aks.selected_frames import SelectedFrames
 from aks.selection import STRATEGIES, needs_features, select_positions
 
@@ -112,14 +112,8 @@ def read_case(args: argparse.Namespace) -> Case:
             f"{args.score_path} holds {len(scores)} questions and {labels.path} {len(labels.questions)}; "
             "they must belong together"
         )
-    time_path = frame_path.with_name("times.json")
-    if time_path.exists():
-        times = read_number_lists(time_path)
-        if [len(row) for row in times] != [len(row) for row in frames]:
-            raise errors.UserError(
-                f"{time_path}: does not fit {frame_path}; both must come from the same run"
-            )
-    else:  # one candidate a second
+    times = read_candidate_times(frame_path, frames)
+    if times is None:  # one candidate a second
         times = [row / (infer_stride(row) or np.nan) for row in frames]
     kept = [index for index, row in enumerate(frames) if len(row)]
     if empty := len(frames) - len(kept):
@@ -146,8 +140,7 @@ def compare_rules(case: Case, rules: Sequence[Rule], budgets: Sequence[int]) -> 
     Raises:
         UserError: no question has evidence.
     """
-    groupings = {name: [getattr(q, name) for q in case.questions] for name in ("group", "category")}
-    groupings = {name: groups for name, groups in groupings.items() if len(set(groups)) > 1}
+    groupings = groupings_of(case.questions)
     records = []
     found = {}
     pairs = list(itertools.product(budgets, rules))

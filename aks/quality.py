@@ -89,6 +89,12 @@ def measure_all(
 MEASURES = ("recall", "all places", "precision", "largest gap", "evenness")
 
 
+def groupings_of(questions: Sequence[Question]) -> dict[str, list[str]]:
+    """Each question's group and category, where there are several of them."""
+    names = {name: [getattr(question, name) for question in questions] for name in ("group", "category")}
+    return {name: groups for name, groups in names.items() if len(set(groups)) > 1}
+
+
 def compare(
     questions: Sequence[Question],
     measured: dict[str, dict[str, np.ndarray]],
@@ -230,11 +236,7 @@ def main() -> None:
             print(f"redundancy: {left_out} questions left out: fewer than two frames, or some are not stored")
     if not measured[reference]:
         raise errors.UserError(f"{labels.path}: neither evidence nor durations; nothing can be measured")
-    groupings = {
-        name: groups
-        for name in ("group", "category")
-        if len(set(groups := [getattr(question, name) for question in labels.questions])) > 1
-    }
+    groupings = groupings_of(labels.questions)
     records = compare(labels.questions, measured, reference, groupings)
     if not records:
         raise errors.UserError(f"{labels.path}: nothing can be measured without strides; give --frame_path")

@@ -41,6 +41,21 @@ def read_scores(score_path: Path, frame_path: Path) -> tuple[list[np.ndarray], l
     return scores, check_frame_numbers(frame_path, frames)
 
 
+def read_candidate_times(frame_path: Path, frames: list[np.ndarray]) -> list[np.ndarray] | None:
+    """The candidates' times in seconds, (n,) float64 each, where step 1 left times.json beside frames.json.
+
+    Raises:
+        UserError: it is malformed, or of other frames.
+    """
+    path = frame_path.with_name("times.json")
+    if not path.exists():
+        return None
+    times = read_number_lists(path)
+    if [len(row) for row in times] != [len(row) for row in frames]:
+        raise UserError(f"{path}: does not fit {frame_path}; both must come from the same run")
+    return times
+
+
 def infer_stride(frames: np.ndarray) -> int:
     """Frames from one candidate to the next, inferred from some candidates' frame numbers, (n,).
 

@@ -22,7 +22,7 @@ from aks import errors
 from aks.commands.flags import add_selection_flags, given_settings, parse_options
 from aks.jsonio import make_folder, read_json, write_json
 from aks.presets import PRESETS, preset_settings
-from aks.score_lists import infer_stride, read_number_lists, read_scores
+from aks.score_lists import infer_stride, read_candidate_times, read_scores
 from aks.selection import options_of, select_positions
 
 
@@ -93,7 +93,7 @@ def main() -> None:
     chosen = [select(score, vectors) for score, vectors in zip(scores, features, strict=True)]
 
     # Everything is read and checked before anything is written; the selection itself comes last.
-    times = _times(frame_path, frames, chosen)
+    times = read_candidate_times(frame_path, frames)
     record = {
         "max_num_frames": args.max_num_frames,
         **options,
@@ -112,7 +112,7 @@ def main() -> None:
     if times is None:
         times_output.unlink(missing_ok=True)
     else:
-        write_json(times_output, times)
+        write_json(times_output, [row[at].tolist() for row, at in zip(times, chosen, strict=True)])
     write_json(output, [row[at].tolist() for row, at in zip(frames, chosen, strict=True)])
 
     _report(args.max_num_frames, args.ratio, settings["quota"], scores, chosen)
@@ -168,17 +168,6 @@ def _report(budget: int, ratio: int, quota: str, scores: list[np.ndarray], chose
         print(f"{few} questions have fewer candidates than the budget of {budget}; all are selected")
     if lost:
         print(f"{lost} questions get fewer frames than the budget: --quota {quota} loses fractions of quotas")
-
-
-def _times(frame_path: Path, frames: list[np.ndarray], chosen: list[np.ndarray]) -> list[list[float]] | None:
-    """The keyframes' times in seconds, where step 1 left times.json beside the frame numbers."""
-    source = frame_path.with_name("times.json")
-    if not source.exists():
-        return None
-    times = read_number_lists(source)
-    if [len(row) for row in times] != [len(row) for row in frames]:
-        raise errors.UserError(f"{source}: does not fit {frame_path}; both must come from the same run")
-    return [row[at].tolist() for row, at in zip(times, chosen, strict=True)]
 
 
 def _digest(path: Path) -> str:
