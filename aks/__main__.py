@@ -40,7 +40,10 @@ def main() -> int | None:
         print(usage())
         return 0
     if name not in COMMANDS:
-        raise errors.UserError(f"aks {name}: no such command; use one of {', '.join(COMMANDS)} (aks --help)")
+        raise errors.UserError(
+            f"aks {name}: no such command; use one of {', '.join(COMMANDS)}{errors.nearest(name, COMMANDS)} "
+            "(aks --help)"
+        )
     sys.argv[:] = [f"aks {name}", *arguments]  # argparse and messages name the program by the first
     return pkgutil.resolve_name(f"{COMMANDS[name][0]}:main")()
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 import functools
 import logging
-import math
 import os
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from aks.arguments import ArgumentParser, at_least
 from aks.console import configure_logging
 from aks.cores import count_cores, default_workers, limit_threads
-from aks.errors import ArgumentParser, HelpFormatter, UserError
+from aks.errors import UserError
 from aks.labels import DATASETS, LabelSet, load_labels
 from aks.scorers import DTYPES, SCORERS
 
@@ -27,74 +27,64 @@ if TYPE_CHECKING:  # torch takes seconds to load; a label mistake should not wai
 SCORER_OPTIONS = ("blip_head", "truncation", "sevila_base")  # the scorer calls the last one ``base``
 
 
-def at_least(minimum: float, kind: type = int) -> Callable[[str], float]:
-    """An argparse type: a number of a kind that is no less than a minimum."""
-
-    def parse(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not minimum <= value < math.inf:
-            noun = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"{text}: must be {noun}, {minimum:g} or more")
-        return value
-
-    return parse
-
-
 def build_parser(description: str | None, output: str) -> argparse.ArgumentParser:
     """The reference's flags with its defaults, and the flags that both extraction scripts add."""
-    parser = ArgumentParser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
-    parser.add_argument(
-        "--dataset_name", default="longvideobench", choices=DATASETS, help="whose questions and videos"
-    )
-    parser.add_argument(
-        "--dataset_path",
-        help="folder of the data set (default: ./datasets/<dataset_name>; custom: the labels')",
-    )
-    parser.add_argument(
-        "--label_file", help="a label file in place of the data set's own (needed for custom)"
-    )
-    add_scorer_flags(parser, "blip", "cuda")
+    parser = ArgumentParser(description)
+    add_dataset_flags(parser)
+    add_scorer_flags(parser.add_argument_group("scorer"), "blip", "cuda")
     parser.add_argument("--output_file", default=output, help="folder for the results")
-    parser.add_argument(
+    frames = parser.add_argument_group("decoding")
+    frames.add_argument(
         "--batch_size",
         type=at_least(1),
         help="frames encoded at a time (default: 16; on a GPU what fits, up to 128)",
     )
-    parser.add_argument(
+    frames.add_argument(
         "--decoder", default="auto", choices=("auto", "pyav", "decord"), help="who reads the videos"
     )
-    add_worker_flags(parser)
-    add_log_flags(parser)
-    parser.add_argument(
+    add_worker_flags(frames)
+    frames.add_argument(
         "--on_corrupt",
         default="skip",
         choices=("skip", "partial"),
         help="a video with frames that cannot be decoded: skip it, or partial: score the others",
     )
-    parser.add_argument(
+    machines = parser.add_argument_group("several machines or GPUs")
+    machines.add_argument(
         "--shard", metavar="I/N", help="do only share I of N, for job arrays (torchrun sets it by itself)"
     )
-    parser.add_argument(
+    machines.add_argument(
         "--engine",
         default="local",
         choices=("local", "ray"),
         help="ray: on all GPUs or cores of a Ray cluster",
     )
-    parser.add_argument(
+    machines.add_argument(
         "--ray_address", help="cluster to join (default: RAY_ADDRESS, else one on this machine)"
     )
-    parser.add_argument(
+    machines.add_argument(
         "--ray_actors",
         type=at_least(1),
         help="models at work at a time (default: one a GPU, or one 8 cores)",
     )
+    add_log_flags(parser)
     return parser
 
 
-def add_scorer_flags(parser: argparse.ArgumentParser, model: str, device: str | None) -> None:
+def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that :func:`aks.labels.load_labels` reads."""
+    data = parser.add_argument_group("data set")
+    data.add_argument(
+        "--dataset_name", default="longvideobench", choices=DATASETS, help="whose questions and videos"
+    )
+    data.add_argument(
+        "--dataset_path",
+        help="folder of the data set (default: ./datasets/<dataset_name>; custom: the labels')",
+    )
+    data.add_argument("--label_file", help="a label file in place of the data set's own (needed for custom)")
+
+
+def add_scorer_flags(parser: argparse._ActionsContainer, model: str, device: str | None) -> None:
     """Add the flags that :func:`load_scorer_from_args` reads, with a default model and device."""
     parser.add_argument("--extract_feature_model", default=model, choices=SCORERS, help="who scores")
     parser.add_argument(
@@ -114,7 +104,7 @@ def add_scorer_flags(parser: argparse.ArgumentParser, model: str, device: str | 
     )
 
 
-def add_worker_flags(parser: argparse.ArgumentParser) -> None:
+def add_worker_flags(parser: argparse._ActionsContainer) -> None:
     """Add the flags for decoding processes and their time limit."""
     parser.add_argument(
         "--workers",

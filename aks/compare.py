@@ -1,6 +1,7 @@
 """Compare selection rules on scores whose questions have labelled evidence, without a language model.
 
-    python -m aks.compare --dataset_name longvideobench --score_path outscores/longvideobench/blip/scores.json
+    %(prog)s --dataset_name longvideobench --score_path outscores/longvideobench/blip/scores.json
+    %(prog)s --dataset_name custom --label_file labels.json --score_path scores.json --rules ada top uniform
 
 Every rule that runs on scores alone selects 8, 16, 32 and 64 frames a question: recall of the evidence and
 the other measures of aks.quality, with 95 % intervals over videos, and the differences from ADA and from
@@ -22,12 +23,13 @@ from typing import Any
 import numpy as np
 
 from aks import errors
-from aks.cli import at_least
+from aks.arguments import ArgumentParser, at_least
+from aks.cli import add_dataset_flags
 from aks.comparison_tables import markdown, small_table
 from aks.console import progress
 from aks.evidence import TOLERANCES_S
 from aks.jsonio import make_folder, write_atomically, write_csv
-from aks.labels import DATASETS, Question, load_labels
+from aks.labels import Question, load_labels
 from aks.plots import plot_budgets, plot_choices, plot_grid
 from aks.quality import compare, groupings_of, measure_all
 from aks.score_lists import infer_stride, read_candidate_times, read_scores
@@ -176,15 +178,19 @@ def recall_grids(case: Case, budget: int) -> dict[str, np.ndarray]:
 
 def add_flags(parser: argparse.ArgumentParser, output: Path) -> None:
     """Add the flags of :func:`report`."""
-    parser.add_argument(
+    what = parser.add_argument_group("comparison")
+    what.add_argument(
         "--rules", type=parse_rule, nargs="+", help="STRATEGY or STRATEGY,NAME=VALUE,...: only these"
     )
-    parser.add_argument("--budgets", type=at_least(1), nargs="+", default=list(BUDGETS))
-    parser.add_argument("--output", type=Path, default=output)
-    parser.add_argument(
+    what.add_argument(
+        "--budgets", type=at_least(1), nargs="+", default=list(BUDGETS), help="keyframes a question"
+    )
+    where = parser.add_argument_group("output")
+    where.add_argument("--output", type=Path, default=output, help="folder for the tables and plots")
+    where.add_argument(
         "--picture", type=Path, help="draw a question's scores and each rule's choice to this PNG"
     )
-    parser.add_argument("--pictured", help="the question's id (default: the first with evidence)")
+    where.add_argument("--pictured", help="the question's id (default: the first with evidence)")
 
 
 def has_evidence(question: Question) -> bool:
@@ -252,16 +258,11 @@ def report(case: Case, args: argparse.Namespace, command: Sequence[str]) -> None
 
 def parse_arguments() -> argparse.Namespace:
     """The command's flags."""
-    parser = errors.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--score_path", type=Path, required=True, help="scores.json, anybody's")
-    parser.add_argument("--frame_path", type=Path, help="(default: frames.json beside the scores)")
-    parser.add_argument("--dataset_name", default="longvideobench", choices=DATASETS)
-    parser.add_argument("--dataset_path", help="folder of the data set")
-    parser.add_argument("--label_file", help="a label file in place of the data set's own")
+    parser = ArgumentParser(__doc__)
+    source = parser.add_argument_group("scores")
+    source.add_argument("--score_path", type=Path, required=True, help="scores.json, anybody's")
+    source.add_argument("--frame_path", type=Path, help="(default: frames.json beside the scores)")
+    add_dataset_flags(parser)
     add_flags(parser, Path("results/comparison"))
     return parser.parse_args()
 

@@ -30,8 +30,10 @@ def configure_logging(level: int = logging.WARNING) -> None:
 def progress(**options: Any) -> tqdm:
     """A tqdm bar, which ``--quiet`` hides.
 
-    Where standard error is no terminal it prints a line a minute instead of ten a second.
+    Where standard error is no terminal it prints a line a minute, the first after a minute.
     """
     is_quiet = logging.getLogger("aks").getEffectiveLevel() > logging.WARNING
     options["disable"] = options.get("disable", False) or is_quiet
-    return tqdm(mininterval=0.1 if sys.stderr.isatty() else 60, **options)
+    if not sys.stderr.isatty():
+        options |= {"mininterval": 60, "delay": 60}
+    return tqdm(**options)

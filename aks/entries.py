@@ -8,7 +8,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from aks.errors import UserError
+from aks.errors import UserError, nearest, nearest_file
 
 Evidence = tuple[float, float]  # first and last position, equal for a single point
 
@@ -22,7 +22,9 @@ def read_label_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"{path}: label file not found; check --dataset_path or --label_file") from None
+        raise UserError(
+            f"{path}: label file not found; check --dataset_path or --label_file{nearest_file(path)}"
+        ) from None
     except OSError as error:
         raise UserError(f"{path}: cannot read the label file: {error.strerror}") from None
 
@@ -110,11 +112,14 @@ class LabelEntry:
         """The error that tells what is wrong with the entry."""
         return UserError(f"{self.where}: {problem}")
 
+    def _missing(self, key: str) -> str:
+        return f"is missing{nearest(key, self.data)}"
+
     def text(self, key: str) -> str:
         """A text that is not empty."""
         value = self.data.get(key)
         if not isinstance(value, str) or not value.strip():
-            state = "is missing" if key not in self.data else f"is {value!r}"
+            state = self._missing(key) if key not in self.data else f"is {value!r}"
             raise self.error(f"{key!r} {state}; it must be a non-empty text")
         if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
             raise self.error(f"{key!r} is {value!r}; it holds a character that is no text")
@@ -126,7 +131,7 @@ class LabelEntry:
         if value is None and not required:
             return ()
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            state = "is missing" if key not in self.data else "is not a list of texts"
+            state = self._missing(key) if key not in self.data else "is not a list of texts"
             raise self.error(f"{key!r} {state}")
         return tuple(value)
 
@@ -151,7 +156,7 @@ class LabelEntry:
         """A text or a whole number, as text; required without a default."""
         value = self.data.get(key, default)
         if value is None and key not in self.data:
-            raise self.error(f"{key!r} is missing; it must be a text or an integer")
+            raise self.error(f"{key!r} {self._missing(key)}; it must be a text or an integer")
         if not isinstance(value, str | int) or isinstance(value, bool) or value == "":
             raise self.error(f"{key!r} is {value!r}; it must be a text or an integer")
         return str(value)

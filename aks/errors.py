@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import io
 import os
 import re
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 OUT_OF_MEMORY = (
     "the GPU's memory does not suffice; try a smaller --batch_size, or --dtype float16; finished work is kept"
@@ -33,31 +33,28 @@ def program() -> str:
     return f"python -m {spec.name}" if is_module else name
 
 
-class ArgumentParser(argparse.ArgumentParser):
-    """Names the program as it was called, and reports a wrong flag in one line."""
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The end of a message about a wrong name: the right one that it is most like, if one is."""
+    from difflib import get_close_matches
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**{"prog": program(), **options})
-
-    def error(self, message: str) -> NoReturn:
-        """Raise a UserError instead of printing the usage."""
-        raise UserError(f"{message.removeprefix('argument ')} (see --help)")
+    found = get_close_matches(name, names, n=1)
+    return f"; did you mean {found[0]}?" if found else ""
 
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Appends the default to the help of each flag that has one and does not state it."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.nargs == 0 or action.default is None or "(default" in (action.help or ""):
-            return action.help
-        return super()._get_help_string(action)
+def nearest_file(path: Path) -> str:
+    """The end of a message about a file that is not there, like :func:`nearest`."""
+    try:
+        names = [other.name for other in path.parent.iterdir()]
+    except OSError:
+        return ""
+    return nearest(path.name, names)
 
 
 def run_main(main: Callable[[], int | None]) -> None:
     """Run a script's ``main`` and end the process with its status.
 
     0 (or None) is success, 1 means that some videos failed, 2 a user's mistake (one line on standard error
-    names it), 130 an interrupted run, whose finished work is kept.
+    names it), 130 an interrupted run, see :func:`when_interrupted`.
     """
     _end_at_second_interrupt()
     for stream in (sys.stdout, sys.stderr):  # a file name may not fit the terminal's encoding
@@ -76,8 +73,9 @@ def run_main(main: Callable[[], int | None]) -> None:
             raise
         print(f"error: {OUT_OF_MEMORY} ({str(error).split('. ')[0]})", file=sys.stderr)
         status = 2
-    except KeyboardInterrupt:
-        print("interrupted; finished work is kept, run the same command to go on", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        kept = "; ".join(getattr(interrupt, "__notes__", ["run the same command again"]))
+        print(f"interrupted; {kept}", file=sys.stderr)
         status = 130
     sys.exit(status)
 
@@ -87,6 +85,16 @@ def error_message(error: BaseException) -> str:
     text = str(getattr(error, "strerror", None) or error).strip().split("\n")[0]
     text = re.sub(r"^\[[\d:]+\] \S+: ", "", text)  # decord puts the time and a source line in front
     return text.rstrip(" .:") or type(error).__name__
+
+
+@contextlib.contextmanager
+def when_interrupted(kept: str) -> Iterator[None]:
+    """Let Ctrl-C say what is kept and how to go on; also the decorator of a function."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(kept)
+        raise
 
 
 def is_out_of_memory(error: Exception) -> bool:

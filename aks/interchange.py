@@ -1,8 +1,7 @@
 """Selections from and to the files of other tools.
 
-    python -m aks.interchange export videoitg selected_frames.json frames.jsonl --dataset_name videomme
-    python -m aks.interchange import videoitg results.jsonl selected_frames.json --dataset_name videomme \\
-        --max_num_frames 32
+    %(prog)s export videoitg selected_frames.json frames.jsonl --dataset_name videomme
+    %(prog)s import videoitg results.jsonl selected_frames.json --dataset_name videomme --max_num_frames 32
 
 Formats: ``videoitg``, the ``frame_indices_jsonl`` of VideoITG's models for lmms-eval, a line a question,
 ``{"doc_id": position in the label file, "index": [frame numbers]}``; ``kfs``, KFS-Bench's list of
@@ -12,7 +11,6 @@ and time.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
@@ -23,11 +21,12 @@ from typing import Any
 import numpy as np
 
 from aks import errors
-from aks.cli import at_least
+from aks.arguments import ArgumentParser, at_least
+from aks.cli import add_dataset_flags
 from aks.entries import decode_text, parse_entries, read_label_bytes
-from aks.errors import UserError
+from aks.errors import UserError, nearest_file
 from aks.jsonio import write_atomically
-from aks.labels import DATASETS, LabelSet, load_labels
+from aks.labels import LabelSet, load_labels
 from aks.score_lists import check_frame_numbers, write_selection
 from aks.selected_frames import read_lists, read_times
 
@@ -140,26 +139,21 @@ def collect(path: Path, labels: LabelSet, entries: Iterator[tuple[int, Any]], bu
 
 def main() -> None:
     """Convert one file."""
-    parser = errors.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("direction", choices=("export", "import"))
-    parser.add_argument("format", choices=FORMATS)
-    parser.add_argument("source", type=Path)
-    parser.add_argument("target", type=Path)
-    parser.add_argument("--dataset_name", default="longvideobench", help=f"one of {', '.join(DATASETS)}")
-    parser.add_argument("--dataset_path", help="folder of the data set")
-    parser.add_argument("--label_file", help="a label file in place of the data set's own")
-    parser.add_argument("--frame_path", type=Path, help="import kfs: frames.json of step 1")
-    parser.add_argument(
-        "--max_num_frames", type=at_least(1), help="import: the first so many of each list (default: all)"
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("direction", choices=("export", "import"), help="to or from the other tool's file")
+    parser.add_argument("format", choices=FORMATS, help="the other tool's")
+    parser.add_argument("source", type=Path, help="the file to read")
+    parser.add_argument("target", type=Path, help="the file to write")
+    add_dataset_flags(parser)
+    importing = parser.add_argument_group("import")
+    importing.add_argument("--frame_path", type=Path, help="kfs: frames.json of step 1")
+    importing.add_argument(
+        "--max_num_frames", type=at_least(1), help="the first so many of each list (default: all)"
     )
     args = parser.parse_args()
     labels = load_labels(args.dataset_name, args.dataset_path, args.label_file)
     if not args.source.is_file():
-        raise UserError(f"{args.source}: file not found")
+        raise UserError(f"{args.source}: file not found{nearest_file(args.source)}")
     export_rows, import_rows = FORMATS[args.format]
     if args.direction == "export":
         frames = check_frame_numbers(args.source, read_lists(args.source, labels))

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from aks.errors import UserError
+from aks.errors import UserError, nearest_file
 
 STALE_TEMP_S = 2 * 86400.0  # no video takes so long: no process writes an older file any more
 
@@ -32,7 +32,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise UserError(f"{path}: file not found") from None
+        raise UserError(f"{path}: file not found{nearest_file(path)}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # also numbers of thousands of digits

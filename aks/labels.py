@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aks.entries import Evidence, LabelEntry, parse_entries, read_label_bytes
-from aks.errors import UserError
+from aks.errors import UserError, nearest
 
 
 @dataclass(frozen=True)
@@ -304,7 +304,10 @@ def load_labels(
         UserError: unknown data set, file missing, not JSON, or a bad entry (named by index).
     """
     if dataset not in DATASETS:
-        raise UserError(f"--dataset_name {dataset}: unknown data set; use one of {', '.join(DATASETS)}")
+        raise UserError(
+            f"--dataset_name {dataset}: unknown data set; use one of {', '.join(DATASETS)}"
+            f"{nearest(dataset, DATASETS)}"
+        )
     form = DATASETS[dataset]
     if label_file is not None:
         path = Path(label_file)

@@ -1,6 +1,7 @@
 """The quality of selections, measured without a language model, side by side and with intervals.
 
-    python -m aks.quality --dataset_name longvideobench --selected_frames aks=chosen.json top=top.json
+    %(prog)s --dataset_name longvideobench --selected_frames aks=chosen.json top=top.json
+    %(prog)s --dataset_name custom --label_file labels.json --selected_frames chosen.json --output quality/
 
 Relevance, where labels say where the evidence is: recall (the share of the evidence with a selected frame
 within a tolerance), precision (the share of selected frames near evidence), and how often every one of
@@ -20,11 +21,12 @@ from typing import Any
 import numpy as np
 
 from aks import errors
+from aks.arguments import ArgumentParser, at_least
 from aks.bootstrap import VideoBootstrap
-from aks.cli import at_least
+from aks.cli import add_dataset_flags
 from aks.evidence import TOLERANCES_S, evidence_distances, found_within, group_order
 from aks.jsonio import make_folder, write_csv
-from aks.labels import DATASETS, LabelSet, Question, load_labels
+from aks.labels import LabelSet, Question, load_labels
 from aks.plots import plot_recall
 from aks.redundancy import measure_redundancy
 from aks.selected_frames import (
@@ -163,24 +165,22 @@ def format_records(records: Sequence[dict[str, Any]], reference: str) -> str:
 
 def parse_arguments() -> argparse.Namespace:
     """The command's flags."""
-    parser = errors.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
+    parser = ArgumentParser(__doc__)
+    source = parser.add_argument_group("what to compare")
+    source.add_argument(
         "--selected_frames", nargs="+", required=True, metavar="NAME=FILE", help="selections to compare"
     )
-    parser.add_argument("--dataset_name", default="longvideobench", help=f"one of {', '.join(DATASETS)}")
-    parser.add_argument("--dataset_path", help="folder of the data set")
-    parser.add_argument("--label_file", help="a label file in place of the data set's own")
-    parser.add_argument("--frame_path", help="frames.json of step 1: states each video's stride")
-    parser.add_argument("--reference", help="the selection that others are compared with (default: uniform)")
-    parser.add_argument(
+    source.add_argument("--frame_path", help="frames.json of step 1: states each video's stride")
+    source.add_argument("--features", type=Path, help="folder of stored features: how alike frames are")
+    add_dataset_flags(parser)
+    measure = parser.add_argument_group("measures")
+    measure.add_argument("--reference", help="the selection that others are compared with (default: uniform)")
+    measure.add_argument(
         "--max_num_frames", type=at_least(1), help="uniform's budget (default: the longest list)"
     )
-    parser.add_argument("--tolerances", type=at_least(0, float), nargs="+", default=list(TOLERANCES_S))
-    parser.add_argument("--features", type=Path, help="folder of stored features: how alike frames are")
+    measure.add_argument(
+        "--tolerances", type=at_least(0, float), nargs="+", default=list(TOLERANCES_S), help="in seconds"
+    )
     parser.add_argument("--output", type=Path, help="folder for quality.csv and recall.png")
     return parser.parse_args()
 

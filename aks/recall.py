@@ -1,10 +1,10 @@
 """Evidence recall: how much of the labelled evidence a selection shows, measured without a language model.
 
 A question's recall is the share of its evidence positions that have a selected frame within a tolerance; a
-group's recall is the mean over its questions. Uniform sampling at the same budget is measured beside it. As
-a command::
+group's recall is the mean over its questions. Uniform sampling at the same budget is measured beside it.
 
-    python -m aks.recall --dataset_name longvideobench --selected_frames selected_frames.json
+    %(prog)s --dataset_name longvideobench --selected_frames selected_frames.json
+    %(prog)s --dataset_name custom --label_file labels.json --selected_frames chosen.json --tolerances 1 5
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from aks import errors
-from aks.cli import at_least
+from aks.arguments import ArgumentParser, at_least
+from aks.cli import add_dataset_flags
 from aks.evidence import TOLERANCES_S, Pairs, evidence_distances, found_within, group_order
 from aks.jsonio import write_json
 from aks.labels import Question, load_labels
@@ -133,20 +134,16 @@ def format_table(rows: Sequence[Recall]) -> str:
 
 def parse_arguments() -> argparse.Namespace:
     """The command's flags."""
-    parser = errors.ArgumentParser(
-        description="Share of labelled evidence positions with a selected frame nearby.",
-        formatter_class=errors.HelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--selected_frames", required=True, help="a selection, ours or the released ones")
-    parser.add_argument("--dataset_name", default="longvideobench", help="longvideobench or custom")
-    parser.add_argument("--dataset_path", help="folder of the data set")
-    parser.add_argument("--label_file", help="a label file in place of the data set's own")
-    parser.add_argument("--frame_path", help="frames.json of step 1: states each video's stride")
-    parser.add_argument(
+    parser = ArgumentParser(__doc__)
+    source = parser.add_argument_group("what to measure")
+    source.add_argument("--selected_frames", required=True, help="a selection, ours or the released ones")
+    source.add_argument("--frame_path", help="frames.json of step 1: states each video's stride")
+    add_dataset_flags(parser)
+    measure = parser.add_argument_group("measure")
+    measure.add_argument(
         "--max_num_frames", type=at_least(1), help="uniform's budget (default: the longest selection)"
     )
-    parser.add_argument(
+    measure.add_argument(
         "--tolerances",
         type=at_least(0, float),
         nargs="+",

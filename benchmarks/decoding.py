@@ -20,7 +20,6 @@ seconds on the wall.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -40,6 +39,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from aks import errors
+from aks.arguments import ArgumentParser
 from aks.console import progress
 from aks.cores import count_cores
 from aks.extraction.decoding import DecodeSpec, FrameBatch
@@ -282,9 +282,7 @@ def share(film: Path, repeats: int) -> dict[str, object]:
 
 def main() -> None:
     """Make the clips, measure the readers, print a table and write JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--video", type=Path, default=FILM, help="(default: the film that the demo fetches)")
     parser.add_argument("--film", action="store_true", help="also read the whole film")
     parser.add_argument("--share", action="store_true", help="also read the film by several processes")

@@ -31,6 +31,7 @@ from evaluation_setup import write_labels
 from qwen_setup import CHAT_TEMPLATE, QWEN2, TOKENS, VISION_TOKENS, evaluate, write_tokenizer
 
 from aks import errors
+from aks.arguments import ArgumentParser
 from aks.video.reader import Video
 
 FRAMES = 32
@@ -49,9 +50,7 @@ VISION = {"depth": 32, "embed_dim": 1280, "hidden_size": 3584, "num_heads": 16, 
 
 def main() -> None:
     """Evaluate a random checkpoint on uniform frames and on keyframes; print and write the figures."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--video", default="demo/work/film.mp4")
     parser.add_argument("--questions", type=int, default=8)
     parser.add_argument("--layers", type=int, help="fewer layers than published, to try the script out")

@@ -30,6 +30,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from aks import errors, select_keyframes
+from aks.arguments import ArgumentParser
 from aks.cores import count_cores
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -204,9 +205,7 @@ def grow(folder: Path, film: Path, more: list[str]) -> list[dict[str, float]]:
 
 def main() -> None:
     """Measure, print a table and write JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument(
         "--video",
         type=Path,

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import needle_films
 
 from aks import compare, errors
-from aks.cli import at_least
+from aks.arguments import ArgumentParser, at_least
 from aks.compare import Case
 from aks.labels import load_labels
 from aks.score_lists import read_number_lists, read_scores
@@ -66,9 +66,7 @@ def make_case(args: argparse.Namespace) -> Case:
 
 def parse_arguments() -> argparse.Namespace:
     """The command's flags."""
-    parser = errors.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--seeds", type=at_least(0), nargs="+", default=list(SEEDS), help="two films each")
     parser.add_argument("--extract_feature_model", default="conse", choices=SCORERS)
     parser.add_argument("--checkpoint")
@@ -79,6 +77,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@errors.when_interrupted("finished films and scores are kept, the same command goes on with the others")
 def main() -> None:
     """Make and score the films, compare."""
     args = parse_arguments()

@@ -10,7 +10,6 @@ say where the evidence is, also the maximum's evidence recall, and the rules' in
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from aks import errors
-from aks.cli import at_least
+from aks.arguments import ArgumentParser, at_least
 from aks.jsonio import write_json
 from aks.labels import load_labels
 from aks.recall import recall_table
@@ -32,9 +31,7 @@ RULES = ("top", "bin", "ada")
 
 def main() -> None:
     """Select by every rule and lambda, print the table."""
-    parser = errors.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--score_path", type=Path, required=True, help="scores.json, frames.json beside it")
     parser.add_argument("--label_file", help="labels of one's own, for recall; times.json beside the scores")
     parser.add_argument("--max_num_frames", type=at_least(1), default=64)

@@ -15,7 +15,6 @@ disk. The script needs the tests' requirements, for their tokenizers.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -33,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from model_setup import bert_vocabulary, package_file, randomise, write_clip_tokenizer
 
 from aks import errors
+from aks.arguments import ArgumentParser
 from aks.labels import Question
 from aks.scorers.base import Scorer, load_scorer
 from aks.video.reader import Video
@@ -193,9 +193,7 @@ def measure(scorer: Scorer, path: Path, frames: int, device: str) -> dict[str, f
 
 def main() -> None:
     """Measure, print a table and write JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--scorers", nargs="+", default=["conse", "clip", "blip"], choices=list(MODELS))
     parser.add_argument("--video", type=Path, help="(default: a 5 s clip of Big Buck Bunny, 1280x720)")
     parser.add_argument("--frames", type=int, default=5, help="candidate frames to use")

@@ -43,6 +43,7 @@ from scoring import OPTIONS, QUESTIONS, blip_large, plain, sevila_xl
 from torch.utils.flop_counter import FlopCounterMode
 
 from aks import errors, select_keyframes
+from aks.arguments import ArgumentParser
 from aks.cores import count_cores
 from aks.extraction.api import extract
 from aks.extraction.batching import max_batch_size
@@ -287,9 +288,7 @@ def measure(name: str, args: argparse.Namespace, folder: Path) -> Iterator[tuple
 
 def main() -> None:
     """Measure, print and write JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--video", type=Path, default=FILM)
     parser.add_argument("--videos", type=int, default=16, help="copies of the film to score (default: 16)")
     parser.add_argument("--minutes", type=float, default=10, help="length of each (default: 10)")

@@ -27,6 +27,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from aks import errors
+from aks.arguments import ArgumentParser
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -107,9 +108,7 @@ def measure(folder: Path, budget: int, repeats: int) -> dict[str, list[float]]:
 
 def main() -> None:
     """Measure, print a table and write JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--repeats", type=int, default=5, help="runs of each program")
     parser.add_argument("--budget", type=int, default=64, help="a multiple of 32, so that no quota is cut")
     parser.add_argument("--seed", type=int, default=0, help="of the generated scores")

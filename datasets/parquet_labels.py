@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from aks import errors
+from aks.arguments import ArgumentParser
 from aks.jsonio import write_json
 
 
@@ -30,9 +30,7 @@ def convert(
         lists: the columns that hold lists of texts; the others hold a text each.
         optional: the columns in which a cell may be empty; it becomes null.
     """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ArgumentParser(description)
     parser.add_argument("parquet", type=Path, help="the published file")
     parser.add_argument("--output", type=Path, default=output)
     args = parser.parse_args()

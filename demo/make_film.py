@@ -7,7 +7,6 @@ film.mp4, labels.json and sources/ under --output, and keeps those that are alre
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tarfile
@@ -22,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from aks import errors
+from aks.arguments import ArgumentParser
 from aks.console import progress
 from aks.jsonio import read_json, write_atomically, write_json
 from aks.video.backends import reset_decoder_globals
@@ -293,7 +293,7 @@ def labels(splices: list[Splice], fps: float, duration_s: float) -> list[dict[st
 
 def main() -> None:
     """Fetch the sources, splice the film and write its labels, where they are missing."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "work")
     args = parser.parse_args()
     film, label_file, stamp = (args.output / name for name in ("film.mp4", "labels.json", "recipe.json"))

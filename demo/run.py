@@ -6,7 +6,6 @@ earlier run are skipped.
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import shutil
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from aks import errors
+from aks.arguments import ArgumentParser
 from aks.labels import LabelSet, load_labels
 from aks.recall import recall_table
 from aks.score_lists import read_number_lists, read_scores
@@ -147,9 +147,10 @@ def frames_path(work: Path) -> Path:
     return work / "outscores/custom/conse/frames.json"
 
 
+@errors.when_interrupted("finished steps are kept, the same command goes on with the others")
 def main() -> None:
     """Run the steps without a result, then print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--device", default="cpu", help="cuda scores on the GPU")
     args = parser.parse_args()
     began = time.monotonic()

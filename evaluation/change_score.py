@@ -2,6 +2,7 @@
 
     python evaluation/change_score.py --dataset_name longvideobench \
         --base_score_path ./selected_frames/longvideobench/blip --score_type selected_frames
+    python evaluation/change_score.py --dataset_name videomme --base_score_path selected_frames/videomme/clip
 
 Every entry gets its keyframes (frame_idx) and where they come from (frame_budget, frame_source,
 frame_sha256, label_file, label_sha256). The label file itself is never changed.
@@ -9,7 +10,6 @@ frame_sha256, label_file, label_sha256). The label file itself is never changed.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import sys
 from collections.abc import Mapping
@@ -22,6 +22,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, from anywhere
 
 from aks import errors
+from aks.arguments import ArgumentParser
 from aks.errors import UserError
 from aks.jsonio import read_json, write_json
 from aks.labels import DATASETS, LabelSet, load_labels
@@ -32,9 +33,7 @@ MERGED_LABELS = "include_frame_idx.json"
 
 def main() -> None:
     """Read and check everything, then write the merged labels whole."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--base_anno_path", default="./datasets", help="folder of the data sets' folders")
     parser.add_argument(
         "--base_score_path", default="./selected_frames/longvideobench/blip", help="folder of the selection"

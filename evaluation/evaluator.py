@@ -1,6 +1,7 @@
 """Report one run of lmms-eval by group, or say that it did not end with results.
 
     python evaluation/evaluator.py --results results/llava_vid/videomme_aks_64 --questions 2700
+    python evaluation/evaluator.py --results results/qwen2_vl/longvideobench_uni_32
 
 lmms-eval ends with status 0 even when it failed. This ends with 1 unless there is a results file whose
 samples are complete and give the score that it records.
@@ -15,7 +16,6 @@ if __name__.startswith("lmms_eval."):
         "run evaluation/swap_in.py install in the project"
     )
 
-import argparse
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -23,6 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, from anywhere
 
 from aks import errors
+from aks.arguments import ArgumentParser
 from aks.errors import UserError
 from evaluation.metrics import TASKS, accuracy
 from evaluation.results import RESULTS, EvalRun, format_table, group_samples, read_runs
@@ -30,9 +31,7 @@ from evaluation.results import RESULTS, EvalRun, format_table, group_samples, re
 
 def main() -> int:
     """Print the report and return 0, or one line and 1."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--results", required=True, help="lmms-eval's --output_path; the newest run counts")
     parser.add_argument("--questions", type=int, help="how many questions it should have answered")
     args = parser.parse_args()

@@ -12,7 +12,6 @@ again in a player's numbers. Videos without an edit list have the same numbers i
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, from anywhere
 
 from aks import errors
+from aks.arguments import ArgumentParser
 from aks.console import progress
 from aks.errors import UserError, VideoError, error_message
 from aks.labels import DATASETS, LabelSet, load_labels
@@ -111,9 +111,7 @@ def read_edited_videos(labels: LabelSet) -> tuple[dict[str, EditedVideo], dict[s
 
 def main() -> int:
     """Print what the edited videos' frame numbers are, and write them in a player's where asked."""
-    parser = errors.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--dataset_name", required=True, help=f"one of {', '.join(DATASETS)}")
     parser.add_argument("--dataset_path", help="the data set's folder (default: ./datasets/<dataset_name>)")
     parser.add_argument("--label_file", help="labels (default: the data set's own)")

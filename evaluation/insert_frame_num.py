@@ -1,19 +1,20 @@
 """Say which frames VideoMME's subtitles belong to: sets frame_num and use_topk in include_frame_idx.json.
 
     python evaluation/insert_frame_num.py --frame_num 64 --use_topk True
+    python evaluation/insert_frame_num.py --frame_num 32 --use_topk False --path ./merged.json
 
 Only the task videomme_w_subtitle_aks reads them. The evaluation refuses a model that shows other frames.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, from anywhere
 
 from aks import errors
+from aks.arguments import ArgumentParser
 from aks.errors import UserError
 from aks.jsonio import write_json
 from aks.labels import read_entries
@@ -21,9 +22,7 @@ from aks.labels import read_entries
 
 def main() -> None:
     """Set the two fields in every entry; the file is replaced whole."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--frame_num", type=int, default=64, help="frames a question is shown (default 64)")
     parser.add_argument("--use_topk", default="False", help="True: the keyframes, False: uniform frames")
     parser.add_argument(

@@ -29,7 +29,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, from anywhere
 
 from aks import errors
-from aks.cli import at_least
+from aks.arguments import ArgumentParser, at_least
 from aks.errors import UserError
 from aks.jsonio import make_folder, read_json, write_csv, write_json, writing_to
 from aks.labels import DATASETS, LabelSet, load_labels
@@ -49,31 +49,39 @@ SEPARATOR = "#"  # between a question's id and the digest of its frames
 
 def parse_arguments() -> argparse.Namespace:
     """The command's flags."""
-    parser = errors.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("table", choices=(*GRIDS, "selections"))
-    parser.add_argument("--dataset", nargs="+", choices=PAPER, default=list(PAPER), help="(default: both)")
-    parser.add_argument(
-        "--model", choices=MODELS, default="llava_vid", help="(default: the paper's, llava_vid)"
-    )
-    parser.add_argument("--checkpoint", help="weights (default: the model's folder in ./checkpoints)")
-    parser.add_argument(
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("table", choices=(*GRIDS, "selections"), help="which table to make")
+    data = parser.add_argument_group("input")
+    data.add_argument("--dataset", nargs="+", choices=PAPER, default=list(PAPER), help="(default: both)")
+    data.add_argument(
         "--outscores", type=Path, default=Path("outscores"), help="scores, as step 1 writes them"
     )
-    parser.add_argument("--labels", help="label file, with one --dataset (default: the data set's own)")
-    parser.add_argument("--videos", help="folder of the videos, with one --dataset")
-    parser.add_argument(
+    data.add_argument("--labels", help="label file, with one --dataset (default: the data set's own)")
+    data.add_argument("--videos", help="folder of the videos, with one --dataset")
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--model", choices=MODELS, default="llava_vid", help="(default: the paper's, llava_vid)"
+    )
+    model.add_argument("--checkpoint", help="weights (default: the model's folder in ./checkpoints)")
+    model.add_argument("--model_args", help="more model arguments for lmms-eval, comma-separated")
+    model.add_argument("--gpus", type=at_least(0), help="how many GPUs, 0 for the CPU (default: all)")
+    selection = parser.add_argument_group("selection")
+    selection.add_argument(
         "--preset", choices=PRESETS, default="paper", help="default: frame_select.py's; flags below win"
     )
-    parser.add_argument("--t1", type=float)
-    parser.add_argument("--all_depth", type=int)
-    parser.add_argument("--quota", choices=QUOTAS)
-    parser.add_argument("--short_selection", choices=("paper", "strict"), default="paper")
-    parser.add_argument("--output", type=Path, default=Path("results/reproduce"))
-    parser.add_argument("--gpus", type=at_least(0), help="how many GPUs, 0 for the CPU (default: all)")
+    selection.add_argument("--t1", type=float, help="as of frame_select.py (default: the preset's)")
+    selection.add_argument("--all_depth", type=int, help="as of frame_select.py (default: the preset's)")
+    selection.add_argument("--quota", choices=QUOTAS, help="as of frame_select.py (default: the preset's)")
+    selection.add_argument(
+        "--short_selection",
+        choices=("paper", "strict"),
+        default="paper",
+        help="strict shows short selections as they are, paper refills them",
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("results/reproduce"), help="folder for answers and tables"
+    )
     parser.add_argument("--limit", type=at_least(1), help="only the first questions, for a try")
-    parser.add_argument("--model_args", help="more model arguments for lmms-eval, comma-separated")
     parser.add_argument("--check_only", action="store_true", help="list what is missing and stop")
     args = parser.parse_args()
     if len(args.dataset) > 1 and (args.labels or args.videos):
@@ -273,6 +281,7 @@ def plot_depth_threshold(path: Path, records: Sequence[Mapping[str, Any]]) -> No
     print(f"wrote {path}")
 
 
+@errors.when_interrupted("finished answers are kept, the same command goes on with the others")
 def main() -> int:
     """Select, ask, print."""
     args = parse_arguments()

@@ -1,6 +1,7 @@
 """The paper's main table: every row whose inputs are there, and then the tables.
 
     bash evaluation/scripts/reproduce_table1.sh
+    bash evaluation/scripts/reproduce_table1.sh --model llava_vid --check_only
 
 What is missing is listed first, each thing once with the rows that need it; --check_only stops there. A row
 that lacks something is left out, finished rows stay, and a row that was cut goes on. LIMIT, GPUS, MODEL_ARGS
@@ -9,7 +10,6 @@ and SHORT_SELECTION are taken from the environment, as of evaluation/run.py.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import math
 import os
@@ -21,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, from anywhere
 
 from aks import errors
+from aks.arguments import ArgumentParser
 from aks.errors import UserError
 from aks.presets import PAPER
 from evaluation import run
@@ -57,11 +58,10 @@ def name_rows(rows: Sequence[Row], all_rows: Sequence[Row]) -> str:
     return ", ".join(common) or "all rows"
 
 
+@errors.when_interrupted("finished rows and answers are kept, the same command goes on with the others")
 def main() -> int:
     """List what is missing, run the rows, print the tables."""
-    parser = errors.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--results", default=os.environ.get("RESULTS") or "./results", help="folder for them")
     parser.add_argument(
         "--model", nargs="+", choices=run.MODELS, default=MODELS, help="(default: the paper's three)"

@@ -1,6 +1,7 @@
 """One row of the paper's table, from selected frames to results; the scripts in evaluation/scripts/ call it.
 
     python evaluation/run.py --model llava_vid --dataset longvideobench --frames aks
+    python evaluation/run.py --model qwen2_vl --dataset videomme --frames uni --max_frames 32 --check_only
 
 Checks everything that can be checked before the weights load, merges the selection into a copy of the labels
 beside the results, runs lmms-eval on every GPU (or the CPU), and fails unless results were written. Every
@@ -22,6 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, from anywhere
 
 from aks import errors
+from aks.arguments import ArgumentParser
 from aks.errors import UserError
 from aks.jsonio import make_folder, write_json
 from aks.labels import LabelSet
@@ -114,6 +116,13 @@ OPTIONS: dict[str, tuple[str, str | None]] = {
     "limit": ("only the first questions, for a try", None),
     "model_args": ("more model arguments for lmms-eval, comma-separated", None),
 }
+# The title in --help under which a flag stands.
+GROUPS = {
+    **dict.fromkeys(("model", "dataset", "frames", "checkpoint", "max_frames"), "the row"),
+    **dict.fromkeys(("selection", "labels", "videos", "short_selection"), "input"),
+    **dict.fromkeys(("output", "results"), "output"),
+    **dict.fromkeys(("gpus", "limit", "model_args"), "the run of lmms-eval"),
+}
 
 
 def parse_arguments(arguments: Sequence[str] | None = None, quiet: bool = False) -> argparse.Namespace:
@@ -121,14 +130,13 @@ def parse_arguments(arguments: Sequence[str] | None = None, quiet: bool = False)
 
     Which settings come from the environment is said, unless ``quiet``.
     """
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = ArgumentParser(
+        __doc__,
         argument_default=argparse.SUPPRESS,  # tells flags that are given from those that are not
     )
+    groups = {title: parser.add_argument_group(title) for title in dict.fromkeys(GROUPS.values())}
     for name, (help, _) in OPTIONS.items():
-        parser.add_argument(f"--{name}", help=help)
+        groups[GROUPS[name]].add_argument(f"--{name}", help=help)
     parser.add_argument("--check_only", action="store_true", help="check the inputs and stop")
     flags = vars(parser.parse_args(arguments))
     variables = {name: os.environ.get(name.upper()) for name in OPTIONS if name not in flags}
@@ -161,6 +169,7 @@ def parse_arguments(arguments: Sequence[str] | None = None, quiet: bool = False)
     return args
 
 
+@errors.when_interrupted("finished answers are kept, the same command goes on with the others")
 def main() -> int:
     """Check, merge, evaluate, verify."""
     args = parse_arguments()

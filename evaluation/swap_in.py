@@ -1,21 +1,21 @@
 """Put the keyframes into an installed lmms-eval, for its plain commands; and take them out again.
 
-    python evaluation/swap_in.py install [LMMS_EVAL_DIR] [--llava LLAVA_NEXT_DIR]
-    python evaluation/swap_in.py verify  [LMMS_EVAL_DIR]
-    python evaluation/swap_in.py restore [LMMS_EVAL_DIR]
+    python evaluation/swap_in.py install
+    python evaluation/swap_in.py install ../lmms-eval --llava ../LLaVA-NeXT
+    python evaluation/swap_in.py verify
+    python evaluation/swap_in.py restore
 
 After ``install``, ``python -m lmms_eval --model llava_vid --tasks longvideobench_val_v`` (or ``videomme``)
 knows ``use_topk=True``; without it the model shows its own uniform frames. The two names mean this project's
 tasks, which read the label files in ``datasets/``; lmms-eval's own are ``longvideobench_val_v_upstream`` and
 ``videomme_upstream``. ``restore`` gives back every byte.
 
-LMMS_EVAL_DIR is a checkout or an installed package; by default the one that this Python imports. No code is
+lmms-eval is a checkout or an installed package; by default the one that this Python imports. No code is
 copied: lmms-eval is told where this checkout is, so that must stay where it is.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import importlib.util
 import itertools
@@ -31,6 +31,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, from anywhere
 
 from aks import errors
+from aks.arguments import ArgumentParser
 from aks.errors import UserError
 from aks.jsonio import read_json, write_json
 
@@ -254,9 +255,7 @@ def describe_copies(copies: list[str]) -> str:
 
 def main() -> int:
     """Run a command; status 0 where lmms-eval is in the state that was asked for."""
-    parser = errors.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument("command", choices=("install", "verify", "restore"))
     parser.add_argument(
         "lmms_eval_dir", nargs="?", help="lmms-eval's checkout or package (default: this Python's)"

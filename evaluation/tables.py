@@ -1,6 +1,7 @@
 """The paper's table with our numbers, accuracy by group, and uniform frames against AKS question by question.
 
-    python evaluation/tables.py results [more folders...] --output results/tables
+    python evaluation/tables.py results --output results/tables
+    python evaluation/tables.py results other/results --scoring oct2024
 
 Reads every run of lmms-eval in the folders (made with --log_samples), prints the tables, and with --output
 writes them as tables.md, tables.csv (full precision) and tables.png. Of several runs with the same model,
@@ -12,7 +13,6 @@ Keyframes of one implementation of LLaVA are not compared with uniform frames of
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, from anywhere
 
 from aks import errors
+from aks.arguments import ArgumentParser
 from aks.bootstrap import RESAMPLES
 from aks.jsonio import make_folder, read_json, write_atomically, write_csv
 from evaluation.llava_implementation import TRANSFORMERS
@@ -61,9 +62,7 @@ Record = dict[str, Any]
 
 def main() -> None:
     """Read all runs, print the tables, write the files."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument("results", nargs="+", help="results folders of lmms-eval, searched with sub-folders")
     parser.add_argument("--output", help="folder for tables.md, tables.csv and tables.png")
     parser.add_argument(

@@ -45,6 +45,7 @@ AREAS = {
     "aks/commands/select": "frame_select feature_strategies",
     "aks/commands": "extraction feature_store pipeline cli",
     "aks/cli": "cli keyframes extraction faults lavis_cli ray",
+    "aks/arguments": "arguments frame_select extraction keyframes",
     "aks/extraction/decoding": f"{VIDEO} extraction faults workers",
     "aks/evidence": "recall quality",
     "aks/selected_frames": "recall quality interchange",

@@ -1,17 +1,21 @@
-"""The features that ``keyframes`` keeps, so that a later question about a video is answered at once."""
+"""The features that ``keyframes`` keeps, so that a later question about a video is answered at once.
+
+AKS_CACHE names another folder than the user's own, AKS_CACHE_GB the most that it may take.
+
+    %(prog)s
+    %(prog)s --clear
+"""
 
 from __future__ import annotations
 
 import time
 
-from aks import errors
+from aks.arguments import ArgumentParser
 
 
 def main() -> None:
     """Show what is kept, the one used last at the end; or delete it."""
-    parser = errors.ArgumentParser(
-        description=__doc__, formatter_class=errors.HelpFormatter, allow_abbrev=False
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--clear", action="store_true", help="delete all of it")
     args = parser.parse_args()
 

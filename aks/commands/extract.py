@@ -2,6 +2,9 @@
 
 Writes scores.json, frames.json and times.json under <output_file>/<dataset_name>/<model>/. A run that
 was stopped goes on where it stopped when the same command is given again.
+
+    %(prog)s --dataset_name longvideobench --extract_feature_model blip --device cuda
+    %(prog)s --dataset_name custom --label_file labels.json --extract_feature_model conse --device cpu
 """
 
 from __future__ import annotations
@@ -10,16 +13,18 @@ import functools
 import sys
 from pathlib import Path
 
-from aks import cli
+from aks import cli, errors
 from aks.run_dir import RunDir
 
 
+@errors.when_interrupted("finished videos are kept, the same command goes on with the others")
 def main() -> int:
     """Score, then say what was done; 1 if a video failed."""
     parser = cli.build_parser(__doc__, output="./outscores")
-    parser.add_argument("--blip_head", help="blip: itm (default, the paper's) or itc")
-    parser.add_argument("--features", help="score the features stored in this folder; no video is needed")
-    parser.add_argument(
+    step = parser.add_argument_group("this step alone")
+    step.add_argument("--blip_head", help="blip: itm (default, the paper's) or itc")
+    step.add_argument("--features", help="score the features stored in this folder; no video is needed")
+    step.add_argument(
         "--allow_missing",
         action="store_true",
         help="write the files although videos failed; empty lists for them",

@@ -10,7 +10,7 @@ from aks.presets import DEFAULT
 from aks.selection import QUOTAS, STRATEGIES
 
 
-def add_selection_flags(parser: argparse.ArgumentParser) -> None:
+def add_selection_flags(parser: argparse._ActionsContainer) -> None:
     """Add the flags of a rule; those of ADA have no default here, so that a preset may give it."""
     parser.add_argument("--strategy", default="ada", choices=STRATEGIES, help="how keyframes are chosen")
     parser.add_argument(

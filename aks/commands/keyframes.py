@@ -1,7 +1,9 @@
 """The keyframes of one's own videos for some questions: frame, time and score, pictures, clips.
 
-%(prog)s talk.mp4 "When does the speaker show a bicycle?" --budget 8 --images frames/ --sheet sheet.jpg
-%(prog)s films/ "Where is the cat?" "Who is at the door?" --json
+Of a folder's videos the best keyframes are shown, the best first.
+
+    %(prog)s talk.mp4 "When does the speaker show a bicycle?" --budget 8 --images frames/ --sheet sheet.jpg
+    %(prog)s films/ "Where is the cat?" "Who is at the door?" --json
 """
 
 from __future__ import annotations
@@ -15,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aks import errors
+from aks.arguments import ArgumentParser, at_least
 from aks.cli import (
     add_log_flags,
     add_scorer_flags,
     add_worker_flags,
-    at_least,
     count_workers,
     load_scorer_from_args,
 )
@@ -52,9 +54,7 @@ def _time(text: str) -> float:
 
 def parse_arguments() -> argparse.Namespace:
     """The command's flags."""
-    parser = errors.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument("video", help="a video file, or a folder: the best moments of all its videos")
     parser.add_argument("question", nargs="+", help="what to look for; several share one pass")
     parser.add_argument("--budget", type=at_least(1), default=8, help="keyframes a question (default: 8)")
@@ -101,24 +101,33 @@ def parse_arguments() -> argparse.Namespace:
         "--fps", type=at_least(1e-6, float), default=1.0, help="candidates a second (default: 1)"
     )
     candidates.add_argument(
-        "--start", type=_time, default=0.0, metavar="TIME", help="none before: seconds or h:mm:ss"
+        "--start",
+        type=_time,
+        default=0.0,
+        metavar="TIME",
+        help="none before: seconds, h:mm:ss (default: the start)",
     )
     candidates.add_argument(
-        "--end", type=_time, default=math.inf, metavar="TIME", help="none after: seconds or h:mm:ss"
+        "--end",
+        type=_time,
+        default=math.inf,
+        metavar="TIME",
+        help="none after: seconds, h:mm:ss (default: the end)",
     )
     add_selection_flags(parser.add_argument_group("selection, as of frame_select.py"))
     scorer = parser.add_argument_group(
         "scorer, as of feature_extract.py (default: conse, without a download)"
     )
     add_scorer_flags(scorer, "conse", None)
-    parser.add_argument(
+    scorer.add_argument("--blip_head", help="blip: itm (default, the paper's) or itc")
+    work = parser.add_argument_group("work")
+    work.add_argument(
         "--no_cache",
         action="store_true",
         help="neither use nor keep the frames' features, by which a later question is answered at once",
     )
-    scorer.add_argument("--blip_head", help="blip: itm (default, the paper's) or itc")
-    add_worker_flags(parser)
-    add_log_flags(parser)
+    add_worker_flags(work)
+    add_log_flags(work)
     return parser.parse_args()
 
 

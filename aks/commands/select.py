@@ -3,6 +3,9 @@
 Reads scores.json and frames.json, ours or anybody's in the reference's format, and writes
 selected_frames.json (ascending frame numbers, a list per question) under
 <output_file>/<dataset_name>/<extract_feature_model>/, with selection.json beside it recording how.
+
+    %(prog)s --dataset_name longvideobench --extract_feature_model blip --max_num_frames 64
+    %(prog)s --score_path scores.json --frame_path frames.json --strategy top --max_num_frames 16
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # products of matrices are f
 import numpy as np
 
 from aks import errors
+from aks.arguments import ArgumentParser
 from aks.commands.flags import add_selection_flags, given_settings, parse_options
 from aks.jsonio import make_folder, read_json, write_json
 from aks.presets import PRESETS, preset_settings
@@ -28,28 +32,27 @@ from aks.selection import options_of, select_positions
 
 def parse_arguments() -> argparse.Namespace:
     """The documented flags with the reference's defaults, and ours."""
-    parser = errors.ArgumentParser(
-        description=__doc__, formatter_class=errors.HelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--dataset_name", default="longvideobench", help="names the output folder")
-    parser.add_argument("--extract_feature_model", default="blip", help="names the output folder")
-    parser.add_argument("--score_path", help="(default: ./outscores/<dataset_name>/<model>/scores.json)")
-    parser.add_argument("--frame_path", help="(default: frames.json beside the scores)")
-    parser.add_argument("--max_num_frames", type=int, default=64, help="budget: keyframes a question")
-    parser.add_argument("--ratio", type=int, default=1, help="use every ratio-th candidate")
-    parser.add_argument(
+    parser = ArgumentParser(__doc__)
+    source = parser.add_argument_group("scores")
+    source.add_argument("--dataset_name", default="longvideobench", help="names the output folder")
+    source.add_argument("--extract_feature_model", default="blip", help="names the output folder")
+    source.add_argument("--score_path", help="(default: ./outscores/<dataset_name>/<model>/scores.json)")
+    source.add_argument("--frame_path", help="(default: frames.json beside the scores)")
+    selection = parser.add_argument_group("selection")
+    selection.add_argument("--max_num_frames", type=int, default=64, help="budget: keyframes a question")
+    selection.add_argument("--ratio", type=int, default=1, help="use every ratio-th candidate")
+    selection.add_argument(
         "--preset",
         default="default",
         choices=PRESETS,
         help="paper: t1, depth and quota that fit the paper's tables of this data set; flags win",
     )
+    add_selection_flags(selection)
+    vectors = parser.add_argument_group("frame features, for strategies that compare frames (mdp3, ...)")
+    vectors.add_argument("--features", help="folder of stored features")
+    vectors.add_argument("--dataset_path", help="folder of the data set")
+    vectors.add_argument("--label_file", help="a label file in place of the data set's own")
     parser.add_argument("--output_file", default="./selected_frames", help="folder for the selection")
-    add_selection_flags(parser)
-    parser.add_argument(
-        "--features", help="folder of stored features, for strategies that compare frames (mdp3, ...)"
-    )
-    parser.add_argument("--dataset_path", help="with --features: folder of the data set")
-    parser.add_argument("--label_file", help="with --features: a label file in place of the data set's own")
     return parser.parse_args()
 
 

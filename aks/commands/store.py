@@ -2,6 +2,9 @@
 
 Writes one safetensors file a video under <output_file>/<dataset_name>/<model>/. Score them with
 feature_extract.py (aks extract) --features <that folder>. A run that was stopped goes on where it stopped.
+
+    %(prog)s --dataset_name longvideobench --extract_feature_model clip --device cuda
+    %(prog)s --dataset_name custom --label_file labels.json --feature_dtype float16
 """
 
 from __future__ import annotations
@@ -13,16 +16,18 @@ from aks import cli, errors
 from aks.scorers import DTYPES
 
 
+@errors.when_interrupted("finished videos are kept, the same command goes on with the others")
 def main() -> int:
     """Encode and store, then say what was done; 1 if a video failed."""
     parser = cli.build_parser(__doc__, output="./features")
-    parser.add_argument(
+    step = parser.add_argument_group("this step alone")
+    step.add_argument(
         "--blip_features",
         choices=("patch", "itc", "itm-e"),
         help="blip: patch (default; the vision tokens that scoring needs), itc (256 values), or itm-e (the "
         "reference's vectors, bound to the label file's questions)",
     )
-    parser.add_argument("--feature_dtype", choices=DTYPES, help="type on disk (default: --dtype's)")
+    step.add_argument("--feature_dtype", choices=DTYPES, help="type on disk (default: --dtype's)")
     args = parser.parse_args()
     if args.blip_features and args.extract_feature_model != "blip":
         raise errors.UserError("--blip_features goes with --extract_feature_model blip")

@@ -1,13 +1,13 @@
 """Converts MLVU's seven published JSON files to mlvu.json, the label file that feature_extract.py reads.
 
     python datasets/mlvu/make_labels.py MLVU/json
+    python datasets/mlvu/make_labels.py MLVU/json --output labels.json
 
 The entries get the fields of lmms-eval's copy: the options stand in the question, the answer is a letter. Of
 several equal options the last counts as the right one, as in MLVU's own evaluation. Questions without a text,
 or whose answer is none of the options, are left out and named.
 """
 
-import argparse
 import sys
 from pathlib import Path
 from string import ascii_uppercase
@@ -16,6 +16,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # started as a script from anywhere
 
 from aks import errors
+from aks.arguments import ArgumentParser
 from aks.entries import LabelEntry, parse_entries, read_label_bytes
 from aks.errors import UserError
 from aks.jsonio import write_json
@@ -26,9 +27,7 @@ TASKS = ("plotQA", "needle", "ego", "count", "order", "anomaly_reco", "topic_rea
 
 def main() -> None:
     """Convert one folder."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument("folder", type=Path, help="with 1_plotQA.json to 7_topic_reasoning.json of MLVU/MVLU")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("mlvu.json"))
     args = parser.parse_args()

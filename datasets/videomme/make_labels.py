@@ -1,6 +1,7 @@
 """Converts VideoMME's official parquet to videomme.json, the label file that feature_extract.py reads.
 
     python datasets/videomme/make_labels.py test-00000-of-00001.parquet
+    python datasets/videomme/make_labels.py test-00000-of-00001.parquet --output labels.json
 
 Needs pyarrow (requirements-dev.txt). The file is that of lmms-lab/Video-MME.
 """

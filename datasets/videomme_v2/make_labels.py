@@ -1,6 +1,7 @@
 """Converts Video-MME-v2's official parquet to videomme_v2.json, the label file that feature_extract.py reads.
 
     python datasets/videomme_v2/make_labels.py test.parquet
+    python datasets/videomme_v2/make_labels.py test.parquet --output labels.json
 
 Needs pyarrow (requirements-dev.txt). The file is that of MME-Benchmarks/Video-MME-v2.
 """
