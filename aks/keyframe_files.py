@@ -12,25 +12,27 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from aks.clock import format_time
 from aks.contact_sheet import MAX_SIDE, contact_sheet, thumbnail
 from aks.errors import UserError, VideoError
-from aks.extraction.keyframes import Keyframe
 from aks.jsonio import make_folder, write_atomically
 from aks.video.clips import clip_suffix, cut, merge_spans
 from aks.video.reader import Video
+
+if TYPE_CHECKING:  # torch takes seconds to load; a mistake should not wait for it
+    from aks.extraction.keyframes import Keyframe
+
+    # The keyframes of each question: in the order of time, or of several videos the best first.
+    Moments = Sequence[Sequence[Keyframe]]
 
 logger = logging.getLogger("aks.keyframes")
 
 COMMENT = b"keyframe by aks"  # in the pictures, by which they are known again
 COLUMNS = ("question", "video", "frame", "time_s", "time", "score", "image")
-
-# The keyframes of each question: in the order of time, or of several videos the best first.
-Moments = Sequence[Sequence[Keyframe]]
 
 
 def file_time(seconds: float) -> str:

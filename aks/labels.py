@@ -51,6 +51,18 @@ class Question:
     evidence_times_s: tuple[Evidence, ...] = ()
 
 
+def check_question(text: str) -> None:
+    """Refuse a question that no scorer can take.
+
+    Raises:
+        UserError: it is empty, or no text.
+    """
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise UserError("the question holds bytes that are no UTF-8 text")
+    if not text.strip():
+        raise UserError("the question is empty; say what to look for")
+
+
 @dataclass(frozen=True)
 class VideoJob:
     """A video and all questions about it: the unit of work of step 1.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -210,6 +211,16 @@ def select_positions(
     if "raw_scores" in inspect.signature(select).parameters:
         settings["raw_scores"] = kept
     return select(normalize(kept), budget, **settings) * ratio
+
+
+def check_settings(budget: int, strategy: str = "ada", **settings: Any) -> None:
+    """Refuse settings that :func:`select_positions` would refuse, before there are scores.
+
+    Raises:
+        ValueError: names the argument.
+    """
+    features = np.ones((1, 1)) if strategy in STRATEGIES and needs_features(strategy) else None
+    select_positions([0.0], budget, strategy=strategy, features=features, **settings)
 
 
 def select_keyframes(

@@ -93,3 +93,25 @@ def test_aks_imports_numpy_no_sooner_than_a_command_that_needs_it():
     code = "import sys, aks.__main__; print(*sys.modules)"
     modules = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).split()
     assert "aks.__main__" in modules and not {"numpy", "aks.selection", "aks.commands.select"} & set(modules)
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("keyframes.py", ["README.md", "a cat"]),  # no video
+        ("keyframes.py", ["README.md", " "]),
+        ("keyframes.py", ["README.md", "a cat", "--strategy", "mdp3", "--option", "gamma=1"]),
+        ("feature_extract.py", ["--dataset_name", "custom", "--label_file", "README.md"]),
+        ("feature_extract_store.py", ["--blip_features", "itc", "--extract_feature_model", "clip"]),
+    ],
+)
+def test_a_mistake_is_told_before_torch_is_loaded(script, words):
+    code = (
+        "import runpy, sys; sys.argv[:] = sys.argv[1:]\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as end: print(end.code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, script, *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "2 False\n" and done.stderr.count("\n") == 1, done.stderr

@@ -28,13 +28,15 @@ from aks.cli import (
 from aks.clock import parse_time
 from aks.commands.flags import add_selection_flags, given_settings, parse_options
 from aks.console import configure_logging
+from aks.keyframe_files import Output
+from aks.labels import check_question
 from aks.messages import check_server
 from aks.presets import DEFAULT
-from aks.selection import options_of
+from aks.selection import check_settings, options_of
+from aks.video.reader import CandidateRule, read_header
 
 if TYPE_CHECKING:  # torch takes seconds to load; a mistake should not wait for it
     from aks.extraction.keyframes import Keyframe, QuestionKeyframes
-    from aks.video.reader import CandidateRule
 
 logger = logging.getLogger("aks.keyframes")
 
@@ -159,13 +161,10 @@ def main() -> int:
     configure_logging(args.log_level)
     workers = count_workers(args)
     source = Path(args.video)
+    if not source.exists():
+        raise errors.UserError(f"{source}: file not found{errors.nearest_file(source)}")
     is_folder = source.is_dir()
     paths = videos_in(source) if is_folder else [source]
-
-    from aks.extraction.keyframes import check_question, check_selection
-    from aks.keyframe_files import Output
-    from aks.video.reader import CandidateRule
-
     for text in args.question:
         check_question(text)
     _check_model_flags(args, is_folder)
@@ -173,7 +172,7 @@ def main() -> int:
     settings = {**DEFAULT, "t2": args.t2, **given_settings(args)}
     selection = {"strategy": args.strategy, "options": options, **settings}
     try:
-        check_selection(args.budget, **selection)
+        check_settings(args.budget, **selection)
         rule = CandidateRule(args.fps, args.start, args.end)
     except ValueError as error:
         raise errors.UserError(f"{errors.program()}: {error} (see --help)") from None
@@ -281,16 +280,15 @@ def _find(
     selection: dict[str, Any],
 ) -> tuple[list[list[QuestionKeyframes]], list[dict[str, Any]], list[dict[str, Any]]]:
     """What each readable video holds for each question; these videos; the others and their reasons."""
-    import torch
-
-    from aks.extraction.keyframes import find_in_file
-    from aks.video.reader import read_header
-
     scorer = None
     found, videos, failures = [], [], []
     for path in paths:
         try:
-            read_header(path.absolute())  # what is no video is told before a scorer is loaded
+            read_header(path.absolute())  # what is no video is told before torch and a scorer are loaded
+            import torch
+
+            from aks.extraction.keyframes import find_in_file
+
             if scorer is None:
                 args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
                 scorer = load_scorer_from_args(args)

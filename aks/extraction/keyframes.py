@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from aks.console import progress
-from aks.errors import UserError, VideoError
+from aks.errors import VideoError
 from aks.extraction.batching import FeatureBatch, PerVideoEncoder
 from aks.extraction.config import BATCH_FRAMES
 from aks.extraction.decoding import DecodeSpec, EndOfVideo, VideoInfo
@@ -27,10 +27,10 @@ from aks.extraction.feature_cache import CacheEntry
 from aks.extraction.feature_store import check_vectors
 from aks.extraction.workers import SerialSource, WorkerPool, make_decoder
 from aks.extraction.writers import ScoreTable
-from aks.labels import Question, VideoJob
+from aks.labels import Question, VideoJob, check_question
 from aks.messages import Frame, to_messages
 from aks.scorers.base import Scorer, load_scorer
-from aks.selection import STRATEGIES, needs_features, select_positions
+from aks.selection import check_settings, needs_features, select_positions
 from aks.video.reader import EVERY_SECOND, CandidateRule, Video, estimate_candidates, read_header
 
 
@@ -179,7 +179,7 @@ def keyframes(
     for text in texts:
         check_question(text)
     rule = CandidateRule(fps, start_s, end_s)
-    check_selection(budget, **selection)
+    check_settings(budget, **selection)
     read_header(Path(video).absolute())  # what is no video is told before a scorer is loaded
     if isinstance(scorer, str):
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -193,33 +193,6 @@ def keyframes(
         **selection,
     )
     return found[0].keyframes if isinstance(question, str) else found
-
-
-def check_question(text: str) -> None:
-    """Refuse a question that no scorer can take.
-
-    Raises:
-        UserError: it is empty, or no text.
-    """
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise UserError("the question holds bytes that are no UTF-8 text")
-    if not text.strip():
-        raise UserError("the question is empty; say what to look for")
-
-
-def check_selection(budget: int, strategy: str = "ada", **selection: Any) -> bool:
-    """Refuse what :func:`aks.selection.select_positions` would refuse after the scoring, which takes long.
-
-    Returns:
-        Whether the strategy compares frames by their features.
-
-    Raises:
-        ValueError: names the argument.
-    """
-    compares_frames = strategy in STRATEGIES and needs_features(strategy)
-    features = np.ones((1, 1)) if compares_frames else None
-    select_positions([0.0], budget, strategy=strategy, features=features, **selection)
-    return compares_frames
 
 
 def find_keyframes(
@@ -269,7 +242,8 @@ def find_in_file(
         UserError: the strategy compares frames, and the scorer has more than one vector a frame.
         ValueError: an argument out of range.
     """
-    compares_frames = check_selection(budget, **selection)
+    check_settings(budget, **selection)
+    compares_frames = needs_features(selection.get("strategy", "ada"))
     path = Path(video).absolute()
     read_header(path)  # what is no video is told before processes start
     asked = [
