@@ -24,6 +24,7 @@ from aks import errors
 from aks.arguments import ArgumentParser, at_least
 from aks.bootstrap import VideoBootstrap
 from aks.cli import add_dataset_flags
+from aks.console import progress
 from aks.evidence import TOLERANCES_S, evidence_distances, found_within, group_order
 from aks.jsonio import make_folder, write_csv
 from aks.labels import LabelSet, Question, load_labels
@@ -121,7 +122,8 @@ def compare(
         for name in sorted(set(names), key=group_order):
             groups[grouping, name] = np.array([other == name for other in names])
     records, none = [], np.full(len(questions), np.nan)
-    for (grouping, group), is_in in groups.items():
+    bar = progress(iterable=groups.items(), total=len(groups), unit="group", desc="intervals", delay=1)
+    for (grouping, group), is_in in bar:
         resamples: dict[bytes, VideoBootstrap] = {}  # by the questions asked, which most measures share
         for name in measured[reference]:
             values = {selection: rows.get(name, none) for selection, rows in measured.items()}
