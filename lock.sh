@@ -13,4 +13,5 @@ environment_for
 # Universal: the versions for every build of torch, with markers for what only some platforms need.
 uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url \
     --annotation-style line --custom-compile-command "bash lock.sh" --output-file constraints.txt \
-    requirements.txt requirements-dev.txt requirements-lavis.txt requirements-eval.txt requirements-ray.txt "$@"
+    requirements.txt requirements-dev.txt requirements-lavis.txt requirements-eval.txt requirements-ray.txt \
+    requirements-mcp.txt "$@"

@@ -10,7 +10,7 @@ cd "$(dirname "$0")"
 unset PYTHONDONTWRITEBYTECODE
 source ./environment.sh
 environment_for requirements.txt requirements-dev.txt requirements-lavis.txt requirements-eval.txt \
-    requirements-ray.txt \
+    requirements-ray.txt requirements-mcp.txt \
     nodeps:requirements-conse.txt nodeps:requirements-dev-nodeps.txt nodeps:requirements-lavis-nodeps.txt \
     nodeps:requirements-eval-nodeps.txt
 environment_torchvision

@@ -11,6 +11,7 @@ from aks import errors
 COMMANDS = {
     "keyframes": ("aks.commands.keyframes", "one video and some questions: its keyframes"),
     "cache": ("aks.commands.cache", "what keyframes keeps for later questions: show or delete it"),
+    "mcp": ("aks.commands.mcp", "a server by which an assistant looks into your videos"),
     "extract": ("aks.commands.extract", "step 1: videos and questions of a label file to relevance scores"),
     "store": ("aks.commands.store", "step 1': videos to features that later questions are scored with"),
     "select": ("aks.commands.select", "step 2: scores to keyframes"),

@@ -114,6 +114,7 @@ class Output:
                         if self._sheet is not None:
                             small[key] = thumbnail(image)
         if self._images is not None:
+            self._remove_earlier()  # where there is no new one
             logger.warning("%d pictures in %s", len(self._image_of), self._images)
         if self._sheet is not None:
             blocks = []
@@ -124,12 +125,20 @@ class Output:
             logger.warning("contact sheet: %s", self._sheet)
 
     def _write_image(self, index: int, keyframe: Keyframe, image: Image.Image) -> Path:
-        while self._earlier:  # only now: a video that cannot be read costs no earlier picture
-            self._earlier.pop().unlink(missing_ok=True)
+        self._remove_earlier()  # only now: a video that cannot be read costs no earlier picture
         name = f"{file_time(keyframe.time_s)}_frame_{keyframe.frame_index:07d}.jpg"
         path = self._folder(self._images, index, keyframe.video) / name
         write_atomically(path, functools.partial(image.save, quality=95, comment=COMMENT))
         return path
+
+    def _remove_earlier(self) -> None:
+        """Delete the pictures of an earlier call, and the folders that nothing else is in."""
+        while self._earlier:
+            path = self._earlier.pop()
+            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                for folder in path.parents[: len(path.relative_to(self._images).parts) - 1]:
+                    folder.rmdir()
 
     def _write_clips(
         self, index: int, keyframes: Sequence[Keyframe], margin_s: float, durations_s: Mapping[Path, float]
@@ -178,7 +187,7 @@ class Output:
         form: str | None,
         moments: Moments,
         facts: dict[str, Any],
-        answers: Sequence[str] | None = None,
+        answers: Sequence[Mapping[str, str]] | None = None,
     ) -> str:
         """What is printed: ``json``, ``csv``, or None for a table.
 
@@ -186,7 +195,7 @@ class Output:
             form: which.
             moments: the keyframes.
             facts: what JSON says besides.
-            answers: a language model's, for JSON.
+            answers: a language model's, for JSON: each an ``answer``, or an ``error`` in its place.
         """
         if form == "csv":
             text = io.StringIO()
@@ -201,7 +210,7 @@ class Output:
                     "question": question,
                     "keyframes": self._rows(index, moments[index]),
                     **({"clips": self._clips_of[index]} if self._clips is not None else {}),
-                    **({"answer": answers[index]} if answers is not None else {}),
+                    **(answers[index] if answers is not None else {}),
                 }
                 for index, question in enumerate(self._questions)
             ]

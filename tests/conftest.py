@@ -27,7 +27,7 @@ os.environ["AKS_CACHE_GB"] = "0"  # A test that keeps features must not answer a
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = Path(os.environ.get("AKS_REFERENCE_DATA", ROOT.parent / "shared/reference/data"))
 
-# Test files that import lmms-eval, LAVIS or Ray, which takes longer than most tests.
+# Test files that import lmms-eval, LAVIS, Ray or MCP, which takes longer than most tests.
 SLOW_FILES = {
     "test_benchmarks",
     "test_blip_lavis",
@@ -36,6 +36,7 @@ SLOW_FILES = {
     "test_lavis_cli",
     "test_llava",
     "test_llava_on_transformers",
+    "test_mcp",
     "test_message_models",
     "test_qwen",
     "test_ray",

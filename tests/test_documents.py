@@ -20,8 +20,10 @@ def without_code(path: Path) -> str:
     return re.sub(r"^ *```.*?^ *```$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
-def blocks(path: Path, language: str) -> list[str]:
-    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```$", path.read_text(), re.MULTILINE | re.DOTALL)
+def blocks(path: Path, language: str, before: str = "") -> list[str]:
+    """The blocks of code in a language; those before a heading, where one is given."""
+    text = path.read_text().partition(f"\n{before}\n")[0] if before else path.read_text()
+    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```$", text, re.MULTILINE | re.DOTALL)
     return [textwrap.dedent(block) for _, block in found]
 
 
@@ -50,29 +52,13 @@ def test_the_readme_is_one_page_and_leads_to_every_document():
         assert f"](docs/{path.name})" in text
 
 
-def test_every_flag_of_a_documented_command_is_one_of_that_script(run_script):
-    """Of ``python SCRIPT --flag ...``, in code blocks and in the text."""
-    flags: dict[str, set[str]] = {}
-    for path in DOCUMENTS:
-        text = re.sub(r"\\\n\s*", " ", path.read_text())
-        commands = re.findall(r"python (-m aks\.\w+|[\w/]+\.py)([^\n`#]*)", text)
-        commands += [
-            (f"-m aks {name}", rest) for name, rest in re.findall(r"^ *aks (\w+)([^\n#]*)", text, re.M)
-        ]
-        for command in commands:
-            flags.setdefault(command[0], set()).update(re.findall(r"(?<!\S)--\w+", command[1]))
-    assert len(flags) > 10
-    for script, given in flags.items():
-        if not given:
-            assert script.startswith("-m") or (ROOT / script).is_file(), script
-            continue
-        shown = run_script(*script.split(), "--help")
-        assert shown.returncode == 0, (script, shown.stderr)
-        assert given <= set(re.findall(r"--\w+", shown.stdout)), script
-
-
+# tests/test_message_models.py runs those of docs/models.md, tests/test_recipes.py those of CONTRIBUTING.md.
 @pytest.mark.parametrize(
-    "name", ["README.md", "docs/extraction.md", "docs/keyframes.md", "docs/selection.md"]
+    "name",
+    sorted(
+        {str(path.relative_to(ROOT)) for path in DOCUMENTS if blocks(path, "python")}
+        - {"docs/models.md", "CONTRIBUTING.md"}
+    ),
 )
 def test_the_python_code_runs(name, tmp_path, run_script):
     write_video(tmp_path / "talk.mp4", frames=100, fps=25)

@@ -21,6 +21,7 @@ from extraction_setup import ToyScorer
 from PIL import Image
 
 import aks
+from aks.commands import keyframes as command
 from aks.keyframe_files import Output
 from aks.video.reader import Video
 
@@ -104,6 +105,21 @@ def test_one_question_gives_the_library_s_list_of_keyframes(clips):
         aks.keyframes(clips / "two.mp4", "?", scorer=ToyScorer(), start_s=2.5, end_s=2.6)
 
 
+def test_pictures_of_an_earlier_call_go_with_their_folders(clips, tmp_path):
+    def write(questions, *rows):
+        output = Output(clips / "one.mp4", questions, tmp_path, None, None)
+        output.write([[aks.Keyframe(i, i / 25, 0.5, clips / "one.mp4") for i in row] for row in rows], 0, {})
+        return sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+
+    pictures = ["00h00m01.000s_frame_0000025.jpg", "00h00m02.000s_frame_0000050.jpg"]
+    alike = ["01_cat", f"01_cat/{pictures[0]}", "02_cat", f"02_cat/{pictures[1]}"]
+    assert write(["cat", "cat"], [25], [50]) == alike
+    assert write(["cat", "cat"], [], [50]) == alike[2:]
+    (tmp_path / "02_cat/mine").mkdir()
+    assert write(["cat"], [25]) == [pictures[0], "02_cat", "02_cat/mine"]
+    assert write(["cat"], []) == ["02_cat", "02_cat/mine"]
+
+
 def test_a_clip_ends_with_its_video(clips, tmp_path):
     video = clips / "one.mp4"
     output = Output(video, ["?"], None, None, tmp_path)
@@ -111,6 +127,16 @@ def test_a_clip_ends_with_its_video(clips, tmp_path):
     document = json.loads(output.text("json", [[]], {}))
     (clip,) = document["questions"][0]["clips"]
     assert (clip["clip"], clip["end_s"]) == (str(tmp_path / "00h00m01.000s-00h00m05.000s.mp4"), 5.0)
+
+
+def test_what_was_found_is_printed_where_a_file_cannot_be_written(clips, tmp_path, monkeypatch, capsys):
+    (tmp_path / "sheet.jpg").mkdir()
+    flags = ["--sheet", str(tmp_path / "sheet.jpg"), "--workers", "0", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["keyframes.py", str(clips / "two.mp4"), "cat", *flags])
+    monkeypatch.setattr(command, "configure_logging", lambda level: None)
+    with pytest.raises(aks.UserError, match=r"sheet\.jpg: cannot be written: Is a directory"):
+        command.main()
+    assert capsys.readouterr().out.startswith("frame  ")
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])

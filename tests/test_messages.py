@@ -263,10 +263,21 @@ def test_the_command_prints_messages_and_asks(clips, tmp_path, run_script, recei
 
     shown = run_script(*command, "--ask", receiver.url, "--model", "qwen")
     assert shown.stdout.endswith(f"\n{command[2]}\n{answer}\n\n{command[3]}\n{answer}\n\n"), shown.stderr
-    receiver.requests.clear()
     shown = run_script(*command, "--ask", "http://localhost:9", "--model", "qwen")
-    assert shown.returncode == 2 and shown.stderr.splitlines()[-1].startswith("error: http://")
+    lines = [line for line in shown.stderr.splitlines() if line.startswith("failed: ")]
+    assert shown.returncode == 1 and len(lines) == 2 and "Connection refused" in lines[1], shown.stderr
     assert shown.stdout.count("frame") == 2  # what was found stands there all the same
+
+
+def test_a_question_that_the_server_refuses_costs_no_other_answer(clips, run_script, receiver):
+    receiver.first = [(400, '{"error": {"message": "too long"}}')]
+    command = ("keyframes.py", clips / "two.mp4", "Where is the cat?", "Who opens the door?", "--workers", 0)
+    asked = run_script(*command, "--ask", receiver.url, "--model", "qwen", "--json", "--quiet")
+    first, second = json.loads(asked.stdout)["questions"]
+    reason = f"{receiver.url}/chat/completions: HTTP 400 Bad Request: too long"
+    assert first["error"] == reason and "answer" not in first and first["keyframes"]
+    assert second["answer"] == ANSWER["choices"][0]["message"]["content"] and "error" not in second
+    assert (asked.returncode, asked.stderr) == (1, f"failed: Where is the cat?: {reason}\n")
 
 
 def test_data_urls_become_the_images_of_chat_templates(frames):

@@ -189,10 +189,13 @@ def main() -> int:
     moments = [best_moments(rows, args.budget) if is_folder else rows[0] for rows in keyframes]
     if not is_folder:
         _tell_few(args, found[0])
+    problem = None  # told at the end: a full disk must not cost what was found
     try:
         failures += output.write(moments, args.clip_margin, durations_s)
     except errors.VideoError as error:
-        raise errors.UserError(f"{source}: {error}") from None
+        problem = errors.UserError(f"{source}: {error}")
+    except errors.UserError as error:
+        problem = error
     facts = {
         **({"folder": str(source)} if is_folder else {}),
         "videos": videos,
@@ -204,16 +207,22 @@ def main() -> int:
         "budget": args.budget,
         **selection,
     }
+    answers = None
     if args.messages:
         print(json.dumps(_messages(args, found[0])))
     elif args.ask and args.form is None:  # what is there stands there, whatever the server says next
         print(output.text(None, moments, facts), flush=True)
+        answers = []
         for question, answer in zip(args.question, _answers(args, found[0]), strict=True):
-            print(f"{question}\n{answer}\n" if len(args.question) > 1 else answer, flush=True)
+            answers.append(answer)
+            if text := answer.get("answer", ""):
+                print(f"{question}\n{text}\n" if len(args.question) > 1 else text, flush=True)
     else:
         answers = list(_answers(args, found[0])) if args.ask else None
         print(output.text(args.form, moments, facts, answers), end="")
-    return 1 if failures else 0
+    if problem is not None:
+        raise problem
+    return 1 if failures or any("error" in answer for answer in answers or ()) else 0
 
 
 def _check_model_flags(args: argparse.Namespace, is_folder: bool) -> None:
@@ -242,7 +251,7 @@ def _messages(args: argparse.Namespace, results: list[QuestionKeyframes]) -> lis
     for found in results:
         try:
             messages = found.messages("openai", longest_side=args.longest_side)
-        except ValueError as error:
+        except (errors.VideoError, ValueError) as error:
             raise errors.UserError(f"{errors.program()}: {found.question}: {error}") from None
         if args.messages == "transformers":
             messages = with_data_urls(messages)
@@ -250,16 +259,17 @@ def _messages(args: argparse.Namespace, results: list[QuestionKeyframes]) -> lis
     return rows
 
 
-def _answers(args: argparse.Namespace, results: list[QuestionKeyframes]) -> Iterator[str]:
-    """A server's answer to each question, each as it comes.
-
-    Raises:
-        UserError: it gives none; finished work is kept, unless --no_cache is given.
-    """
+def _answers(args: argparse.Namespace, results: list[QuestionKeyframes]) -> Iterator[dict[str, str]]:
+    """A server's ``answer`` to each question, each as it comes; where it gives none, the ``error``."""
     from aks.messages import ask
 
-    for row in _messages(args, results):
-        yield ask(args.ask, args.model, row["messages"])
+    for found in results:
+        try:
+            (row,) = _messages(args, [found])
+            yield {"answer": ask(args.ask, args.model, row["messages"])}
+        except errors.UserError as error:
+            logger.error("failed: %s: %s", found.question, error)
+            yield {"error": str(error)}
 
 
 def _tell_few(args: argparse.Namespace, results: list[QuestionKeyframes]) -> None:

@@ -27,6 +27,7 @@ from aks.extraction.batching import FeatureBatch
 from aks.extraction.decoding import EndOfVideo, VideoInfo
 from aks.extraction.feature_store import FRAME_FEATURES, STORED_TYPES, FeatureStore
 from aks.extraction.writers import FeatureWriter
+from aks.jsonio import writing_to
 from aks.labels import VideoJob
 from aks.scorers.base import Scorer
 from aks.scorers.weights import weights_identity
@@ -151,14 +152,18 @@ class CacheEntry(contextlib.AbstractContextManager):
             return None
         try:
             store = FeatureStore.open(self._folder)
-            if not store.has_part(self.name):
-                return None
+        except UserError:  # a damaged record, which is written anew with the features
+            return None
+        if not store.has_part(self.name):
+            return None
+        try:
             with store.open_part(self.name):  # raises where the file is damaged
                 logger.debug("%s: features of an earlier question", self._video)
-        except UserError as error:
-            logger.warning("the cache is not used: %s", error)
+        except UserError:
+            path = store.part_path(self.name)
+            logger.warning("%s: a damaged file of the cache; the video is encoded anew", path)
             with contextlib.suppress(OSError):
-                FeatureStore(self._folder, None).part_path(self.name).unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
             return None
         with contextlib.suppress(OSError):  # a cache that may only be read
             os.utime(store.part_path(self.name))
@@ -223,12 +228,28 @@ class CacheEntry(contextlib.AbstractContextManager):
         except OSError as error:
             raise UserError(f"{store.parts}: {error.strerror} (AKS_CACHE names another folder)") from None
         parts = list(store.parts.glob(f".{self.name}.*.tmp.*"))
-        store.open_or_create({"kind": FRAME_FEATURES, "stored_dtype": dtype, **self._settings})
+        settings = {"kind": FRAME_FEATURES, "stored_dtype": dtype, **self._settings}
+        record = store.folder / "run.json"
+        try:
+            store.open_or_create(settings)
+        except UserError:
+            if not record.exists():
+                raise
+            # The folder's name is made of the settings, so that it holds no others.
+            logger.warning("%s: a damaged file of the cache; it is written anew", record)
+            with writing_to(record):
+                record.unlink(missing_ok=True)
+            store.open_or_create(settings)
         if any(not part.exists() for part in parts):  # open_or_create() deletes what dead processes left
             logger.warning("%s: an earlier call was interrupted; encoding it from the start", self._video)
         num_bytes = features[0].nbytes * self._info.num_candidates
-        if num_bytes > min(self._limit, shutil.disk_usage(store.parts).free):
-            raise UserError(f"they take {num_bytes / 1e9:.1f} GB (AKS_CACHE_GB sets the limit)")
+        size = f"they take {num_bytes / 1e9:.3g} GB"
+        if num_bytes > self._limit:
+            raise UserError(f"{size} (AKS_CACHE_GB sets the limit)")
+        if num_bytes > shutil.disk_usage(store.parts).free:
+            raise UserError(
+                f"{size}, and the disk of {store.folder} has less (AKS_CACHE names another folder)"
+            )
         return FeatureWriter(store, VideoJob(self.name, self._video), self._info)
 
 

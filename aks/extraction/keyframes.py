@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -219,6 +219,7 @@ def find_in_file(
     workers: int = 0,
     video_timeout: float | None = None,
     cache: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
     **selection: Any,
 ) -> tuple[VideoInfo, list[QuestionKeyframes]]:
     """What a video is, and its keyframes for each of some questions.
@@ -235,6 +236,8 @@ def find_in_file(
             preprocessor must be importable from a module.
         video_timeout: seconds that decoding may take, with workers; None for 60 and four times its length.
         cache: keep the frames' features, and use those that are kept (:mod:`aks.extraction.feature_cache`).
+        on_progress: called with the numbers of frames scored and of all candidates after every batch; what
+            it raises ends the work.
         selection: as of :func:`keyframes`.
 
     Raises:
@@ -258,7 +261,9 @@ def find_in_file(
         spec = DecodeSpec(scorer.preprocessor, decoder, batch_frames, "skip", rule)
         source = make_decoder(spec, workers, video_timeout)
     compared_by = selection["strategy"] if compares_frames else ""
-    info, table, vectors = _score(source, path, asked, scorer, compared_by, None if store else entry)
+    info, table, vectors = _score(
+        source, path, asked, scorer, compared_by, None if store else entry, on_progress
+    )
     frame_indices, times_s, scores = table.result()
     features = np.concatenate([vectors[offset] for offset in sorted(vectors)]) if compares_frames else None
 
@@ -279,6 +284,7 @@ def _score(
     scorer: Scorer,
     compared_by: str,
     entry: CacheEntry | None,
+    on_progress: Callable[[int, int], None] | None,
 ) -> tuple[VideoInfo, ScoreTable, dict[int, np.ndarray]]:
     """Score a video's frames batch by batch.
 
@@ -286,6 +292,7 @@ def _score(
         compared_by: the strategy that compares frames, and so needs their vectors, (n, d) float32 by the
             offset of the batch; empty for none.
         entry: where in the cache the features go; None for nowhere.
+        on_progress: as of :func:`find_in_file`.
     """
     vectors: dict[int, np.ndarray] = {}
     count = estimate_candidates(path)
@@ -299,6 +306,7 @@ def _score(
             match event:
                 case VideoInfo():  # once more where the process that decodes has died
                     info, table = event, ScoreTable(scorer, questions, event.num_candidates)
+                    num_scored = 0
                     vectors.clear()
                     bar.reset(total=event.num_candidates)
                     if entry is not None:
@@ -311,6 +319,9 @@ def _score(
                     bar.update(len(event.frame_indices))
                     if entry is not None:
                         entry.add(event)
+                    if on_progress is not None:
+                        num_scored += len(event.frame_indices)
+                        on_progress(num_scored, info.num_candidates)
                 case EndOfVideo():
                     if entry is not None:
                         entry.close(event)

@@ -178,11 +178,29 @@ def test_a_damaged_file_and_a_folder_that_cannot_be_written_cost_no_answer(clips
     (part,) = feature_cache.cached_videos()
     part.path.write_bytes(part.path.read_bytes()[:-9])
     assert curve(video, scorer) == expected and scorer.num_encoded == 10
-    assert "the cache is not used" in caplog.text
+    assert f"{part.path}: a damaged file of the cache; the video is encoded anew" in caplog.text
     assert curve(video, scorer) == expected and scorer.num_encoded == 10
     monkeypatch.setenv("AKS_CACHE", str(clips / "one.mp4/cache"))
     assert curve(video, scorer) == expected and scorer.num_encoded == 15
     assert "Not a directory (AKS_CACHE names another folder)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "content", ["", '{"stored_dtype": "int3"}', '{"stored_dtype": "float32", "weights": []}']
+)
+def test_a_damaged_record_is_mended(clips, cache, caplog, content):
+    scorer = CountingScorer()
+    expected = [curve(clips / name, scorer) for name in ("one.mp4", "two.mp4")]
+    (record,) = cache.glob("*/run.json")
+    whole = record.read_text()
+    record.write_text(content)
+    changed = clips / "sub/three.mkv"  # not kept yet
+    for _ in range(2):
+        curve(changed, scorer)
+        assert scorer.num_encoded == 12
+        assert caplog.text.count("a damaged file of the cache; it is written anew") == 1
+    assert record.read_text() == whole
+    assert curve(clips / "one.mp4", scorer) == expected[0] and scorer.num_encoded == 12  # kept all the time
 
 
 def test_an_interrupted_video_leaves_no_file_and_starts_again(tmp_path, cache, caplog):

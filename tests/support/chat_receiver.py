@@ -23,6 +23,7 @@ class Receiver(ThreadingHTTPServer):
     Attributes:
         requests: method, path, headers and parsed body of each request.
         status, kind, body: what every request is answered with.
+        first: status and body for the first requests, in place of these.
         headers: further headers of the answers.
     """
 
@@ -31,6 +32,7 @@ class Receiver(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
         self.requests: list[tuple[str, str, dict[str, str], Any]] = []
         self.status, self.kind, self.body = 200, "application/json", json.dumps(ANSWER)
+        self.first: list[tuple[int, str]] = []
         self.headers: dict[str, str] = {}
         self.released = threading.Event()
         self.released.set()
@@ -46,12 +48,15 @@ class Handler(BaseHTTPRequestHandler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.server.requests.append((self.command, self.path, headers, json.loads(content or "null")))
         self.server.released.wait(60)
-        self.send_response(self.server.status)
+        status, body = (
+            self.server.first.pop(0) if self.server.first else (self.server.status, self.server.body)
+        )
+        self.send_response(status)
         self.send_header("Content-Type", self.server.kind)
         for name, value in self.server.headers.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(self.server.body.encode())
+        self.wfile.write(body.encode())
 
     do_GET = do_POST = handle_request
 

@@ -1,0 +1,84 @@
+"""A server by which an assistant looks into your videos: one tool, keyframes (Model Context Protocol, stdio).
+
+%(prog)s ~/Videos
+
+The client, such as Claude Desktop, starts it; docs/models.md has its configuration.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aks import errors
+from aks.cli import (
+    add_log_flags,
+    add_scorer_flags,
+    add_worker_flags,
+    at_least,
+    count_workers,
+    load_scorer_from_args,
+)
+from aks.console import configure_logging
+
+if TYPE_CHECKING:  # torch takes seconds to load
+    from aks.scorers.base import Scorer
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command's flags."""
+    parser = errors.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("folder", nargs="+", type=Path, help="whose videos may be read; nothing outside is")
+    parser.add_argument(
+        "--longest_side",
+        type=at_least(1),
+        default=768,
+        metavar="PIXELS",
+        help="of the pictures; larger ones are reduced to it (default: 768)",
+    )
+    parser.add_argument("--no_cache", action="store_true", help="neither use nor keep the frames' features")
+    scorer = parser.add_argument_group(
+        "scorer, as of feature_extract.py (default: conse, without a download)"
+    )
+    add_scorer_flags(scorer, "conse", None)
+    scorer.add_argument("--blip_head", help="blip: itm (default, the paper's) or itc")
+    add_worker_flags(parser)
+    add_log_flags(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Serve until the client closes standard input."""
+    args = parse_arguments()
+    configure_logging(args.log_level)
+    workers = count_workers(args)
+    try:
+        import anyio
+
+        from aks import mcp_server
+    except ModuleNotFoundError as error:
+        if error.name not in ("anyio", "mcp", "mcp_types", "pydantic"):
+            raise
+        raise errors.UserError(
+            "the package mcp, of version 2, is missing; run: pip install -c constraints.txt -r "
+            'requirements-mcp.txt, or pip install "mcp>=2,<3"'
+        ) from None
+
+    def load() -> Scorer:
+        import torch
+
+        args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return load_scorer_from_args(args)
+
+    tool = mcp_server.KeyframeTool(
+        *(mcp_server.VideoFolders(args.folder), load, args.longest_side),
+        workers=workers,
+        video_timeout=args.video_timeout,
+        cache=not args.no_cache,
+    )
+    # The model must not take a miss for proof.
+    remark = " The scorer is conse, which knows ImageNet's objects and little else."
+    anyio.run(mcp_server.serve, tool, remark if args.extract_feature_model == "conse" else "")
