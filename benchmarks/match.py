@@ -142,8 +142,10 @@ def collect(args: argparse.Namespace) -> list[Judged]:
     judged = []
     for name, case in zip(("chosen on", "judged by"), cases, strict=True):
         texts = [question.text for question in case.questions]
-        absent = scores(args.sources / "needles.mp4", texts)
         shown = [np.array(row) for row in case.scores]
+        plain_scores = scores(args.sources / "needles.mp4", texts)
+        # The films are its shots, some of them several times, so the longer ones repeat it.
+        absent = [np.resize(row, len(with_it)) for row, with_it in zip(plain_scores, shown, strict=True)]
         judged.append(Judged(f"needles, {name}", shown, absent, others(texts)))
     questions = load_labels("custom", label_file=args.demo / "labels.json").questions
     for group, name in {"imagenet": "demo, known", "other": "demo, other"}.items():

@@ -6,6 +6,7 @@ Its frames are scored for a new question without decoding anything; :mod:`aks.ma
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,7 @@ class Background:
                 file is damaged.
         """
         path = default_folder(scorer) if folder is True else Path(folder)
-        if not (path / "run.json").exists():
+        if not os.path.exists(path / "run.json"):  # Path's raises in a locked folder
             if folder is True:
                 return None
             raise UserError(f"{path}: no background; make it with aks background VIDEO --output_file {path}")

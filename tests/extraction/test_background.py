@@ -5,18 +5,19 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import check_mistake
 from extraction_setup import ToyScorer
 
 import aks
+from aks.commands import keyframes
 from aks.errors import UserError
 from aks.extraction.background import Background, default_folder, store_background
 from aks.keyframe_files import Output
-from aks.match import compare_scores
+from aks.match import STANDS_OUT, compare_scores
 
 
 @pytest.fixture(autouse=True)
@@ -85,27 +86,39 @@ def test_too_small_a_background_is_refused_where_it_is_named_and_else_left_out(v
     assert found.match is None and "the background is not used: " in caplog.text
 
 
-def test_the_commands_make_it_and_tell_what_stands_out(videos, clips, tmp_path, run_script):
+def test_the_commands_make_it_and_tell_what_stands_out(
+    videos, clips, tmp_path, run_script, monkeypatch, capsys
+):
     bad = tmp_path / "bad.mp4"
     bad.write_text("no video")
-    command = ["-m", "aks", "background", clips / "sub", videos[0], bad]  # 48 and 63 frames
+    command = ["-m", "aks", "background", clips / "sub", videos[0], bad]
     done = run_script(*command, "--fps", "12", "--device", "cpu", "--workers", "0")
     assert done.returncode == 1, done.stderr
     failed, made = done.stdout.splitlines()
-    assert failed.startswith(f"failed: {bad}: ") and made.endswith(": 111 frames of 2 videos")
+    assert failed.startswith(f"failed: {bad}: ") and made.endswith(": 110 frames of 2 videos")
 
-    question = "Where is the cat?"
-    flags = [videos[1], question, "--device", "cpu", "--budget", "2", "--workers", "0", "--quiet"]
-    done = run_script("keyframes.py", *flags)
-    assert done.returncode == 0, done.stderr
-    (found,) = aks.keyframes(videos[1], [question], 2, background=True)
-    words = "the best stands out" if found.match.stands_out else "nothing stands out for this question"
-    line = f"{words}: as many frames of other footage hold {found.match.expected:.2g} that score as high"
-    assert done.stdout.splitlines()[3:] == [line]
+    # Two copies of a video that is not in the background: twice the frames, twice the expected number.
+    films, question, scorer = tmp_path / "films", "Where is the cat?", aks.load_scorer("conse")
+    films.mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        (films / name).symlink_to(videos[1])
+    (found,) = aks.keyframes(videos[1], [question], 2, scorer=scorer, background=True)
+    monkeypatch.setattr(keyframes, "load_scorer_from_args", lambda args: scorer)
+    flags = [question, "--budget", "2", "--workers", "0", "--quiet", "--device", "cpu"]
+    for path, times in ((videos[1], 1), (films, 2)):
+        monkeypatch.setattr(sys, "argv", ["keyframes.py", str(path), *flags])
+        assert keyframes.main() == 0
+        lines = capsys.readouterr().out.splitlines()
+        expected = times * found.match.expected
+        words = "the best stands out" if expected <= STANDS_OUT else "nothing stands out for this question"
+        line = f"{words}: as many frames of other footage hold {expected:.2g} that score as high"
+        assert len(lines) == 4 and lines[-1] == line
 
     folder = made.partition(": ")[0]
-    done = run_script("keyframes.py", *flags, "--background", folder, "--dtype", "bfloat16")
-    check_mistake(done, folder, "features of another model (dtype 'float32' stored, 'bfloat16' now)")
+    monkeypatch.setattr(scorer, "dtype", torch.bfloat16)
+    monkeypatch.setattr(sys, "argv", ["keyframes.py", str(videos[1]), *flags, "--background", folder])
+    with pytest.raises(UserError, match=rf"{folder}: features of another model .*'bfloat16' now"):
+        keyframes.main()
 
 
 def test_json_and_csv_have_the_match_only_where_there_is_one(tmp_path):
