@@ -12,6 +12,10 @@ COMMANDS = {
     "keyframes": ("aks.commands.keyframes", "one video and some questions: its keyframes"),
     "cache": ("aks.commands.cache", "what keyframes keeps for later questions: show or delete it"),
     "mcp": ("aks.commands.mcp", "a server by which an assistant looks into your videos"),
+    "background": (
+        "aks.commands.background",
+        "other footage: with it keyframes tells what stands out",
+    ),
     "extract": ("aks.commands.extract", "step 1: videos and questions of a label file to relevance scores"),
     "store": ("aks.commands.store", "step 1': videos to features that later questions are scored with"),
     "select": ("aks.commands.select", "step 2: scores to keyframes"),
@@ -24,7 +28,7 @@ COMMANDS = {
 
 def usage() -> str:
     """What ``aks --help`` prints."""
-    lines = [f"  {name:10} {words}" for name, (_, words) in COMMANDS.items()]
+    lines = [f"  {name:11} {words}" for name, (_, words) in COMMANDS.items()]
     return "\n".join(
         ["usage: aks COMMAND ...", "", *lines, "", "aks COMMAND --help lists the flags of a command."]
     )

@@ -11,6 +11,7 @@ import logging
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from aks.clock import format_time
 from aks.contact_sheet import MAX_SIDE, contact_sheet, thumbnail
 from aks.errors import UserError, VideoError
 from aks.jsonio import make_folder, write_atomically
+from aks.match import Match
 from aks.video.clips import clip_suffix, cut, merge_spans
 from aks.video.reader import Video
 
@@ -187,6 +189,7 @@ class Output:
         form: str | None,
         moments: Moments,
         facts: dict[str, Any],
+        matches: Sequence[Match] | None = None,
         answers: Sequence[Mapping[str, str]] | None = None,
     ) -> str:
         """What is printed: ``json``, ``csv``, or None for a table.
@@ -195,20 +198,26 @@ class Output:
             form: which.
             moments: the keyframes.
             facts: what JSON says besides.
+            matches: how good each question's best frame is, where there is a background.
             answers: a language model's, for JSON: each an ``answer``, or an ``error`` in its place.
         """
         if form == "csv":
             text = io.StringIO()
-            writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+            judged = [_match_fields(match) for match in matches or ()]
+            columns = [*COLUMNS, *(judged[0] if judged else ())]
+            writer = csv.DictWriter(text, columns, lineterminator="\n")
             writer.writeheader()
             for index, question in enumerate(self._questions):
-                writer.writerows({"question": question, **row} for row in self._rows(index, moments[index]))
+                more = judged[index] if judged else {}
+                rows = self._rows(index, moments[index])
+                writer.writerows({"question": question, **row, **more} for row in rows)
             return text.getvalue()
         if form == "json":
             questions = [
                 {
                     "question": question,
                     "keyframes": self._rows(index, moments[index]),
+                    **({"match": _match_fields(matches[index])} if matches else {}),
                     **({"clips": self._clips_of[index]} if self._clips is not None else {}),
                     **(answers[index] if answers is not None else {}),
                 }
@@ -218,6 +227,8 @@ class Output:
             is_utf8 = (sys.stdout.encoding or "utf-8").lower() in ("utf-8", "utf8")
             return json.dumps({**facts, "questions": questions}, indent=2, ensure_ascii=not is_utf8) + "\n"
         tables = [self._table(keyframes) for keyframes in moments]
+        if matches:
+            tables = [table + _match_line(match) for table, match in zip(tables, matches, strict=True)]
         if len(tables) > 1:
             tables = [f"{question}\n{table}" for question, table in zip(self._questions, tables, strict=True)]
         return "\n".join(tables)
@@ -247,6 +258,15 @@ class Output:
         shown = lines if self._is_folder else [line[:3] for line in lines]
         widths = [max(map(len, column)) for column in zip(*(line[:3] for line in shown), strict=True)]
         return "".join("  ".join([*map(str.rjust, line, widths), *line[3:]]) + "\n" for line in shown)
+
+
+def _match_fields(match: Match) -> dict[str, Any]:
+    return {**asdict(match), "stands_out": match.stands_out}
+
+
+def _match_line(match: Match) -> str:
+    verdict = "the best stands out" if match.stands_out else "nothing stands out for this question"
+    return f"{verdict}: as many frames of other footage hold {match.expected:.2g} that score as high\n"
 
 
 def earlier_pictures(folder: Path) -> list[Path]:

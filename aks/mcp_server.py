@@ -27,6 +27,7 @@ from aks import __version__
 from aks.clock import format_time, parse_time
 from aks.commands.keyframes import VIDEO_SUFFIXES
 from aks.errors import OUT_OF_MEMORY, UserError, VideoError, is_out_of_memory
+from aks.labels import check_question
 
 if TYPE_CHECKING:  # torch takes seconds to load; a client waits for the server's first word
     from aks.scorers.base import Scorer
@@ -165,7 +166,7 @@ class KeyframeTool:
         return types.CallToolResult(content=[types.TextContent(text=reason)], is_error=True)
 
     def _find(self, given: Arguments, on_progress: OnProgress) -> types.CallToolResult:
-        from aks.extraction.keyframes import check_question, find_in_file
+        from aks.extraction.keyframes import find_in_file
         from aks.video.reader import CandidateRule, read_header
 
         path = self._folders.find(given.video)

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from aks import errors
 from aks.arguments import ArgumentParser, at_least
 from aks.cli import (
@@ -37,6 +39,7 @@ from aks.video.reader import CandidateRule, read_header
 
 if TYPE_CHECKING:  # torch takes seconds to load; a mistake should not wait for it
     from aks.extraction.keyframes import Keyframe, QuestionKeyframes
+    from aks.match import Match
 
 logger = logging.getLogger("aks.keyframes")
 
@@ -128,6 +131,12 @@ def parse_arguments() -> argparse.Namespace:
         action="store_true",
         help="neither use nor keep the frames' features, by which a later question is answered at once",
     )
+    work.add_argument(
+        "--background",
+        type=Path,
+        metavar="DIR",
+        help="what aks background has made: say whether anything stands out (default: the scorer's, if made)",
+    )
     add_worker_flags(work)
     add_log_flags(work)
     return parser.parse_args()
@@ -178,7 +187,7 @@ def main() -> int:
         raise errors.UserError(f"{errors.program()}: {error} (see --help)") from None
     # A mistake here must not cost the scoring.
     output = Output(source, args.question, args.images, args.sheet, args.clips)
-    found, videos, failures = _find(args, paths, rule, workers, selection)
+    found, videos, failures, matches = _find(args, paths, rule, workers, selection)
     if failures and not is_folder:
         raise errors.UserError(f"{source}: {failures[0]['reason']}")
     durations_s = {row["video"].absolute(): row["duration_s"] for row in videos}
@@ -211,7 +220,7 @@ def main() -> int:
     if args.messages:
         print(json.dumps(_messages(args, found[0])))
     elif args.ask and args.form is None:  # what is there stands there, whatever the server says next
-        print(output.text(None, moments, facts), flush=True)
+        print(output.text(None, moments, facts, matches), flush=True)
         answers = []
         for question, answer in zip(args.question, _answers(args, found[0]), strict=True):
             answers.append(answer)
@@ -219,7 +228,7 @@ def main() -> int:
                 print(f"{question}\n{text}\n" if len(args.question) > 1 else text, flush=True)
     else:
         answers = list(_answers(args, found[0])) if args.ask else None
-        print(output.text(args.form, moments, facts, answers), end="")
+        print(output.text(args.form, moments, facts, matches, answers), end="")
     if problem is not None:
         raise problem
     return 1 if failures or any("error" in answer for answer in answers or ()) else 0
@@ -288,15 +297,19 @@ def _find(
     rule: CandidateRule,
     workers: int,
     selection: dict[str, Any],
-) -> tuple[list[list[QuestionKeyframes]], list[dict[str, Any]], list[dict[str, Any]]]:
-    """What each readable video holds for each question; these videos; the others and their reasons."""
-    scorer = None
+) -> tuple[list[list[QuestionKeyframes]], list[dict[str, Any]], list[dict[str, Any]], list[Match] | None]:
+    """What each readable video holds for each question; these videos; the others and their reasons.
+
+    Also how good each question's match is, where there is a background.
+    """
+    scorer = background = matches = None
     found, videos, failures = [], [], []
     for path in paths:
         try:
             read_header(path.absolute())  # what is no video is told before torch and a scorer are loaded
             import torch
 
+            from aks.extraction.background import Background
             from aks.extraction.keyframes import find_in_file
 
             if scorer is None:
@@ -307,6 +320,7 @@ def _find(
                         "scored by conse, a small stand-in that knows ImageNet's objects; for the paper's "
                         "scorer add --extract_feature_model blip"
                     )
+                background = Background.open(scorer, args.background or True, paths)
             info, results = find_in_file(
                 *(path, args.question, scorer, args.budget),
                 rule=rule,
@@ -322,4 +336,8 @@ def _find(
             failures.append({"video": path, "reason": str(error)})
             if len(paths) > 1:
                 logger.warning("failed: %s: %s", path, error)
-    return found, videos, failures
+    if background is not None and found:
+        rows = zip(*found, strict=True)
+        scores = [np.concatenate([each.curve.scores for each in row]) for row in rows]
+        matches = background.match(args.question, scores)
+    return found, videos, failures, matches

@@ -1,6 +1,7 @@
 """A server by which an assistant looks into your videos: one tool, keyframes (Model Context Protocol, stdio).
 
-%(prog)s ~/Videos
+    %(prog)s ~/Videos
+    %(prog)s ~/Videos /srv/recordings --extract_feature_model clip --longest_side 512
 
 The client, such as Claude Desktop, starts it; docs/models.md has its configuration.
 """
@@ -12,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aks import errors
+from aks.arguments import ArgumentParser, at_least
 from aks.cli import (
     add_log_flags,
     add_scorer_flags,
     add_worker_flags,
-    at_least,
     count_workers,
     load_scorer_from_args,
 )
@@ -28,9 +29,7 @@ if TYPE_CHECKING:  # torch takes seconds to load
 
 def parse_arguments() -> argparse.Namespace:
     """The command's flags."""
-    parser = errors.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument("folder", nargs="+", type=Path, help="whose videos may be read; nothing outside is")
     parser.add_argument(
         "--longest_side",

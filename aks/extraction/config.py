@@ -9,6 +9,7 @@ from aks.extraction.batching import CrossVideoBatcher, PerVideoEncoder, max_batc
 from aks.extraction.decoding import DecodeSpec
 from aks.extraction.workers import SerialSource, WorkerPool, make_decoder
 from aks.scorers.base import Scorer
+from aks.video.reader import CandidateRule
 
 BATCH_FRAMES = 16
 
@@ -28,6 +29,7 @@ class DecodeConfig:
             its length.
         on_corrupt: ``skip`` a video with frames that cannot be decoded, or ``partial``: use its other frames.
         shard: (i, n): process only share i of n, from 1; None for all videos.
+        fps: candidates a second, see :class:`~aks.video.reader.CandidateRule`.
     """
 
     decoder: str = "auto"
@@ -37,6 +39,7 @@ class DecodeConfig:
     video_timeout: float | None = None
     on_corrupt: str = "skip"
     shard: tuple[int, int] | None = None
+    fps: float = 1.0
 
     @classmethod
     def for_scorer(cls, scorer: Scorer, **settings: Any) -> DecodeConfig:
@@ -65,7 +68,8 @@ class DecodeConfig:
 
     def make_decoder(self, scorer: Scorer) -> WorkerPool | SerialSource:
         """The decoder of these settings, with the scorer's preprocessing."""
-        spec = DecodeSpec(scorer.preprocessor, self.decoder, self.num_decoded, self.on_corrupt)
+        rule = CandidateRule(self.fps)
+        spec = DecodeSpec(scorer.preprocessor, self.decoder, self.num_decoded, self.on_corrupt, rule)
         return make_decoder(spec, self.workers, self.video_timeout)
 
     def make_encoder(self, scorer: Scorer) -> CrossVideoBatcher | PerVideoEncoder:
@@ -74,6 +78,7 @@ class DecodeConfig:
             return PerVideoEncoder(scorer)
         return CrossVideoBatcher(scorer, self.num_encoded)
 
-    def record(self) -> dict[str, str]:
+    def record(self) -> dict[str, Any]:
         """The settings that change frames, for the record of a run."""
-        return {"decoder": "decord"} if self.decoder == "decord" else {}
+        decoder = {"decoder": "decord"} if self.decoder == "decord" else {}
+        return decoder if self.fps == 1 else {**decoder, "candidate_fps": self.fps}

@@ -124,11 +124,8 @@ class CacheEntry(contextlib.AbstractContextManager):
     """
 
     def __init__(self, video: Path, scorer: Scorer, rule: CandidateRule, decoder: str) -> None:
-        names = [scorer.checkpoint, getattr(scorer, "base", None)]
         settings = {
-            **scorer.fingerprint(),
-            "class": f"{type(scorer).__module__}.{type(scorer).__qualname__}",
-            "weights": [weights_identity(name) for name in names if name],
+            **scorer_identity(scorer),
             "device": scorer.device.type,
             "versions": [__version__, torch.__version__],
         }
@@ -138,8 +135,8 @@ class CacheEntry(contextlib.AbstractContextManager):
         part = [float(value) for value in astuple(rule)]  # 5 and 5.0 are the same rate
         facts = [str(video.absolute()), state.st_size, state.st_mtime_ns, part, decoder]
         stem = re.sub(r"[^A-Za-z0-9_]+", "_", video.stem)[:60]  # a file name that needs no escapes
-        self.name = f"{stem}-{_digest(facts)}"
-        self._folder = cache_folder() / f"{scorer.name}-{_digest(self._settings)}"
+        self.name = f"{stem}-{digest(facts)}"
+        self._folder = cache_folder() / f"{scorer.name}-{digest(self._settings)}"
         self._limit = limit_bytes()
         self._writer: FeatureWriter | None = None
         self._info: VideoInfo | None = None
@@ -253,5 +250,16 @@ class CacheEntry(contextlib.AbstractContextManager):
         return FeatureWriter(store, VideoJob(self.name, self._video), self._info)
 
 
-def _digest(facts: Any) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:DIGEST_LENGTH]
+def scorer_identity(scorer: Scorer) -> dict[str, Any]:
+    """A scorer's class, settings and weights: where they are equal, so are the features but for rounding."""
+    names = [scorer.checkpoint, getattr(scorer, "base", None)]
+    return {
+        **scorer.fingerprint(),
+        "class": f"{type(scorer).__module__}.{type(scorer).__qualname__}",
+        "weights": [weights_identity(name) for name in names if name],
+    }
+
+
+def digest(facts: Any) -> str:
+    """Of JSON values, to name a file."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:DIGEST_LENGTH]

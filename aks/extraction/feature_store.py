@@ -62,7 +62,7 @@ class FeatureStore(RunDir):
             raise UserError(f"{folder}: no stored features; make them with feature_extract_store.py")
         return cls(folder, record["stored_dtype"], record.get("kind", FRAME_FEATURES))
 
-    def open_for(self, scorer: Scorer, labels: LabelSet, decode_record: dict[str, str]) -> None:
+    def open_for(self, scorer: Scorer, labels: LabelSet, decode_record: dict[str, Any]) -> None:
         """Create the folder, or check that it holds the same model's features in the same type.
 
         Raises:
@@ -104,11 +104,23 @@ class FeatureStore(RunDir):
             if metadata.get("video") != video or len(set(lengths)) != 1:
                 raise ValueError("another file's content")
         except (SafetensorError, OSError, ValueError) as error:
-            raise UserError(
-                f"{path}: damaged or incomplete ({str(error).splitlines()[0]}); delete it and store that "
-                "video again"
-            ) from None
+            raise _damaged(path, error) from None
         return file
+
+    def stored_videos(self) -> list[str]:
+        """The names of the stored videos.
+
+        Raises:
+            UserError: a file is damaged.
+        """
+        names = []
+        for path in sorted(self.parts.glob(f"[!.]*{self.suffix}")):
+            try:
+                with safe_open(path, framework="pt") as file:
+                    names.append(file.metadata()["video"])
+            except (SafetensorError, OSError, TypeError, KeyError) as error:
+                raise _damaged(path, error) from None
+        return names
 
     def describe_part(self, video: str) -> dict[str, Any]:
         """As for scores. The files of the first version name no format."""
@@ -129,6 +141,15 @@ class FeatureStore(RunDir):
                 f"{self.folder}: holds question-bound vectors, which score no other question; store frame "
                 "features with --blip_features patch"
             )
+        self.check_scorer(scorer)
+        self.check_labels(labels)
+
+    def check_scorer(self, scorer: Scorer) -> None:
+        """Refuse features that another model or setting made.
+
+        Raises:
+            UserError: says what differs.
+        """
         record = read_json(self.folder / "run.json")
         differences = [
             f"{key} {record.get(key)!r} stored, {value!r} now"
@@ -137,7 +158,6 @@ class FeatureStore(RunDir):
         ]
         if differences:
             raise UserError(f"{self.folder}: features of another model ({'; '.join(differences)})")
-        self.check_labels(labels)
 
     def check_labels(self, labels: LabelSet) -> None:
         """Refuse features of another data set's videos, and damaged ones.
@@ -214,6 +234,12 @@ class FeatureStore(RunDir):
                 failure = read_json(path) if path.exists() else {}
                 missing, reason = failure.get("lost_frames", []), failure.get("reason", "")
         yield EndOfVideo(missing, reason)
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{path}: damaged or incomplete ({str(error).splitlines()[0]}); delete it and store that video again"
+    )
 
 
 def check_vectors(shape: Sequence[int], source: object) -> None:

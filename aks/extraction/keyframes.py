@@ -9,7 +9,7 @@ import contextlib
 import math
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, overload
@@ -20,6 +20,7 @@ from PIL import Image
 
 from aks.console import progress
 from aks.errors import VideoError
+from aks.extraction.background import Background
 from aks.extraction.batching import FeatureBatch, PerVideoEncoder
 from aks.extraction.config import BATCH_FRAMES
 from aks.extraction.decoding import DecodeSpec, EndOfVideo, VideoInfo
@@ -28,6 +29,7 @@ from aks.extraction.feature_store import check_vectors
 from aks.extraction.workers import SerialSource, WorkerPool, make_decoder
 from aks.extraction.writers import ScoreTable
 from aks.labels import Question, VideoJob, check_question
+from aks.match import Match
 from aks.messages import Frame, to_messages
 from aks.scorers.base import Scorer, load_scorer
 from aks.selection import check_settings, needs_features, select_positions
@@ -100,11 +102,13 @@ class QuestionKeyframes:
         question: its text.
         keyframes: in the order of time.
         curve: all candidates and their scores.
+        match: how good the best of them is beside other footage; None without a background.
     """
 
     question: str
     keyframes: list[Keyframe]
     curve: Curve = field(repr=False)
+    match: Match | None = None
 
     def messages(self, style: str = "openai", **options: Any) -> list[dict[str, Any]]:
         """The question and its keyframes with their times, as a chat message for a language model.
@@ -144,6 +148,7 @@ def keyframes(
     workers: int = 0,
     video_timeout: float | None = None,
     cache: bool = False,
+    background: str | Path | bool = False,
     **selection: Any,
 ) -> list[Keyframe] | list[QuestionKeyframes]:
     """The keyframes of one video for one question, or for several, in order of time.
@@ -162,6 +167,8 @@ def keyframes(
         workers, video_timeout: see :func:`find_in_file`.
         cache: keep the frames' features in the user's cache folder, and use those that are kept: a later
             question about the same video decodes and encodes nothing.
+        background: a folder that ``aks background`` has made, or True for the scorer's own if there is one:
+            several questions' results then have a ``match``.
         selection: ``strategy``, ``ratio``, ``t1``, ``t2``, ``max_depth``, ``quota`` and ``options``, see
             :func:`aks.select_keyframes`.
 
@@ -170,7 +177,7 @@ def keyframes(
 
     Raises:
         VideoError: the video cannot be read, or has no candidate.
-        UserError: a question is empty, or the scorer cannot be loaded.
+        UserError: a question is empty, the scorer cannot be loaded, or the background is another scorer's.
         ValueError: an argument out of range, or no question.
     """
     texts = [question] if isinstance(question, str) else list(question)
@@ -184,6 +191,7 @@ def keyframes(
     if isinstance(scorer, str):
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         scorer = load_scorer(scorer, device=device)
+    others = Background.open(scorer, background, [video]) if background else None
     _, found = find_in_file(
         *(video, texts, scorer, budget),
         rule=rule,
@@ -192,6 +200,9 @@ def keyframes(
         cache=cache,
         **selection,
     )
+    if others is not None:
+        matches = others.match(texts, [each.curve.scores for each in found])
+        found = [replace(each, match=match) for each, match in zip(found, matches, strict=True)]
     return found[0].keyframes if isinstance(question, str) else found
 
 

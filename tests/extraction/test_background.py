@@ -1,0 +1,135 @@
+"""The background: stored once, checked against the scorer, and used by keyframes."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from extraction_setup import ToyScorer
+
+import aks
+from aks.commands import keyframes
+from aks.errors import UserError
+from aks.extraction.background import Background, default_folder, store_background
+from aks.keyframe_files import Output
+from aks.match import STANDS_OUT, compare_scores
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("AKS_CACHE", str(tmp_path / "cache/features"))
+
+
+class OtherScorer(ToyScorer):
+    dtype = torch.float16
+
+
+@pytest.fixture
+def videos(clips):
+    return [clips / "one.mp4", clips / "two.mp4", clips / "sub/three.mkv"]
+
+
+def test_a_match_is_judged_by_the_frames_of_the_other_videos(videos, tmp_path):
+    scorer, questions = ToyScorer(), ["?", "Where is it?"]
+    assert Background.open(scorer) is None
+    store, summary = store_background(videos, scorer, fps=25)
+    assert (summary.scored, summary.failures) == (3, [])
+    assert (
+        store.folder == default_folder(scorer)
+        and store.folder.parent == tmp_path / "cache/features-background"
+    )
+    counts = [125, 72, 48]
+    assert [store.count_frames(str(video)) for video in videos] == counts
+
+    searched = videos[1]
+    plain = aks.keyframes(searched, questions, 2, scorer=scorer)
+    found = aks.keyframes(searched, questions, 2, scorer=scorer, background=True)
+    assert [dataclasses.replace(each, match=None).keyframes for each in found] == [e.keyframes for e in plain]
+    assert [each.match for each in plain] == [None, None]
+    # The scores of the other two videos, as scoring these gives them.
+    others = [aks.keyframes(video, questions, 2, scorer=scorer, fps=25) for video in (videos[0], videos[2])]
+    for index, each in enumerate(found):
+        background = np.concatenate([rows[index].curve.scores for rows in others])
+        assert each.match == compare_scores(each.curve.scores, background)
+        assert each.match.background_frames == 173
+
+
+def test_it_grows_and_another_scorer_s_or_rate_s_is_refused(videos, tmp_path):
+    folder, scorer = tmp_path / "mine", ToyScorer()
+    store_background(videos[:1], scorer, folder, fps=25)
+    store, summary = store_background(videos, scorer, folder, fps=25)
+    assert (summary.scored, summary.reused) == (2, 1) and len(store.stored_videos()) == 3
+    assert len(Background.open(scorer, folder).names) == 3
+    with pytest.raises(UserError, match="candidate_fps 25 there, 5 now"):
+        store_background(videos, scorer, folder, fps=5)
+    with pytest.raises(UserError, match=r"features of another model \(dtype 'float32' stored, 'float16' now"):
+        aks.keyframes(videos[0], "?", scorer=OtherScorer(), background=folder)
+    with pytest.raises(UserError, match="no background; make it with aks background"):
+        aks.keyframes(videos[0], "?", scorer=scorer, background=tmp_path / "absent")
+    store.part_path(str(videos[0])).write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"one\.mp4.*damaged or incomplete"):
+        Background.open(scorer, folder)
+
+
+def test_too_small_a_background_is_refused_where_it_is_named_and_else_left_out(videos, tmp_path, caplog):
+    scorer = ToyScorer()
+    for folder in (tmp_path / "mine", None):
+        store_background(videos[:2], scorer, folder, fps=25)
+    with pytest.raises(UserError, match="72 frames of other videos than those searched, 100 are needed"):
+        aks.keyframes(videos[0], "?", scorer=scorer, background=tmp_path / "mine")
+    (found,) = aks.keyframes(videos[0], ["?"], 2, scorer=scorer, background=True)
+    assert found.match is None and "the background is not used: " in caplog.text
+
+
+def test_the_commands_make_it_and_tell_what_stands_out(
+    videos, clips, tmp_path, run_script, monkeypatch, capsys
+):
+    bad = tmp_path / "bad.mp4"
+    bad.write_text("no video")
+    command = ["-m", "aks", "background", clips / "sub", videos[0], bad]
+    done = run_script(*command, "--fps", "12", "--device", "cpu", "--workers", "0")
+    assert done.returncode == 1, done.stderr
+    failed, made = done.stdout.splitlines()
+    assert failed.startswith(f"failed: {bad}: ") and made.endswith(": 110 frames of 2 videos")
+
+    # Two copies of a video that is not in the background: twice the frames, twice the expected number.
+    films, question, scorer = tmp_path / "films", "Where is the cat?", aks.load_scorer("conse")
+    films.mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        (films / name).symlink_to(videos[1])
+    (found,) = aks.keyframes(videos[1], [question], 2, scorer=scorer, background=True)
+    monkeypatch.setattr(keyframes, "load_scorer_from_args", lambda args: scorer)
+    flags = [question, "--budget", "2", "--workers", "0", "--quiet", "--device", "cpu"]
+    for path, times in ((videos[1], 1), (films, 2)):
+        monkeypatch.setattr(sys, "argv", ["keyframes.py", str(path), *flags])
+        assert keyframes.main() == 0
+        lines = capsys.readouterr().out.splitlines()
+        expected = times * found.match.expected
+        words = "the best stands out" if expected <= STANDS_OUT else "nothing stands out for this question"
+        line = f"{words}: as many frames of other footage hold {expected:.2g} that score as high"
+        assert len(lines) == 4 and lines[-1] == line
+
+    folder = made.partition(": ")[0]
+    monkeypatch.setattr(scorer, "dtype", torch.bfloat16)
+    monkeypatch.setattr(sys, "argv", ["keyframes.py", str(videos[1]), *flags, "--background", folder])
+    with pytest.raises(UserError, match=rf"{folder}: features of another model .*'bfloat16' now"):
+        keyframes.main()
+
+
+def test_json_and_csv_have_the_match_only_where_there_is_one(tmp_path):
+    video = tmp_path / "film.mp4"
+    output = Output(video, ["?"], None, None, None)
+    moments = [[aks.Keyframe(25, 1.0, 0.5, video)]]
+    match = compare_scores(np.array([3.0]), np.arange(100.0))
+    fields = {"expected": 0.97, "background_frames": 100, "stands_out": False}
+    assert json.loads(output.text("json", moments, {}, [match]))["questions"][0]["match"] == fields
+    (row,) = csv.DictReader(output.text("csv", moments, {}, [match]).splitlines())
+    assert {name: row[name] for name in fields} == {name: str(value) for name, value in fields.items()}
+    assert "match" not in output.text("json", moments, {}) and "expected" not in output.text(
+        "csv", moments, {}
+    )
