@@ -284,7 +284,7 @@ def _find(
             read_header(path.absolute())  # what is no video is told before a scorer is loaded
             if scorer is None:
                 args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-                scorer = load_scorer_from_args(args)
+                scorer = load_scorer_from_args(args, with_image_encoder=False)
                 if scorer.name == "conse":
                     logger.warning(
                         "scored by conse, a small stand-in that knows ImageNet's objects; for the paper's "
