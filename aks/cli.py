@@ -219,8 +219,8 @@ def parse_shard(args: argparse.Namespace) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
-def load_scorer_from_args(args: argparse.Namespace) -> Scorer:
-    """Load the scorer with the options that were given."""
+def load_scorer_from_args(args: argparse.Namespace, with_image_encoder: bool = True) -> Scorer:
+    """Load the scorer with the options that were given; stored features need no image encoder."""
     from aks.scorers.base import load_scorer
 
     limit_threads()
@@ -240,6 +240,7 @@ def load_scorer_from_args(args: argparse.Namespace) -> Scorer:
         device=device,
         dtype=args.dtype,
         backend=args.backend,
+        with_image_encoder=with_image_encoder and not getattr(args, "features", None),
         **options,
     )
 

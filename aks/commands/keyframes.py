@@ -314,7 +314,7 @@ def _find(
 
             if scorer is None:
                 args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-                scorer = load_scorer_from_args(args)
+                scorer = load_scorer_from_args(args, with_image_encoder=False)
                 if scorer.name == "conse":
                     logger.warning(
                         "scored by conse, a small stand-in that knows ImageNet's objects; for the paper's "

@@ -190,7 +190,7 @@ def keyframes(
     read_header(Path(video).absolute())  # what is no video is told before a scorer is loaded
     if isinstance(scorer, str):
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        scorer = load_scorer(scorer, device=device)
+        scorer = load_scorer(scorer, device=device, with_image_encoder=False)
     others = Background.open(scorer, background, [video]) if background else None
     _, found = find_in_file(
         *(video, texts, scorer, budget),
@@ -269,6 +269,7 @@ def find_in_file(
     if store is not None:
         source = SerialSource(lambda job: store.read(entry.name, batch_frames), lambda job: 0)
     else:
+        _ = scorer.image_encoder  # what is wrong with its weights is told before decoding
         spec = DecodeSpec(scorer.preprocessor, decoder, batch_frames, "skip", rule)
         source = make_decoder(spec, workers, video_timeout)
     compared_by = selection["strategy"] if compares_frames else ""

@@ -18,6 +18,7 @@ import pkgutil
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -67,6 +68,17 @@ class Scorer(ABC):
             "dtype": str(self.dtype).removeprefix("torch."),
         }
 
+    @cached_property
+    def image_encoder(self) -> Any:
+        """What ``encode_frames`` alone needs of the model, loaded when it is first asked for.
+
+        Stored features are scored without it. None where the constructor loads all.
+
+        Raises:
+            UserError: its weights cannot be used.
+        """
+        return None
+
     def preprocess(self, pixels: np.ndarray) -> torch.Tensor:
         """One decoded frame, (height, width, 3) uint8 RGB, to one CPU model input (3, side, side)."""
         return torch.from_numpy(self.preprocessor(pixels))
@@ -112,6 +124,7 @@ def load_scorer(
     device: str = "cpu",
     dtype: str | None = None,
     backend: str = "transformers",
+    with_image_encoder: bool = True,
     **options: Any,
 ) -> Scorer:
     """Load a scorer by name.
@@ -123,6 +136,8 @@ def load_scorer(
         dtype: ``float32``, ``float16`` or ``bfloat16``; None for the precision of the scorer's
             original (float32; SeViLA keeps its T5 in bfloat16).
         backend: ``transformers``, or ``lavis`` for the original implementation of blip and sevila.
+        with_image_encoder: False leaves the image encoder unloaded until the first frame, see
+            :attr:`Scorer.image_encoder`; what is wrong with its weights is told then.
         options: the scorer's own keyword arguments (``blip_head``; ``truncation``, ``base``).
 
     Raises:
@@ -151,4 +166,7 @@ def load_scorer(
             flag = "sevila_base" if option == "base" else option
             raise UserError(f"--{flag} does not go with the {name} scorer ({backend})")
     torch_dtype = None if dtype is None else getattr(torch, dtype)
-    return scorer_class(checkpoint=checkpoint, device=resolved_device, dtype=torch_dtype, **options)
+    scorer = scorer_class(checkpoint=checkpoint, device=resolved_device, dtype=torch_dtype, **options)
+    if with_image_encoder:
+        _ = scorer.image_encoder
+    return scorer

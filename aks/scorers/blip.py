@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,7 @@ class BlipScorer(Scorer):
         self.model = self._load().to(device=self.device, dtype=self.dtype)
 
     def _load(self) -> Any:
-        """Load tokenizer, preprocessor and model; return the model."""
+        """Load tokenizer, preprocessor and what scores; return the latter."""
         from transformers import AutoTokenizer, BlipConfig, BlipForImageTextRetrieval
 
         folder = resolve_checkpoint(
@@ -93,10 +94,16 @@ class BlipScorer(Scorer):
         config.vision_config.layer_norm_eps = VISION_EPS
         self.preprocessor = SquarePreprocessor(config.vision_config.image_size)
         self.tokenizer = load_component(AutoTokenizer.from_pretrained, folder, "tokenizer")
-        model = load_pretrained(BlipForImageTextRetrieval, folder, config)
+        self._load_half = partial(load_pretrained, BlipForImageTextRetrieval, folder, config)
+        return self._load_half(without="vision")
+
+    @cached_property
+    def image_encoder(self) -> Any:
+        """The vision tower and its projection."""
+        model = self._load_half(without="text")
         if self.device.type == "cuda":
             fuse_attention(model.vision_model)
-        return model
+        return model.to(device=self.device, dtype=self.dtype)
 
     def fingerprint(self) -> dict[str, Any]:
         """The settings of every scorer, and the head."""
@@ -106,8 +113,8 @@ class BlipScorer(Scorer):
     def encode_frames(self, inputs: torch.Tensor) -> torch.Tensor:
         """Model inputs to vision tokens (n, 577, width), or with ``itc`` to projections (n, 256)."""
         inputs = inputs.to(device=self.device, dtype=self.dtype)
-        tokens = self.model.vision_model(pixel_values=inputs).last_hidden_state
-        return self.model.vision_proj(tokens[:, 0]) if self.head == "itc" else tokens
+        tokens = self.image_encoder.vision_model(pixel_values=inputs).last_hidden_state
+        return self.image_encoder.vision_proj(tokens[:, 0]) if self.head == "itc" else tokens
 
     @torch.no_grad()
     def encode_question(self, question: Question) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -74,14 +74,19 @@ class ClipScorer(Scorer):
         # It resizes the shorter side by PIL's bicubic filter and crops the centre: (3, 224, 224).
         processor = load_component(pil_image_processor("CLIP").from_pretrained, folder, "image processor")
         self.preprocessor = partial(preprocess_with_transformers, processor)
-        model = load_pretrained(CLIPModel, folder, config)
-        self.model = model.to(device=self.device, dtype=self.dtype)
+        self._load = partial(load_pretrained, CLIPModel, folder, config)
+        self._text_model = self._load(without="vision").to(device=self.device, dtype=self.dtype)
+
+    @cached_property
+    def image_encoder(self) -> Any:
+        """The model without its text tower."""
+        return self._load(without="text").to(device=self.device, dtype=self.dtype)
 
     @torch.no_grad()
     def encode_frames(self, inputs: torch.Tensor) -> torch.Tensor:
         """Model inputs to projected image features (n, 512), not normalized."""
         inputs = inputs.to(device=self.device, dtype=self.dtype)
-        return projected(self.model.get_image_features(pixel_values=inputs))
+        return projected(self.image_encoder.get_image_features(pixel_values=inputs))
 
     @torch.no_grad()
     def encode_question(self, question: Question) -> torch.Tensor:
@@ -90,7 +95,7 @@ class ClipScorer(Scorer):
             question.text, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         ).to(self.device)
         ids, mask = tokens["input_ids"], tokens["attention_mask"]
-        return projected(self.model.get_text_features(input_ids=ids, attention_mask=mask))[0]
+        return projected(self._text_model.get_text_features(input_ids=ids, attention_mask=mask))[0]
 
     def score(self, features: torch.Tensor, questions: Sequence[torch.Tensor]) -> np.ndarray:
         """Cosines, (questions, frames)."""

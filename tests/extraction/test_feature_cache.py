@@ -18,6 +18,7 @@ import torch
 from conftest import ROOT
 from extraction_setup import PYTHON_PATH, ToyScorer
 from media import write_video
+from model_setup import save_blip, save_tiny_clip, save_tiny_siglip, tiny_blip
 
 import aks
 from aks.extraction import feature_cache
@@ -87,6 +88,23 @@ def test_conse_s_scores_from_the_cache_are_those_without_it_for_the_command_too(
     assert lines[1] == f"{cache}: 1 videos, 0.00 of at most 1 GB (AKS_CACHE_GB)"
     assert run_script("-m", "aks", "cache", "--clear").stdout == f"{cache}: 1 videos deleted\n"
     assert feature_cache.cached_videos() == []
+
+
+@pytest.mark.parametrize("name", ["conse", "blip", "clip", "siglip"])
+def test_a_later_question_loads_no_image_encoder(clips, tmp_path, name):
+    save = {"clip": save_tiny_clip, "siglip": save_tiny_siglip}
+    save["blip"] = lambda folder: save_blip(tiny_blip(image_size=32), folder)
+    checkpoint = None if name == "conse" else str(save[name](tmp_path / name))
+    video = clips / "one.mp4"
+    whole = aks.load_scorer(name, checkpoint=checkpoint)
+    _, (expected,) = find_in_file(video, ["Which one?"], whole, 3)
+    for is_first in (True, False):
+        scorer = aks.load_scorer(name, checkpoint=checkpoint, with_image_encoder=False)
+        assert curve(video, scorer, "Which one?")[3][2] == expected.curve.scores.tobytes()
+        assert ("image_encoder" in vars(scorer)) == is_first
+    parts = [part for part in vars(scorer).values() if isinstance(part, torch.nn.Module)]
+    names = [name for part in parts for name, _ in part.named_parameters()]
+    assert names and not [name for name in names if "vision_model" in name]
 
 
 @pytest.mark.parametrize("name", ["a", "ab", "a" * 20, "a" * 41])  # the header's length moves the features

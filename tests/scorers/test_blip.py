@@ -73,7 +73,7 @@ def test_vectors_of_many_questions_are_those_of_each(itm, monkeypatch):
 
 def test_fused_attention_of_the_gpu_gives_the_same_tokens(folder, itm):
     fused = load_scorer("blip", checkpoint=str(folder))
-    fuse_attention(fused.model.vision_model)
+    fuse_attention(fused.image_encoder.vision_model)
     expected = encode(itm, film_frames(2))
     np.testing.assert_allclose(encode(fused, film_frames(2)), expected, atol=1e-5 * expected.abs().max())
 
@@ -245,7 +245,7 @@ DAMAGES = {
 def test_a_wrong_checkpoint_is_named(copy, damage):
     spoil, words = DAMAGES[damage]
     spoil(copy)
-    fails(lambda: BlipScorer(str(copy)), copy, *words)
+    fails(lambda: load_scorer("blip", checkpoint=str(copy)), copy, *words)
 
 
 def test_what_is_no_folder_is_one_line(folder, tmp_path, monkeypatch):

@@ -54,6 +54,7 @@ class LavisBlipScorer(BlipScorer):
     the model hub.
     """
 
+    image_encoder = None  # the model has it
     default_checkpoint = "model_large_retrieval_coco.pth"
 
     def _load(self) -> Any:
