@@ -72,6 +72,12 @@ def parse_arguments() -> argparse.Namespace:
         "--sheet", type=Path, metavar="FILE", help="write a contact sheet: .jpg, .jpeg or .png"
     )
     output.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help="write one HTML page: relevance curves, keyframes and their pictures",
+    )
+    output.add_argument(
         "--clips",
         type=Path,
         metavar="DIR",
@@ -155,6 +161,8 @@ def main() -> int:
 
     from aks.extraction.keyframes import check_question, check_selection
     from aks.keyframe_files import Output
+    from aks.report.found import report_found
+    from aks.report.page import check_page
     from aks.video.reader import CandidateRule
 
     for text in args.question:
@@ -170,6 +178,8 @@ def main() -> int:
         raise errors.UserError(f"{errors.program()}: {error} (see --help)") from None
     # A mistake here must not cost the scoring.
     output = Output(source, args.question, args.images, args.sheet, args.clips)
+    if args.report:
+        check_page(args.report, "--report")
     found, videos, failures = _find(args, paths, rule, workers, selection)
     if failures and not is_folder:
         raise errors.UserError(f"{source}: {failures[0]['reason']}")
@@ -196,6 +206,8 @@ def main() -> int:
         "budget": args.budget,
         **selection,
     }
+    if args.report:
+        report_found(args.report, list(durations_s), found, moments, facts)
     if args.messages:
         print(json.dumps(_messages(args, found[0])))
     elif args.ask and args.form is None:  # what is there stands there, whatever the server says next
