@@ -22,8 +22,8 @@ from aks.report.questions import ReportedQuestion, largest_gains
 from aks.report.thumbnails import Thumbnails
 
 FOLDER = Path(__file__).parent
-MAX_OPEN = 12  # a page of more questions shows them closed
-MAX_NAMED = 20  # videos without pictures that are named
+MAX_OPEN = 12  # a page of more questions shows them closed, and names those that differ most
+MAX_NAMED = 5  # videos without pictures that are named
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def write_page(
     )
     environment.filters |= {"clock": clock, "number": "{:,}".format}
     numbers = {id(row): number for number, row in enumerate(reported, 1)}
-    ahead, behind = largest_gains(reported) if len(reported) > 1 else ([], [])
+    ahead, behind = largest_gains(reported) if len(reported) > MAX_OPEN else ([], [])
     stream = environment.get_template("template.html").stream(
         summary=summary,
         style=Markup(style),
@@ -111,17 +111,16 @@ def picture_notes(
     remedy: str,
 ) -> list[str]:
     """Which keyframes have no picture, and why; ``remedy`` is how to get those that were left out."""
-    notes, failures = [], thumbnails.failures
-    names = {row.video: name_of(row) for row in reported}
+    notes, names = [], {row.video: name_of(row) for row in reported}
     longest = max((len(row.positions) for row in reported), default=0)
     if thumbnails.by_frame and thumbnails.per_question < longest:
         notes.append(f"pictures of the {thumbnails.per_question} best keyframes of a question; {remedy}")
-    if failures:
-        named = [f"{names[video]}: {reason}" for video, reason in list(failures.items())[:MAX_NAMED]]
-        rest = [f"and {len(failures) - MAX_NAMED:,} more"] if len(failures) > MAX_NAMED else []
-        notes.append(
-            f"no pictures of {len(failures):,} of {len(names):,} videos: {'; '.join([*named, *rest])}"
-        )
+    by_reason: dict[str, list[str]] = {}
+    for video, reason in thumbnails.failures.items():
+        by_reason.setdefault(reason, []).append(names[video])
+    for reason, videos in by_reason.items():
+        named = ", ".join([*videos[:MAX_NAMED], *(["..."] if len(videos) > MAX_NAMED else [])])
+        notes.append(f"no pictures of {len(videos):,} of {len(names):,} videos: {reason} ({named})")
     return notes
 
 

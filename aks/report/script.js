@@ -95,7 +95,7 @@ function openLinked() {
 const form = document.querySelector("form");
 const articles = [...list.children];
 const texts = articles.map((article) =>
-  [...article.querySelectorAll("summary, .options")].map((part) => part.textContent).join(" ").toLowerCase());
+  [...article.querySelectorAll("h3, bdi, .options")].map((part) => part.textContent).join(" ").toLowerCase());
 
 function arrange() {
   const { text, group, category, order } = form.elements;

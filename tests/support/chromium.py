@@ -87,7 +87,7 @@ class Browser:
 
     def press(self, key: str) -> None:
         """A key, as Tab, Enter, ArrowRight."""
-        code = {"Tab": 9, "Enter": 13, "Escape": 27, "ArrowRight": 39, "End": 35}[key]
+        code = {"Tab": 9, "Enter": 13, "Escape": 27, "ArrowRight": 39, "Home": 36, "End": 35}[key]
         text = {"text": "\r"} if key == "Enter" else {}
         for kind in ("keyDown", "keyUp"):
             self.call(
