@@ -22,6 +22,7 @@ COMMANDS = {
     "recall": ("aks.recall", "how much of the labelled evidence has a keyframe nearby"),
     "quality": ("aks.quality", "selections side by side: recall, precision, coverage, redundancy"),
     "compare": ("aks.compare", "all selection rules on the same scores, by the labelled evidence"),
+    "report": ("aks.commands.report", "a run as one HTML page: curves, keyframes, evidence"),
     "convert": ("aks.interchange", "selections from and to the files of other tools"),
 }
 

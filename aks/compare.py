@@ -27,7 +27,7 @@ from aks.arguments import ArgumentParser, at_least
 from aks.cli import add_dataset_flags
 from aks.comparison_tables import markdown, small_table
 from aks.console import progress
-from aks.evidence import TOLERANCES_S
+from aks.evidence import TOLERANCES_S, evidence_in_seconds
 from aks.jsonio import make_folder, write_atomically, write_csv
 from aks.labels import Question, load_labels
 from aks.plots import plot_budgets, plot_choices, plot_grid
@@ -247,8 +247,7 @@ def report(case: Case, args: argparse.Namespace, command: Sequence[str]) -> None
         index = with_evidence[args.pictured] if args.pictured else next(iter(with_evidence.values()))
         question, scores, frames = (row[index] for row in (case.questions, case.scores, case.frames))
         times_s = case.times_s[index]
-        in_frames = [tuple(np.interp(ends, frames, times_s)) for ends in question.evidence_frames]
-        evidence_s = [*question.evidence_times_s, *in_frames]
+        evidence_s = evidence_in_seconds(question, frames, times_s)
         chosen = {rule.name: rule.select(scores, PICTURED_BUDGET) for rule in rules}
         title = f"{question.text} {PICTURED_BUDGET} frames a rule; green: where it is seen, red: found"
         plot_choices(args.picture, title, times_s, scores, evidence_s, chosen)

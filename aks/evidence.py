@@ -39,6 +39,16 @@ def evidence_distances(question: Question, selected: SelectedFrames) -> Pairs:
     return found
 
 
+def evidence_in_seconds(
+    question: Question, frame_indices: np.ndarray, times_s: np.ndarray
+) -> list[tuple[float, float]]:
+    """A question's evidence as (first, last) seconds; that in frames by the candidates' times, (n,) each."""
+    if not len(frame_indices):
+        return list(question.evidence_times_s)
+    in_frames = [tuple(np.interp(ends, frame_indices, times_s)) for ends in question.evidence_frames]
+    return [*question.evidence_times_s, *in_frames]
+
+
 def found_within(pairs: Pairs, tolerance_s: float, axis: int = 1) -> np.ndarray:
     """Which pieces of evidence have a selected frame within a tolerance, (pieces,) bool.
 

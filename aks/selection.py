@@ -22,6 +22,7 @@ from aks.strategies.nms import select_nms
 from aks.strategies.segment_adaptive import select_segment_adaptive
 
 QUOTAS = ("full", "released", "algorithm1", "paper")  # paper is an older name of released
+NEVER_WHOLE = (np.inf, np.inf)  # thresholds that no segment exceeds: BIN
 MAX_DEPTH = 32  # 2**32 bins, far more than any video has candidates; the paper goes up to 6
 
 
@@ -110,7 +111,7 @@ def select_top(scores: np.ndarray, budget: int, **_: object) -> np.ndarray:
 
 def select_bin(scores: np.ndarray, budget: int, *, max_depth: int, quota: str, **_: object) -> np.ndarray:
     """An equal share of each of ``2**max_depth`` bins: coverage first, ``lambda`` towards infinity."""
-    segments = judge_and_split(scores, budget, np.inf, np.inf, max_depth)  # no segment stays whole
+    segments = judge_and_split(scores, budget, *NEVER_WHOLE, max_depth)
     return allocate_frames(scores, segments, budget, quota)
 
 
@@ -200,7 +201,7 @@ def select_positions(
     if features is not None:
         _check_features(features, len(scores), strategy)
     budget, ratio, max_depth = int(budget), int(ratio), int(max_depth)
-    thinned = slice(0, len(scores) // ratio * ratio, ratio)
+    thinned = _thinned(len(scores), ratio)
     kept = scores[thinned]
     if len(kept) < budget:
         return np.arange(len(kept)) * ratio
@@ -221,6 +222,39 @@ def check_settings(budget: int, strategy: str = "ada", **settings: Any) -> None:
     """
     features = np.ones((1, 1)) if strategy in STRATEGIES and needs_features(strategy) else None
     select_positions([0.0], budget, strategy=strategy, features=features, **settings)
+
+
+def find_segments(
+    scores: Sequence[float] | np.ndarray,
+    budget: int,
+    *,
+    strategy: str = "ada",
+    ratio: int = 1,
+    t1: float = 0.8,
+    t2: float = -100,
+    max_depth: int = 5,
+    **_: object,
+) -> list[tuple[int, int, int]]:
+    """The final segments of which ``ada`` and ``bin`` take their keyframes.
+
+    Arguments as for :func:`select_keyframes`.
+
+    Returns:
+        (start, stop, depth) in order of time: the candidates ``start <= position < stop``, after ``depth``
+        halvings. None for other strategies, and where all candidates are selected.
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    kept = scores[_thinned(len(scores), ratio)]
+    if strategy not in ("ada", "bin") or len(kept) < budget:
+        return []
+    thresholds = (t1, t2) if strategy == "ada" else NEVER_WHOLE
+    segments = judge_and_split(normalize(kept), budget, *thresholds, max_depth)
+    return [(start * ratio, stop * ratio, depth) for start, stop, depth in segments]
+
+
+def _thinned(num_candidates: int, ratio: int) -> slice:
+    """Every ``ratio``-th candidate; those of an incomplete step at the end are left out."""
+    return slice(0, num_candidates // ratio * ratio, ratio)
 
 
 def select_keyframes(

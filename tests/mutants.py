@@ -76,6 +76,8 @@ AREAS = {
     "aks/quality": "quality redundancy",
     "aks/recall": "recall",
     "aks/redundancy": "redundancy",
+    "aks/report": "report",
+    "aks/commands/report": "report",
     "aks/scorers/": "conse clip blip sevila blip_lavis keyframes lavis_cli feature_store",
     "aks/scorers/clip": "clip siglip",
     "aks/scorers/siglip": "siglip",

@@ -8,6 +8,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -62,6 +63,7 @@ def test_the_command_writes_what_the_library_finds_for_several_questions(clips, 
         *("keyframes.py", clips / "one.mp4", *questions, "--budget", "2", "--device", "cpu", "--json"),
         *("--fps", "5", "--start", "0:01", "--end", "3.1", "--images", tmp_path / "images"),
         *("--sheet", tmp_path / "sheet.png", "--clips", tmp_path / "clips", "--clip_margin", "0.1"),
+        *("--report", tmp_path / "new/report.html"),
     )
     assert done.returncode == 0 and "frame/s" in done.stderr, done.stderr
     document = json.loads(done.stdout)
@@ -89,6 +91,11 @@ def test_the_command_writes_what_the_library_finds_for_several_questions(clips, 
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == folders
     # Two rows of two pictures, 240 x 160 each, under the question and over their times.
     assert Image.open(tmp_path / "sheet.png").size == (2 * 246 + 6, 2 * (22 + 160 + 20 + 6) + 6)
+    page = (tmp_path / "new/report.html").read_text()
+    for question, expected in zip(questions, found, strict=True):
+        part = page.partition(f'<h3 dir="auto">{question}</h3>')[2].partition("</article>")[0]
+        shown = [int(frame) for frame in re.findall(r"· frame (\d+)", part)]
+        assert shown == [keyframe.frame_index for keyframe in expected.keyframes]
 
 
 def test_one_question_gives_the_library_s_list_of_keyframes(clips):
@@ -267,4 +274,12 @@ def test_the_wheel_holds_the_library_and_nothing_else(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(site)}
     output = subprocess.check_output(command, cwd=tmp_path, env=environment, text=True)
     assert "1 questions, 1 keyframes (ada)" in output
-    assert (tmp_path / "selected_frames/longvideobench/blip/selected_frames.json").read_text() == "[[25]]"
+    selection = tmp_path / "selected_frames/longvideobench/blip/selected_frames.json"
+    assert selection.read_text() == "[[25]]"
+
+    (tmp_path / "labels.json").write_text('[{"video": "gone.mp4", "question": "What?"}]')
+    command = [site / "bin/aks", "report", "--dataset_name", "custom", "--label_file", "labels.json"]
+    command += ["--score_path", "scores.json", "--selected_frames", selection]
+    output = subprocess.check_output(command, cwd=tmp_path, env=environment, text=True)
+    assert output.startswith("wrote report.html: 1 questions, 0 pictures")
+    assert "<style>\n:root" in (tmp_path / "report.html").read_text()

@@ -13,7 +13,14 @@ from selection_setup import features_for
 from aks import select_keyframes
 from aks.labels import load_labels
 from aks.score_lists import read_number_lists
-from aks.selection import STRATEGIES, allocate_frames, judge_and_split, normalize, select_positions
+from aks.selection import (
+    STRATEGIES,
+    allocate_frames,
+    find_segments,
+    judge_and_split,
+    normalize,
+    select_positions,
+)
 
 # The naive reading: plain lists, level by level, as the method is described.
 
@@ -234,6 +241,20 @@ def test_bin_takes_an_equal_share_of_every_bin():
 
 def test_top_takes_the_best_and_the_earlier_of_equals():
     assert select_positions([1, 3, 3, 3, 0], 2, strategy="top").tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("ratio", [1, 3])
+@pytest.mark.parametrize("t1", [0.2, 0.45, 0.9])
+def test_the_segments_are_those_of_which_the_keyframes_were_taken(ratio, t1):
+    scores = np.random.default_rng(7).random(301) ** 3
+    _, final = naive_ada(scores.tolist(), list(range(301)), 16, ratio, t1, -100, 4)
+    expected = sorted((segment[0][1], segment[-1][1] + ratio, depth) for segment, depth in final if segment)
+    settings = {"ratio": ratio, "t1": t1, "max_depth": 4}
+    assert find_segments(scores, 16, **settings, quota="full") == expected
+    equal = find_segments(scores, 16, strategy="bin", **settings)
+    assert {depth for *_, depth in equal} == {4} and equal[0][0] == 0 and equal[-1][1] == 301 // ratio * ratio
+    assert find_segments(scores, 16, strategy="top", **settings) == []
+    assert find_segments(scores, 301 // ratio + 1, **settings) == []  # all are selected: nothing is split
 
 
 def test_a_strategy_is_one_function_and_one_entry(monkeypatch):

@@ -77,6 +77,12 @@ def parse_arguments() -> argparse.Namespace:
         "--sheet", type=Path, metavar="FILE", help="write a contact sheet: .jpg, .jpeg or .png"
     )
     output.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help="write one HTML page: relevance curves, keyframes and their pictures",
+    )
+    output.add_argument(
         "--clips",
         type=Path,
         metavar="DIR",
@@ -187,6 +193,10 @@ def main() -> int:
         raise errors.UserError(f"{errors.program()}: {error} (see --help)") from None
     # A mistake here must not cost the scoring.
     output = Output(source, args.question, args.images, args.sheet, args.clips)
+    if args.report:
+        from aks.report.page import check_page
+
+        check_page(args.report, "--report")
     found, videos, failures, matches = _find(args, paths, rule, workers, selection)
     if failures and not is_folder:
         raise errors.UserError(f"{source}: {failures[0]['reason']}")
@@ -217,6 +227,10 @@ def main() -> int:
         **selection,
     }
     answers = None
+    if args.report:
+        from aks.report.found import report_found
+
+        report_found(args.report, list(durations_s), found, moments, facts)
     if args.messages:
         print(json.dumps(_messages(args, found[0])))
     elif args.ask and args.form is None:  # what is there stands there, whatever the server says next

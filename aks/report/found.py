@@ -1,0 +1,81 @@
+"""The report of the command ``keyframes``: what was found in one video, or in a folder of videos."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from aks.extraction.keyframes import Keyframe, QuestionKeyframes
+from aks.labels import Question
+from aks.report.page import Summary, picture_notes, write_page
+from aks.report.questions import ReportedQuestion, report_question
+from aks.report.thumbnails import read_thumbnails
+
+logger = logging.getLogger("aks.keyframes")
+
+
+def report_found(
+    path: Path,
+    videos: Sequence[Path],
+    found: Sequence[Sequence[QuestionKeyframes]],
+    moments: Sequence[Sequence[Keyframe]],
+    facts: dict[str, Any],
+) -> None:
+    """Write the page.
+
+    Args:
+        path: the HTML file.
+        videos: those that could be read.
+        found: for each of them what it holds for each question.
+        moments: the keyframes of each question that the command shows; of several videos the best first.
+        facts: what the command's JSON says of videos, scorer and rule.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    name_of = {video: row["video"] for video, row in zip(videos, facts["videos"], strict=True)}
+    results_of = dict(zip(videos, found, strict=True))
+    reported = []
+    for index, keyframes in enumerate(moments):
+        shown = dict.fromkeys(keyframe.video for keyframe in keyframes) if "folder" in facts else videos
+        for video in shown:
+            result = results_of[video][index]
+            reported.append(_reported(len(reported), result, video, keyframes, facts))
+    thumbnails = read_thumbnails(reported, path)
+
+    def shown_name(row: ReportedQuestion) -> str:
+        return name_of[row.video]
+
+    rule = ", ".join(f"{name} {facts[name]}" for name in ("t1", "t2", "max_depth", "quota"))
+    options = "".join(f", {name} {value}" for name, value in facts["options"].items())
+    summary = Summary(
+        title=f"Keyframes of {facts.get('folder') or name_of[videos[0]]}",
+        facts={
+            "questions": len(moments),
+            "videos": f"{len(videos):,}",
+            "keyframes": f"{facts['budget']} a question",
+            "scorer": facts["scorer"],
+            "rule": f"{facts['strategy']} ({rule}{options})",
+        },
+        notes=picture_notes(thumbnails, reported, shown_name, "--images DIR writes all")
+        + [f"failed: {failure['video']}: {failure['reason']}" for failure in facts["failures"]],
+    )
+    write_page(path, summary, reported, thumbnails, shown_name)
+    logger.warning("report: %s", path)
+
+
+def _reported(
+    index: int, result: QuestionKeyframes, video: Path, shown: Sequence[Keyframe], facts: dict[str, Any]
+) -> ReportedQuestion:
+    curve = result.curve
+    return report_question(
+        Question(index, str(index), str(video), result.question),
+        video,
+        curve.frame_indices,
+        curve.times_s,
+        curve.scores,
+        sorted(keyframe.frame_index for keyframe in shown if keyframe.video == video),
+        facts,
+    )
