@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from aks import errors
 from aks.arguments import ArgumentParser, at_least
 from aks.cli import (
     add_log_flags,
@@ -22,6 +23,7 @@ from aks.commands.keyframes import videos_in
 from aks.console import configure_logging
 
 
+@errors.when_interrupted("finished videos are kept, the same command goes on with the others")
 def main() -> int:
     """Encode and store frames of the videos, then say how many there are; 1 if a video failed."""
     parser = ArgumentParser(__doc__)

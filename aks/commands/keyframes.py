@@ -197,7 +197,9 @@ def main() -> int:
         from aks.report.page import check_page
 
         check_page(args.report, "--report")
-    found, videos, failures, matches = _find(args, paths, rule, workers, selection)
+    kept = "nothing is kept (--no_cache)" if args.no_cache else "the features of finished videos are kept"
+    with errors.when_interrupted(f"{kept}; run the same command again"):
+        found, videos, failures, matches = _find(args, paths, rule, workers, selection)
     if failures and not is_folder:
         raise errors.UserError(f"{source}: {failures[0]['reason']}")
     durations_s = {row["video"].absolute(): row["duration_s"] for row in videos}
