@@ -267,5 +267,8 @@ async def serve(tool: KeyframeTool, remark: str = "") -> None:
         )
 
     server = Server("aks", version=__version__, on_list_tools=list_tools, on_call_tool=call_tool)
-    async with stdio_server() as (reading, writing):
-        await server.run(reading, writing, server.create_initialization_options())
+    try:
+        async with stdio_server() as (reading, writing):
+            await server.run(reading, writing, server.create_initialization_options())
+    except* BrokenPipeError:
+        logger.info("the client has ended without closing the connection")
