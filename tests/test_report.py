@@ -193,6 +193,12 @@ def test_evidence_recall_and_differences_are_told(page, run_flags):
     assert evidence[0] == "M417 0H458V100H417z" and evidence[1].startswith("M825 0H842")
     assert set(evidence[2:]) == {""}
     assert "evidence: 0:00:02.0 to 0:00:02.2" in page.raw
+    # Candidates 0, 6, 12 and 18 of 25 begin the quarters, of which every other one is shaded.
+    bands = [a["d"] for a, _ in page.all("path", "segments")[1:]]
+    assert bands[0] == "M0 0H250V88H0zM500 0H750V88H500z" and bands[2] == "M0 0H1000V88H0z"
+    uniform = [a["d"] for a, _ in page.all("path", "uniform")[1:]]
+    assert uniform[0] == "M0 90V100M260 90V100M521 90V100M781 90V100"  # 0, 1.25, 2.5 and 3.75 of 4.8 s
+    assert uniform[2] == "M0 90V100M333 90V100M667 90V100M1000 90V100"  # candidates: the length is unknown
     near = [text for _, text in page.all("li", "near")]
     assert all("near evidence" in text for text in near)
     chosen = json.loads(Path(run_flags[-1]).read_text())
