@@ -94,7 +94,7 @@ def test_the_command_writes_what_the_library_finds_for_several_questions(clips, 
     page = (tmp_path / "new/report.html").read_text()
     for question, expected in zip(questions, found, strict=True):
         part = page.partition(f'<h3 dir="auto">{question}</h3>')[2].partition("</article>")[0]
-        shown = [int(frame) for frame in re.findall(r"· frame (\d+)", part)]
+        shown = [int(frame) for frame in re.findall(r", frame (\d+)", part)]
         assert shown == [keyframe.frame_index for keyframe in expected.keyframes]
 
 

@@ -170,7 +170,7 @@ def test_every_mark_has_its_keyframe_with_its_picture_and_alternative_text(page,
     for marks, xs, row in zip(points, plots, chosen, strict=True):
         assert sorted(re.findall(r"M(\d+) \d+h", marks), key=int) == xs
         assert [int(x) for x in xs] == [round(1000 * frame / 120) for frame in row]  # the last is frame 120
-    captions = [text for _, text in page.all("li") if "· frame" in text]
+    captions = [text for _, text in page.all("li") if ", frame" in text]
     frames = [int(re.search(r"frame (\d+)", text)[1]) for text in captions]
     assert frames == [frame for row in chosen for frame in row]
     assert all(f"0:00:0{frame / 25:.1f}" in text for frame, text in zip(frames, captions, strict=True))
@@ -193,12 +193,18 @@ def test_evidence_recall_and_differences_are_told(page, run_flags):
     assert evidence[0] == "M417 0H458V100H417z" and evidence[1].startswith("M825 0H842")
     assert set(evidence[2:]) == {""}
     assert "evidence: 0:00:02.0 to 0:00:02.2" in page.raw
+    # Candidates 0, 6, 12 and 18 of 25 begin the quarters, of which every other one is shaded.
+    bands = [a["d"] for a, _ in page.all("path", "segments")[1:]]
+    assert bands[0] == "M0 0H250V88H0zM500 0H750V88H500z" and bands[2] == "M0 0H1000V88H0z"
+    uniform = [a["d"] for a, _ in page.all("path", "uniform")[1:]]
+    assert uniform[0] == "M0 90V100M260 90V100M521 90V100M781 90V100"  # 0, 1.25, 2.5 and 3.75 of 4.8 s
+    assert uniform[2] == "M0 90V100M333 90V100M667 90V100M1000 90V100"  # candidates: the length is unknown
     near = [text for _, text in page.all("li", "near")]
     assert all("near evidence" in text for text in near)
     chosen = json.loads(Path(run_flags[-1]).read_text())
     of_first = [frame for frame in chosen[0] if 25 <= frame <= 80]  # evidence from 2 to 2.2 s
     of_second = [frame for frame in chosen[1] if abs(frame - 100) <= 6]  # a second is a stride of 5 frames
-    assert [int(text.split()[5]) for text in near] == of_first + of_second and 50 in of_first
+    assert [int(text.split()[4]) for text in near] == of_first + of_second and 50 in of_first
     gains = [attributes.get("data-gain") for attributes, _ in page.all("article")]
     # Uniform frames of 5 s at 4 a video: 0, 1.25, 2.5 and 3.75 s; the nearest is 0.3 s from the evidence.
     assert float(gains[0]) == pytest.approx(0.3)
@@ -238,6 +244,8 @@ def test_one_or_two_candidates_make_a_drawing(count):
     row = report_question(Question(0, "q", "v", "?"), Path("v"), frames, times_s, scores, frames, rule)
     drawing = draw(row)
     assert drawing.xs == [0, 1000][:count] and drawing.ticks[0] == (0.0, "00:00.0")
+    none = report_question(Question(0, "q", "v", "?"), Path("v"), frames, times_s, scores, [], rule)
+    assert (draw(none).xs, draw(none).far, none.comparison, len(none.uniform_s)) == ([], "", None, 0)
 
 
 def test_only_so_many_pictures_as_fit_the_best_first():
@@ -303,19 +311,34 @@ def test_pictures_in_a_folder_are_kept_and_those_of_a_changed_video_are_not(clip
     assert pictures() != first
 
 
-def test_videos_that_are_gone_or_others_are_named_and_the_page_is_there(run_flags, clips, tmp_path):
-    labels = json.loads(Path(run_flags[3]).read_text())
-    shutil.copy(clips / "two.mp4", tmp_path / "other.mp4")  # has 72 frames
+def test_what_a_run_lacks_is_said_and_the_page_is_there(clips, tmp_path):
+    flags = write_run(tmp_path / "run", tmp_path)
+    shutil.copy(clips / "two.mp4", tmp_path / "run/other.mp4")  # has 72 frames
+    labels = json.loads((tmp_path / "run/labels.json").read_text())
     for index, entry in enumerate(labels):
         entry["video"] = f"gone{index}.mp4" if index else "other.mp4"
-    (tmp_path / "labels.json").write_text(json.dumps(labels))
-    flags = [*run_flags[:3], str(tmp_path / "labels.json"), *run_flags[4:]]
+    (tmp_path / "run/labels.json").write_text(json.dumps(labels))
+    for name in ("selection", "times"):
+        (tmp_path / f"run/{name}.json").unlink()
+    for name in ("scores", "frames", "selected_frames"):  # the last video failed in step 1
+        rows = json.loads((tmp_path / f"run/{name}.json").read_text())
+        (tmp_path / f"run/{name}.json").write_text(json.dumps([*rows[:-1], []]))
     done = make_report(flags, tmp_path / "report.html")
     assert "no pictures of 14 videos, such as" in done.stdout
-    text = "".join(text for _, text in Page(tmp_path / "report.html").all("p", "note"))
-    assert "no pictures of 13 of 14 videos: file not found (gone1.mp4, gone2.mp4, " in text
-    assert "1 of 14 videos: has fewer frames than were scored" in text
-    assert len(Page(tmp_path / "report.html").all("div", "plot")) == 14
+    page = Page(tmp_path / "report.html")
+    notes = [text for _, text in page.all("p", "note")]
+    assert notes[0].startswith("Note: no pictures of 13 of 14 videos: file not found (gone1.mp4, gone2.mp4, ")
+    assert notes[1].startswith("Note: no pictures of 1 of 14 videos: has fewer frames than were scored")
+    assert [note.split()[1:3] for note in notes[2:]] == [
+        ["times", "by"],
+        ["no", "segments:"],
+        ["1", "questions"],
+    ]
+    assert len(page.all("div", "plot")) == 13 and "No frame of this video was scored." in page.raw
+    # Without times a second is a candidate.
+    first = next(text for _, text in page.all("li") if ", frame" in text)
+    seconds, frame = re.match(r"0:00:(\d\d\.\d), .* frame (\d+)", first).groups()
+    assert float(seconds) == int(frame) / 5
 
 
 @pytest.mark.parametrize(
@@ -323,7 +346,6 @@ def test_videos_that_are_gone_or_others_are_named_and_the_page_is_there(run_flag
     [
         ({"selection": {"scores_sha256": "0"}}, "was selected by other scores than"),
         ({"selected_frames": [[1], *[[0]] * 13]}, "entry 0 (a): keyframe 1 is none of the scored frames of"),
-        ({"selected_frames": [[0]]}, "they must belong together"),
         ({"scores": [[0.0]], "frames": [[0]]}, "they must belong together"),
         ({"selection": []}, "holds no record of a selection"),
         ({}, "use a name that ends in .html"),
@@ -354,7 +376,7 @@ def test_what_a_folder_holds_is_shown_by_question_and_video_the_best_first(clips
     report_found(tmp_path / "r.html", videos, found, [[two[0], one[1], two[1]]], facts)
     page = Page(tmp_path / "r.html")
     assert [text for _, text in page.all("bdi")] == ["two.mp4", "one.mp4"]
-    captions = [text for _, text in page.all("li") if "· frame" in text]
+    captions = [text for _, text in page.all("li") if ", frame" in text]
     assert [re.findall(r"frame \d+", text)[0] for text in captions] == ["frame 25", "frame 50", "frame 25"]
     assert len(page.all("image")) == 3 and all("open" in a for a, _ in page.all("details"))
 

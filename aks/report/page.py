@@ -114,7 +114,7 @@ def picture_notes(
     notes, names = [], {row.video: name_of(row) for row in reported}
     longest = max((len(row.positions) for row in reported), default=0)
     if thumbnails.by_frame and thumbnails.per_question < longest:
-        notes.append(f"pictures of the {thumbnails.per_question} best keyframes of a question; {remedy}")
+        notes.append(f"pictures of {thumbnails.per_question} keyframes a question, the best ones; {remedy}")
     by_reason: dict[str, list[str]] = {}
     for video, reason in thumbnails.failures.items():
         by_reason.setdefault(reason, []).append(names[video])
