@@ -37,6 +37,7 @@ AREAS = {
     "aks/commands/keyframes": "keyframes feature_cache",
     "aks/commands/cache": "feature_cache cli",
     "aks/extraction/feature_cache": "feature_cache",
+    "aks/extraction/coarse_to_fine": "coarse_to_fine",
     "aks/keyframe_files": "keyframes",
     "aks/contact_sheet": "contact_sheet keyframes",
     "aks/clock": "clock keyframes",

@@ -21,6 +21,7 @@ from PIL import Image
 from aks.console import progress
 from aks.errors import UserError, VideoError
 from aks.extraction.batching import FeatureBatch, PerVideoEncoder
+from aks.extraction.coarse_to_fine import Scored, inspect, score_some
 from aks.extraction.config import BATCH_FRAMES
 from aks.extraction.decoding import DecodeSpec, EndOfVideo, VideoInfo
 from aks.extraction.feature_cache import CacheEntry
@@ -99,7 +100,7 @@ class QuestionKeyframes:
     Attributes:
         question: its text.
         keyframes: in the order of time.
-        curve: all candidates and their scores.
+        curve: all candidates and their scores; those that were looked at with ``fast``.
     """
 
     question: str
@@ -144,6 +145,7 @@ def keyframes(
     workers: int = 0,
     video_timeout: float | None = None,
     cache: bool = False,
+    fast: bool = False,
     **selection: Any,
 ) -> list[Keyframe] | list[QuestionKeyframes]:
     """The keyframes of one video for one question, or for several, in order of time.
@@ -162,6 +164,7 @@ def keyframes(
         workers, video_timeout: see :func:`find_in_file`.
         cache: keep the frames' features in the user's cache folder, and use those that are kept: a later
             question about the same video decodes and encodes nothing.
+        fast: look at some of the candidates only, see :mod:`aks.extraction.coarse_to_fine`.
         selection: ``strategy``, ``ratio``, ``t1``, ``t2``, ``max_depth``, ``quota`` and ``options``, see
             :func:`aks.select_keyframes`.
 
@@ -190,6 +193,7 @@ def keyframes(
         workers=workers,
         video_timeout=video_timeout,
         cache=cache,
+        fast=fast,
         **selection,
     )
     return found[0].keyframes if isinstance(question, str) else found
@@ -246,6 +250,7 @@ def find_in_file(
     workers: int = 0,
     video_timeout: float | None = None,
     cache: bool = False,
+    fast: bool = False,
     **selection: Any,
 ) -> tuple[VideoInfo, list[QuestionKeyframes]]:
     """What a video is, and its keyframes for each of some questions.
@@ -262,6 +267,8 @@ def find_in_file(
             preprocessor must be importable from a module.
         video_timeout: seconds that decoding may take, with workers; None for 60 and four times its length.
         cache: keep the frames' features, and use those that are kept (:mod:`aks.extraction.feature_cache`).
+        fast: score some of the candidates only (:mod:`aks.extraction.coarse_to_fine`), unless the features of
+            all are kept. Their features are not kept.
         selection: as of :func:`keyframes`.
 
     Raises:
@@ -270,6 +277,8 @@ def find_in_file(
         ValueError: an argument out of range.
     """
     compares_frames = check_selection(budget, **selection)
+    if fast and selection.get("ratio", 1) != 1:
+        raise ValueError("fast and ratio do not go together: both leave candidates out")
     path = Path(video).absolute()
     read_header(path)  # what is no video is told before processes start
     asked = [
@@ -278,25 +287,28 @@ def find_in_file(
     ]
     entry = CacheEntry(path, scorer, rule, decoder) if cache else None
     store = entry.open() if entry else None
-    if store is not None:
-        source = SerialSource(lambda job: store.read(entry.name, batch_frames), lambda job: 0)
-    else:
-        _ = scorer.image_encoder  # what is wrong with its weights is told before decoding
+    compared_by = selection["strategy"] if compares_frames else ""
+
+    def score(rule: CandidateRule) -> Scored:
         spec = DecodeSpec(scorer.preprocessor, decoder, batch_frames, "skip", rule)
         source = make_decoder(spec, workers, video_timeout)
-    compared_by = selection["strategy"] if compares_frames else ""
-    info, table, vectors = _score(source, path, asked, scorer, compared_by, None if store else entry)
-    frame_indices, times_s, scores = table.result()
-    features = np.concatenate([vectors[offset] for offset in sorted(vectors)]) if compares_frames else None
+        return _score(source, path, asked, scorer, compared_by, None if fast else entry)
+
+    if store is not None:
+        source = SerialSource(lambda job: store.read(entry.name, batch_frames), lambda job: 0)
+        scored = _score(source, path, asked, scorer, compared_by, None)
+    else:
+        _ = scorer.image_encoder  # what is wrong with its weights is told before decoding
+        scored = score_some(*inspect(path, rule, decoder), rule, budget, score) if fast else score(rule)
 
     def found(question: Question, row: np.ndarray) -> QuestionKeyframes:
         frames = [
-            Keyframe(int(frame_indices[i]), float(times_s[i]), float(row[i]), path, decoder)
-            for i in select_positions(row, budget, features=features, **selection)
+            Keyframe(int(scored.frame_indices[i]), float(scored.times_s[i]), float(row[i]), path, decoder)
+            for i in select_positions(row, budget, features=scored.features, **selection)
         ]
-        return QuestionKeyframes(question.text, frames, Curve(frame_indices, times_s, row))
+        return QuestionKeyframes(question.text, frames, Curve(scored.frame_indices, scored.times_s, row))
 
-    return info, [found(question, row) for question, row in zip(asked, scores, strict=True)]
+    return scored.info, [found(question, row) for question, row in zip(asked, scored.scores, strict=True)]
 
 
 def _score(
@@ -306,12 +318,11 @@ def _score(
     scorer: Scorer,
     compared_by: str,
     entry: CacheEntry | None,
-) -> tuple[VideoInfo, ScoreTable, dict[int, np.ndarray]]:
+) -> Scored:
     """Score a video's frames batch by batch.
 
     Args:
-        compared_by: the strategy that compares frames, and so needs their vectors, (n, d) float32 by the
-            offset of the batch; empty for none.
+        compared_by: the strategy that compares frames, and so needs their vectors; empty for none.
         entry: where in the cache the features go; None for nowhere.
     """
     vectors: dict[int, np.ndarray] = {}
@@ -343,4 +354,5 @@ def _score(
                         entry.close(event)
                 case VideoError():
                     raise event
-    return info, table, vectors
+    features = np.concatenate([vectors[offset] for offset in sorted(vectors)]) if compared_by else None
+    return Scored(info, *table.result(), features)
