@@ -41,6 +41,7 @@ AREAS = {
     "aks/extraction/feature_cache": "feature_cache",
     "aks/extraction/background": "background",
     "aks/commands/background": "background",
+    "aks/extraction/coarse_to_fine": "coarse_to_fine",
     "aks/keyframe_files": "keyframes",
     "aks/contact_sheet": "contact_sheet keyframes",
     "aks/clock": "clock keyframes",

@@ -125,6 +125,11 @@ def parse_arguments() -> argparse.Namespace:
         metavar="TIME",
         help="none after: seconds, h:mm:ss (default: the end)",
     )
+    candidates.add_argument(
+        "--fast",
+        action="store_true",
+        help="look at a part of them, closely only around the peaks: sooner, but short moments are missed",
+    )
     add_selection_flags(parser.add_argument_group("selection, as of frame_select.py"))
     scorer = parser.add_argument_group(
         "scorer, as of feature_extract.py (default: conse, without a download)"
@@ -223,6 +228,7 @@ def main() -> int:
         "failures": failures,
         "scorer": args.extract_feature_model,
         "candidate_fps": rule.per_second,
+        "fast": args.fast,
         "start_s": rule.start_s,
         "end_s": rule.end_s if rule.end_s < math.inf else None,
         "budget": args.budget,
@@ -343,10 +349,16 @@ def _find(
                 workers=workers,
                 video_timeout=args.video_timeout,
                 cache=not args.no_cache,
+                fast=args.fast,
                 **selection,
             )
             found.append(results)
             facts = {"fps": info.fps, "num_frames": info.num_frames, "duration_s": info.duration_s}
+            if args.fast:
+                num_scored, num_candidates = len(results[0].curve.scores), info.num_candidates
+                facts |= {"num_candidates": num_candidates, "num_scored": num_scored}
+                share = f"{num_scored} of {num_candidates} candidates ({num_scored / num_candidates:.0%})"
+                logger.warning("--fast: %s: looked at %s", path, share)
             videos.append({"video": path, **facts})
         except errors.VideoError as error:
             failures.append({"video": path, "reason": str(error)})

@@ -15,7 +15,7 @@ import logging
 import os
 import re
 import shutil
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,8 @@ class CacheEntry(contextlib.AbstractContextManager):
         self._settings = json.loads(json.dumps(settings, default=str))
         self._video = video
         state = video.stat()
-        part = [float(value) for value in astuple(rule)]  # 5 and 5.0 are the same rate
+        # 5 and 5.0 are the same rate.
+        part = [float(value) for value in (rule.per_second, rule.start_s, rule.end_s)]
         facts = [str(video.absolute()), state.st_size, state.st_mtime_ns, part, decoder]
         stem = re.sub(r"[^A-Za-z0-9_]+", "_", video.stem)[:60]  # a file name that needs no escapes
         self.name = f"{stem}-{digest(facts)}"

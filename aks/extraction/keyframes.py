@@ -22,6 +22,7 @@ from aks.console import progress
 from aks.errors import VideoError
 from aks.extraction.background import Background
 from aks.extraction.batching import FeatureBatch, PerVideoEncoder
+from aks.extraction.coarse_to_fine import Scored, inspect, score_some
 from aks.extraction.config import BATCH_FRAMES
 from aks.extraction.decoding import DecodeSpec, EndOfVideo, VideoInfo
 from aks.extraction.feature_cache import CacheEntry
@@ -101,7 +102,7 @@ class QuestionKeyframes:
     Attributes:
         question: its text.
         keyframes: in the order of time.
-        curve: all candidates and their scores.
+        curve: all candidates and their scores; those that were looked at with ``fast``.
         match: how good the best of them is beside other footage; None without a background.
     """
 
@@ -149,6 +150,7 @@ def keyframes(
     video_timeout: float | None = None,
     cache: bool = False,
     background: str | Path | bool = False,
+    fast: bool = False,
     **selection: Any,
 ) -> list[Keyframe] | list[QuestionKeyframes]:
     """The keyframes of one video for one question, or for several, in order of time.
@@ -169,6 +171,7 @@ def keyframes(
             question about the same video decodes and encodes nothing.
         background: a folder that ``aks background`` has made, or True for the scorer's own if there is one:
             several questions' results then have a ``match``.
+        fast: look at some of the candidates only, see :mod:`aks.extraction.coarse_to_fine`.
         selection: ``strategy``, ``ratio``, ``t1``, ``t2``, ``max_depth``, ``quota`` and ``options``, see
             :func:`aks.select_keyframes`.
 
@@ -198,6 +201,7 @@ def keyframes(
         workers=workers,
         video_timeout=video_timeout,
         cache=cache,
+        fast=fast,
         **selection,
     )
     if others is not None:
@@ -230,6 +234,7 @@ def find_in_file(
     workers: int = 0,
     video_timeout: float | None = None,
     cache: bool = False,
+    fast: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
     **selection: Any,
 ) -> tuple[VideoInfo, list[QuestionKeyframes]]:
@@ -247,6 +252,8 @@ def find_in_file(
             preprocessor must be importable from a module.
         video_timeout: seconds that decoding may take, with workers; None for 60 and four times its length.
         cache: keep the frames' features, and use those that are kept (:mod:`aks.extraction.feature_cache`).
+        fast: score some of the candidates only (:mod:`aks.extraction.coarse_to_fine`), unless the features of
+            all are kept. Their features are not kept.
         on_progress: called with the numbers of frames scored and of all candidates after every batch; what
             it raises ends the work.
         selection: as of :func:`keyframes`.
@@ -258,6 +265,8 @@ def find_in_file(
     """
     check_settings(budget, **selection)
     compares_frames = needs_features(selection.get("strategy", "ada"))
+    if fast and selection.get("ratio", 1) != 1:
+        raise ValueError("fast and ratio do not go together: both leave candidates out")
     path = Path(video).absolute()
     read_header(path)  # what is no video is told before processes start
     asked = [
@@ -266,27 +275,28 @@ def find_in_file(
     ]
     entry = CacheEntry(path, scorer, rule, decoder) if cache else None
     store = entry.open() if entry else None
-    if store is not None:
-        source = SerialSource(lambda job: store.read(entry.name, batch_frames), lambda job: 0)
-    else:
-        _ = scorer.image_encoder  # what is wrong with its weights is told before decoding
+    compared_by = selection["strategy"] if compares_frames else ""
+
+    def score(rule: CandidateRule) -> Scored:
         spec = DecodeSpec(scorer.preprocessor, decoder, batch_frames, "skip", rule)
         source = make_decoder(spec, workers, video_timeout)
-    compared_by = selection["strategy"] if compares_frames else ""
-    info, table, vectors = _score(
-        source, path, asked, scorer, compared_by, None if store else entry, on_progress
-    )
-    frame_indices, times_s, scores = table.result()
-    features = np.concatenate([vectors[offset] for offset in sorted(vectors)]) if compares_frames else None
+        return _score(source, path, asked, scorer, compared_by, None if fast else entry, on_progress)
+
+    if store is not None:
+        source = SerialSource(lambda job: store.read(entry.name, batch_frames), lambda job: 0)
+        scored = _score(source, path, asked, scorer, compared_by, None, on_progress)
+    else:
+        _ = scorer.image_encoder  # what is wrong with its weights is told before decoding
+        scored = score_some(*inspect(path, rule, decoder), rule, budget, score) if fast else score(rule)
 
     def found(question: Question, row: np.ndarray) -> QuestionKeyframes:
         frames = [
-            Keyframe(int(frame_indices[i]), float(times_s[i]), float(row[i]), path, decoder)
-            for i in select_positions(row, budget, features=features, **selection)
+            Keyframe(int(scored.frame_indices[i]), float(scored.times_s[i]), float(row[i]), path, decoder)
+            for i in select_positions(row, budget, features=scored.features, **selection)
         ]
-        return QuestionKeyframes(question.text, frames, Curve(frame_indices, times_s, row))
+        return QuestionKeyframes(question.text, frames, Curve(scored.frame_indices, scored.times_s, row))
 
-    return info, [found(question, row) for question, row in zip(asked, scores, strict=True)]
+    return scored.info, [found(question, row) for question, row in zip(asked, scored.scores, strict=True)]
 
 
 def _score(
@@ -297,12 +307,11 @@ def _score(
     compared_by: str,
     entry: CacheEntry | None,
     on_progress: Callable[[int, int], None] | None,
-) -> tuple[VideoInfo, ScoreTable, dict[int, np.ndarray]]:
+) -> Scored:
     """Score a video's frames batch by batch.
 
     Args:
-        compared_by: the strategy that compares frames, and so needs their vectors, (n, d) float32 by the
-            offset of the batch; empty for none.
+        compared_by: the strategy that compares frames, and so needs their vectors; empty for none.
         entry: where in the cache the features go; None for nowhere.
         on_progress: as of :func:`find_in_file`.
     """
@@ -339,4 +348,5 @@ def _score(
                         entry.close(event)
                 case VideoError():
                     raise event
-    return info, table, vectors
+    features = np.concatenate([vectors[offset] for offset in sorted(vectors)]) if compared_by else None
+    return Scored(info, *table.result(), features)

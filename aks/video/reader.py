@@ -60,6 +60,7 @@ class CandidateRule:
         per_second: candidates a second of video, above 0: every ``int(rate / per_second)``-th frame counting
             from the first, at least every one.
         start_s, end_s: seconds from the first frame between which they are, both included.
+        positions: of those so given, the candidates are only these, ascending from 0; None for all.
 
     Raises:
         ValueError: there can be no such frame.
@@ -68,6 +69,7 @@ class CandidateRule:
     per_second: float = 1.0
     start_s: float = 0.0
     end_s: float = math.inf
+    positions: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.per_second < math.inf:
@@ -175,10 +177,19 @@ class Video(AbstractContextManager):
         """
         stride = rule.stride(self.fps)
         indices = np.arange(self.num_frames // stride, dtype=np.int64) * stride
-        if rule.start_s == 0 and rule.end_s == math.inf:
-            return indices
-        times = self.times_s(indices)
-        return indices[(rule.start_s <= times) & (times <= rule.end_s)]
+        if rule.start_s > 0 or rule.end_s < math.inf:
+            times = self.times_s(indices)
+            indices = indices[(rule.start_s <= times) & (times <= rule.end_s)]
+        return indices if rule.positions is None else indices[list(rule.positions)]
+
+    def entry_distances(self, frame_indices: np.ndarray) -> np.ndarray:
+        """How many packets lie between a frame and the one where its decoding begins, (n,) int64.
+
+        Zeros where decoding begins at the start of the file.
+        """
+        if isinstance(self._reader, SparseReader):
+            return self._reader.entry_distances(frame_indices)
+        return np.zeros(len(frame_indices), dtype=np.int64)
 
     def times_s(self, frame_indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Presentation times of frames in seconds from the first frame, (n,) float64.

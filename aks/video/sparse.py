@@ -74,6 +74,13 @@ class SparseReader(PyAVReader):
         runs = self._index.plan(self._index.positions[frame_indices])
         return [run.first + np.flatnonzero(np.frombuffer(run.needed, np.uint8)) for run in runs]
 
+    def entry_distances(self, frame_indices: np.ndarray) -> np.ndarray:
+        """Packets from where the decoding of each frame begins to the frame, (n,) int64."""
+        positions = self._index.positions[frame_indices]
+        groups = self._index.group_of(positions)
+        is_leading = self._index.pts[positions] < self._index.pts[self._index.entries[groups]]
+        return positions - self._index.entries[np.maximum(groups - is_leading, 0)]
+
     def _frames(self, frame_indices: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         positions = self._index.positions[frame_indices]
         to_rgb = RGBConverter()
@@ -274,18 +281,19 @@ class PacketIndex:
 
     def plan(self, positions: np.ndarray) -> Iterator[PacketRun]:
         """What to decode for the frames at the given positions (at least one)."""
-        groups = self._group_of(positions)
+        groups = self.group_of(positions)
         is_leading = self.pts[positions] < self.pts[self.entries[groups]]
         # A leading frame needs the group before its own, decoded to the end, in the same run.
         linked_groups = groups[is_leading & (groups > 0)]
         wanted = np.union1d(positions, self.entries[linked_groups] - 1)
-        groups = self._group_of(wanted)
+        groups = self.group_of(wanted)
         begins_run = np.append(True, np.diff(groups) > 0) & ~np.isin(groups, linked_groups)
         for run in np.split(wanted, np.flatnonzero(begins_run)[1:]):
-            first = int(self.entries[self._group_of(run[0])])
+            first = int(self.entries[self.group_of(run[0])])
             yield PacketRun(first, self._needed_between(first, run))
 
-    def _group_of(self, positions: np.ndarray) -> np.ndarray:
+    def group_of(self, positions: np.ndarray) -> np.ndarray:
+        """Which group of pictures positions are in, from 0."""
         return np.searchsorted(self.entries, positions, side="right") - 1
 
     def _needed_between(self, first: int, wanted: np.ndarray) -> bytearray:

@@ -182,6 +182,15 @@ def test_what_is_not_needed_is_not_decoded(tmp_path, monkeypatch):
     assert len(fed) < 20  # the reader does not run ahead of a slow consumer
 
 
+@pytest.mark.parametrize("name", ["hevc, no B", "hevc, short open groups"])
+def test_a_frame_s_distance_bounds_what_it_needs(tmp_path, name):
+    reader = SparseReader(make(tmp_path, *{**CLOSED, **OPEN}[name]))
+    distances = reader.entry_distances(np.arange(reader.num_frames))
+    runs = [reader.needed(np.array([index])) for index in range(reader.num_frames)]
+    assert distances.tolist() == [int(run[-1] - run[0]) for (run,) in runs]
+    assert 0 in distances and distances.max() >= 6
+
+
 def remux(source, target, *, shift=0, before_middle=b"", also=()):
     """Copy a stream, shifted by ``shift`` frames.
 
