@@ -13,7 +13,7 @@ import torch
 from extraction_setup import ToyScorer
 
 import aks
-from aks.commands import keyframes
+from aks.commands import background, keyframes
 from aks.errors import UserError
 from aks.extraction.background import Background, default_folder, store_background
 from aks.keyframe_files import Output
@@ -54,8 +54,8 @@ def test_a_match_is_judged_by_the_frames_of_the_other_videos(videos, tmp_path):
     # The scores of the other two videos, as scoring these gives them.
     others = [aks.keyframes(video, questions, 2, scorer=scorer, fps=25) for video in (videos[0], videos[2])]
     for index, each in enumerate(found):
-        background = np.concatenate([rows[index].curve.scores for rows in others])
-        assert each.match == compare_scores(each.curve.scores, background)
+        scores = np.concatenate([rows[index].curve.scores for rows in others])
+        assert each.match == compare_scores(each.curve.scores, scores)
         assert each.match.background_frames == 173
 
 
@@ -86,39 +86,45 @@ def test_too_small_a_background_is_refused_where_it_is_named_and_else_left_out(v
     assert found.match is None and "the background is not used: " in caplog.text
 
 
-def test_the_commands_make_it_and_tell_what_stands_out(
-    videos, clips, tmp_path, run_script, monkeypatch, capsys
-):
+def test_the_command_names_a_video_that_cannot_be_read(tmp_path, run_script):
     bad = tmp_path / "bad.mp4"
     bad.write_text("no video")
-    command = ["-m", "aks", "background", clips / "sub", videos[0], bad]
-    done = run_script(*command, "--fps", "12", "--device", "cpu", "--workers", "0")
+    done = run_script("-m", "aks", "background", bad, "--device", "cpu", "--workers", "0")
     assert done.returncode == 1, done.stderr
     failed, made = done.stdout.splitlines()
-    assert failed.startswith(f"failed: {bad}: ") and made.endswith(": 110 frames of 2 videos")
+    assert failed.startswith(f"failed: {bad}: ") and made.endswith(": 0 frames of 0 videos")
+    assert made.startswith(str(tmp_path / "cache/features-background/conse-"))
+
+
+def test_the_commands_make_it_and_tell_what_stands_out(videos, clips, tmp_path, monkeypatch, capsys):
+    scorer, question = ToyScorer(), "Where is the cat?"
+    run_flags = ["--workers", "0", "--quiet", "--device", "cpu"]
+
+    def run(module, *arguments):
+        monkeypatch.setattr(module, "load_scorer_from_args", lambda args: scorer)
+        monkeypatch.setattr(sys, "argv", ["aks", *map(str, arguments), *run_flags])
+        assert module.main() == 0
+        return capsys.readouterr().out.splitlines()
+
+    (made,) = run(background, clips / "sub", videos[0], "--fps", "12")
+    assert made.endswith(": 110 frames of 2 videos")
 
     # Two copies of a video that is not in the background: twice the frames, twice the expected number.
-    films, question, scorer = tmp_path / "films", "Where is the cat?", aks.load_scorer("conse")
+    films = tmp_path / "films"
     films.mkdir()
     for name in ("a.mp4", "b.mp4"):
         (films / name).symlink_to(videos[1])
     (found,) = aks.keyframes(videos[1], [question], 2, scorer=scorer, background=True)
-    monkeypatch.setattr(keyframes, "load_scorer_from_args", lambda args: scorer)
-    flags = [question, "--budget", "2", "--workers", "0", "--quiet", "--device", "cpu"]
     for path, times in ((videos[1], 1), (films, 2)):
-        monkeypatch.setattr(sys, "argv", ["keyframes.py", str(path), *flags])
-        assert keyframes.main() == 0
-        lines = capsys.readouterr().out.splitlines()
+        lines = run(keyframes, path, question, "--budget", "2")
         expected = times * found.match.expected
         words = "the best stands out" if expected <= STANDS_OUT else "nothing stands out for this question"
         line = f"{words}: as many frames of other footage hold {expected:.2g} that score as high"
         assert len(lines) == 4 and lines[-1] == line
 
-    folder = made.partition(": ")[0]
-    monkeypatch.setattr(scorer, "dtype", torch.bfloat16)
-    monkeypatch.setattr(sys, "argv", ["keyframes.py", str(videos[1]), *flags, "--background", folder])
-    with pytest.raises(UserError, match=rf"{folder}: features of another model .*'bfloat16' now"):
-        keyframes.main()
+    scorer, folder = OtherScorer(), made.partition(": ")[0]
+    with pytest.raises(UserError, match=rf"{folder}: features of another model .*'float16' now"):
+        run(keyframes, videos[1], question, "--background", folder)
 
 
 def test_json_and_csv_have_the_match_only_where_there_is_one(tmp_path):
