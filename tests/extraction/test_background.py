@@ -101,7 +101,7 @@ def test_the_commands_make_it_and_tell_what_stands_out(videos, clips, tmp_path, 
     run_flags = ["--workers", "0", "--quiet", "--device", "cpu"]
 
     def run(module, *arguments):
-        monkeypatch.setattr(module, "load_scorer_from_args", lambda args: scorer)
+        monkeypatch.setattr(module, "load_scorer_from_args", lambda args, **_: scorer)
         monkeypatch.setattr(sys, "argv", ["aks", *map(str, arguments), *run_flags])
         assert module.main() == 0
         return capsys.readouterr().out.splitlines()
