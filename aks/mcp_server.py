@@ -25,9 +25,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aks import __version__
 from aks.clock import format_time, parse_time
-from aks.commands.keyframes import VIDEO_SUFFIXES
 from aks.errors import OUT_OF_MEMORY, UserError, VideoError, is_out_of_memory
 from aks.labels import check_question
+from aks.video.files import VIDEO_SUFFIXES
 
 if TYPE_CHECKING:  # torch takes seconds to load; a client waits for the server's first word
     from aks.scorers.base import Scorer

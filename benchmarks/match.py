@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import needles
 
 from aks import errors
-from aks.commands.keyframes import videos_in
 from aks.match import STANDS_OUT, compare_scores
 from aks.scorers import SCORERS
+from aks.video.files import videos_in
 from demo.make_film import FILM, save
 
 ROOT = Path(__file__).resolve().parent.parent

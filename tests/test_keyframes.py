@@ -136,13 +136,18 @@ def test_a_clip_ends_with_its_video(clips, tmp_path):
     assert (clip["clip"], clip["end_s"]) == (str(tmp_path / "00h00m01.000s-00h00m05.000s.mp4"), 5.0)
 
 
-def test_what_was_found_is_printed_where_a_file_cannot_be_written(clips, tmp_path, monkeypatch, capsys):
-    (tmp_path / "sheet.jpg").mkdir()
-    flags = ["--sheet", str(tmp_path / "sheet.jpg"), "--workers", "0", "--device", "cpu"]
+def test_what_was_found_is_printed_where_files_cannot_be_written(
+    clips, tmp_path, monkeypatch, capsys, caplog
+):
+    sheet, page = tmp_path / "sheet.jpg", tmp_path / "report.html"
+    sheet.mkdir()
+    page.mkdir()
+    flags = ["--sheet", str(sheet), "--report", str(page), "--workers", "0", "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", ["keyframes.py", str(clips / "two.mp4"), "cat", *flags])
     monkeypatch.setattr(command, "configure_logging", lambda level: None)
-    with pytest.raises(aks.UserError, match=r"sheet\.jpg: cannot be written: Is a directory"):
+    with pytest.raises(aks.UserError, match=r"report\.html: cannot be written: Is a directory"):
         command.main()
+    assert f"{sheet}: cannot be written: Is a directory" in caplog.text
     assert capsys.readouterr().out.startswith("frame  ")
 
 

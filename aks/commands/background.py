@@ -19,8 +19,8 @@ from aks.cli import (
     count_workers,
     load_scorer_from_args,
 )
-from aks.commands.keyframes import videos_in
 from aks.console import configure_logging
+from aks.video.files import videos_in
 
 
 @errors.when_interrupted("finished videos are kept, the same command goes on with the others")

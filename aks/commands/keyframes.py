@@ -9,6 +9,7 @@ Of a folder's videos the best keyframes are shown, the best first.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import math
@@ -19,22 +20,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aks import errors
-from aks.arguments import ArgumentParser, at_least
-from aks.cli import (
-    add_log_flags,
-    add_scorer_flags,
-    add_worker_flags,
-    count_workers,
-    load_scorer_from_args,
-)
-from aks.clock import parse_time
-from aks.commands.flags import add_selection_flags, given_settings, parse_options
+from aks.cli import count_workers, load_scorer_from_args
+from aks.commands.flags import given_settings, parse_options
+from aks.commands.keyframe_flags import check_model_flags, parse_arguments
 from aks.console import configure_logging
 from aks.keyframe_files import Output
 from aks.labels import check_question
-from aks.messages import check_server
 from aks.presets import DEFAULT
 from aks.selection import check_settings, options_of
+from aks.video.files import videos_in
 from aks.video.reader import CandidateRule, read_header
 
 if TYPE_CHECKING:  # torch takes seconds to load; a mistake should not wait for it
@@ -42,131 +36,6 @@ if TYPE_CHECKING:  # torch takes seconds to load; a mistake should not wait for 
     from aks.match import Match
 
 logger = logging.getLogger("aks.keyframes")
-
-# What a folder is searched for.
-VIDEO_SUFFIXES = {
-    ".3gp", ".asf", ".avi", ".divx", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4",
-    ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"
-}  # fmt: skip
-
-
-def _time(text: str) -> float:
-    try:
-        return parse_time(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def parse_arguments() -> argparse.Namespace:
-    """The command's flags."""
-    parser = ArgumentParser(__doc__)
-    parser.add_argument("video", help="a video file, or a folder: the best moments of all its videos")
-    parser.add_argument("question", nargs="+", help="what to look for; several share one pass")
-    parser.add_argument("--budget", type=at_least(1), default=8, help="keyframes a question (default: 8)")
-    output = parser.add_argument_group("output (default: a table)")
-    form = output.add_mutually_exclusive_group()
-    form.add_argument("--json", dest="form", action="store_const", const="json", help="one JSON document")
-    form.add_argument("--csv", dest="form", action="store_const", const="csv", help="a CSV row a keyframe")
-    output.add_argument(
-        "--images",
-        type=Path,
-        metavar="DIR",
-        help="write the keyframes there as JPEG, in place of earlier ones",
-    )
-    output.add_argument(
-        "--sheet", type=Path, metavar="FILE", help="write a contact sheet: .jpg, .jpeg or .png"
-    )
-    output.add_argument(
-        "--report",
-        type=Path,
-        metavar="FILE",
-        help="write one HTML page: relevance curves, keyframes and their pictures",
-    )
-    output.add_argument(
-        "--clips",
-        type=Path,
-        metavar="DIR",
-        help="cut the moments around the keyframes out of the video without encoding: each begins at the "
-        "key frame before",
-    )
-    output.add_argument(
-        "--clip_margin",
-        type=at_least(0, float),
-        default=2.0,
-        metavar="SECONDS",
-        help="of a clip before and after a keyframe (default: 2)",
-    )
-    model = parser.add_argument_group("for a language model, with the keyframes' times")
-    form.add_argument(
-        "--messages",
-        choices=("openai", "transformers"),
-        help="print chat messages as JSON, for servers, or for chat templates and qwen-vl-utils",
-    )
-    model.add_argument("--ask", metavar="URL", help="print the answer of an OpenAI-compatible server, too")
-    model.add_argument("--model", help="the model's name at the server")
-    model.add_argument(
-        "--longest_side", type=at_least(1), metavar="PIXELS", help="reduce larger frames to this size"
-    )
-    candidates = parser.add_argument_group("candidate frames")
-    candidates.add_argument(
-        "--fps", type=at_least(1e-6, float), default=1.0, help="candidates a second (default: 1)"
-    )
-    candidates.add_argument(
-        "--start",
-        type=_time,
-        default=0.0,
-        metavar="TIME",
-        help="none before: seconds, h:mm:ss (default: the start)",
-    )
-    candidates.add_argument(
-        "--end",
-        type=_time,
-        default=math.inf,
-        metavar="TIME",
-        help="none after: seconds, h:mm:ss (default: the end)",
-    )
-    candidates.add_argument(
-        "--fast",
-        action="store_true",
-        help="look at a part of them, closely only around the peaks: sooner, but short moments are missed",
-    )
-    add_selection_flags(parser.add_argument_group("selection, as of frame_select.py"))
-    scorer = parser.add_argument_group(
-        "scorer, as of feature_extract.py (default: conse, without a download)"
-    )
-    add_scorer_flags(scorer, "conse", None)
-    scorer.add_argument("--blip_head", help="blip: itm (default, the paper's) or itc")
-    work = parser.add_argument_group("work")
-    work.add_argument(
-        "--no_cache",
-        action="store_true",
-        help="neither use nor keep the frames' features, by which a later question is answered at once",
-    )
-    work.add_argument(
-        "--background",
-        type=Path,
-        metavar="DIR",
-        help="what aks background has made: say whether anything stands out (default: the scorer's, if made)",
-    )
-    add_worker_flags(work)
-    add_log_flags(work)
-    return parser.parse_args()
-
-
-def videos_in(folder: Path) -> list[Path]:
-    """The video files of a folder and the folders in it, by their names' endings.
-
-    Raises:
-        UserError: there is none.
-    """
-    found = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
-    if not found:
-        raise errors.UserError(f"{folder}: holds no video ({' '.join(sorted(VIDEO_SUFFIXES))})")
-    return found
 
 
 def best_moments(rows: list[list[Keyframe]], budget: int) -> list[Keyframe]:
@@ -177,7 +46,7 @@ def best_moments(rows: list[list[Keyframe]], budget: int) -> list[Keyframe]:
 
 def main() -> int:
     """Score the videos, choose the keyframes, write the pictures and clips, print the table."""
-    args = parse_arguments()
+    args = parse_arguments(__doc__)
     configure_logging(args.log_level)
     workers = count_workers(args)
     source = Path(args.video)
@@ -187,7 +56,7 @@ def main() -> int:
     paths = videos_in(source) if is_folder else [source]
     for text in args.question:
         check_question(text)
-    _check_model_flags(args, is_folder)
+    check_model_flags(args, is_folder)
     options = options_of(args.strategy) | parse_options(args.option)
     settings = {**DEFAULT, "t2": args.t2, **given_settings(args)}
     selection = {"strategy": args.strategy, "options": options, **settings}
@@ -215,13 +84,6 @@ def main() -> int:
     moments = [best_moments(rows, args.budget) if is_folder else rows[0] for rows in keyframes]
     if not is_folder:
         _tell_few(args, found[0])
-    problem = None  # told at the end: a full disk must not cost what was found
-    try:
-        failures += output.write(moments, args.clip_margin, durations_s)
-    except errors.VideoError as error:
-        problem = errors.UserError(f"{source}: {error}")
-    except errors.UserError as error:
-        problem = error
     facts = {
         **({"folder": str(source)} if is_folder else {}),
         "videos": videos,
@@ -234,11 +96,15 @@ def main() -> int:
         "budget": args.budget,
         **selection,
     }
-    answers = None
+    problems: list[errors.UserError] = []
+    with _told_later(problems, source):
+        failures += output.write(moments, args.clip_margin, durations_s)
     if args.report:
         from aks.report.found import report_found
 
-        report_found(args.report, list(durations_s), found, moments, facts)
+        with _told_later(problems, source):
+            report_found(args.report, list(durations_s), found, moments, facts)
+    answers = None
     if args.messages:
         print(json.dumps(_messages(args, found[0])))
     elif args.ask and args.form is None:  # what is there stands there, whatever the server says next
@@ -251,27 +117,22 @@ def main() -> int:
     else:
         answers = list(_answers(args, found[0])) if args.ask else None
         print(output.text(args.form, moments, facts, matches, answers), end="")
-    if problem is not None:
-        raise problem
+    for problem in problems[:-1]:
+        logger.warning("%s", problem)
+    if problems:
+        raise problems[-1]
     return 1 if failures or any("error" in answer for answer in answers or ()) else 0
 
 
-def _check_model_flags(args: argparse.Namespace, is_folder: bool) -> None:
-    """Refuse flags that contradict one another, before anything slow.
-
-    Raises:
-        UserError: one does.
-    """
-    if bool(args.ask) != bool(args.model):
-        raise errors.UserError("--ask URL and --model NAME go together")
-    if args.longest_side and not (args.ask or args.messages):
-        raise errors.UserError("--longest_side goes with --messages or --ask")
-    if args.ask and (args.messages or args.form == "csv"):
-        raise errors.UserError("--ask goes with the table or --json")
-    if is_folder and (args.ask or args.messages):
-        raise errors.UserError("--messages and --ask go with one video: a model is told times in it")
-    if args.ask:
-        check_server(args.ask)
+@contextlib.contextmanager
+def _told_later(problems: list[errors.UserError], source: Path) -> Iterator[None]:
+    """Keep what went wrong for the end: a full disk must not cost what was found."""
+    try:
+        yield
+    except errors.VideoError as error:
+        problems.append(errors.UserError(f"{source}: {error}"))
+    except errors.UserError as error:
+        problems.append(error)
 
 
 def _messages(args: argparse.Namespace, results: list[QuestionKeyframes]) -> list[dict[str, Any]]:
