@@ -57,7 +57,8 @@ def run_main(main: Callable[[], int | None]) -> None:
     """Run a script's ``main`` and end the process with its status.
 
     0 (or None) is success, 1 means that some videos failed, 2 a user's mistake (one line on standard error
-    names it), 130 an interrupted run, whose finished work is kept.
+    names it), 130 an interrupted run, whose finished work is kept (unless the
+    KeyboardInterrupt has a text that says otherwise).
     """
     _end_at_second_interrupt()
     for stream in (sys.stdout, sys.stderr):  # a file name may not fit the terminal's encoding
@@ -76,8 +77,9 @@ def run_main(main: Callable[[], int | None]) -> None:
             raise
         print(f"error: {OUT_OF_MEMORY} ({str(error).split('. ')[0]})", file=sys.stderr)
         status = 2
-    except KeyboardInterrupt:
-        print("interrupted; finished work is kept, run the same command to go on", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        consequence = str(error) or "finished work is kept, run the same command to go on"
+        print(f"interrupted; {consequence}", file=sys.stderr)
         status = 130
     sys.exit(status)
 

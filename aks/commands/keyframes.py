@@ -313,6 +313,10 @@ def _find(
                 share = f"{num_scored} of {num_candidates} candidates ({num_scored / num_candidates:.0%})"
                 logger.warning("--fast: %s: looked at %s", path, share)
             videos.append({"video": path, **facts})
+        except KeyboardInterrupt:
+            if found and not (args.no_cache or args.fast):  # their features are kept
+                raise
+            raise KeyboardInterrupt("the same command begins anew") from None
         except errors.VideoError as error:
             failures.append({"video": path, "reason": str(error)})
             if len(paths) > 1:
