@@ -23,6 +23,8 @@ from PIL import Image
 
 import aks
 from aks.commands import keyframes as command
+from aks.errors import run_main
+from aks.extraction.keyframes import find_in_file
 from aks.keyframe_files import Output
 from aks.video.reader import Video
 
@@ -49,6 +51,29 @@ def test_the_command_prints_the_keyframes_and_writes_their_images(clips, tmp_pat
     for path, pixels in zip(images, frames.pixels, strict=True):
         difference = np.asarray(Image.open(path)).astype(int) - pixels
         assert np.abs(difference).mean() < 12  # JPEG is lossy.
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [([], "finished videos are kept, the same"), (["--fast"], "the same command begins anew\n")],
+)
+def test_an_interrupted_call_says_what_is_kept(clips, conse, monkeypatch, capsys, flags, text):
+    seen = []
+
+    def interrupt_the_second(path, *args, **settings):
+        seen.append(path)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return find_in_file(path, *args, **settings)
+
+    monkeypatch.setattr("aks.errors._end_at_second_interrupt", lambda: None)  # the tests' own process
+    monkeypatch.setattr("aks.extraction.keyframes.find_in_file", interrupt_the_second)
+    monkeypatch.setattr("aks.commands.keyframes.load_scorer_from_args", lambda *args, **settings: conse)
+    monkeypatch.setattr(sys, "argv", ["keyframes.py", str(clips), "?", "--device", "cpu", *flags])
+    with pytest.raises(SystemExit) as ended:
+        run_main(command.main)
+    assert ended.value.code == 130 and len(seen) == 2
+    assert f"interrupted; {text}" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

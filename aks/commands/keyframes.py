@@ -71,9 +71,7 @@ def main() -> int:
         from aks.report.page import check_page
 
         check_page(args.report, "--report")
-    kept = "nothing is kept (--no_cache)" if args.no_cache else "the features of finished videos are kept"
-    with errors.when_interrupted(f"{kept}; run the same command again"):
-        found, videos, failures, matches = _find(args, paths, rule, workers, selection)
+    found, videos, failures, matches = _find(args, paths, rule, workers, selection)
     if failures and not is_folder:
         raise errors.UserError(f"{source}: {failures[0]['reason']}")
     durations_s = {row["video"].absolute(): row["duration_s"] for row in videos}
@@ -221,6 +219,14 @@ def _find(
                 share = f"{num_scored} of {num_candidates} candidates ({num_scored / num_candidates:.0%})"
                 logger.warning("--fast: %s: looked at %s", path, share)
             videos.append({"video": path, **facts})
+        except KeyboardInterrupt as interrupt:
+            is_kept = found and not (args.no_cache or args.fast)
+            interrupt.add_note(
+                "finished videos are kept, the same command goes on with the others"
+                if is_kept
+                else "the same command begins anew"
+            )
+            raise
         except errors.VideoError as error:
             failures.append({"video": path, "reason": str(error)})
             if len(paths) > 1:
