@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from dataclasses import replace
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from sevila_setup import build_world
 
 from aks import UserError
+from aks.cli import load_scorer_from_args
 from aks.extraction.api import extract, store_features
 from aks.extraction.feature_store import (
     PER_QUESTION,
@@ -305,3 +307,10 @@ def test_features_of_another_data_set_type_or_kind_are_refused(data, tmp_path):
     bound.open_for(ToyScorer(), labels, {})
     with pytest.raises(UserError, match="label_sha256"):
         bound.open_for(ToyScorer(), load_custom(data, "later.json"), {})
+
+
+@pytest.mark.parametrize(("features", "is_loaded"), [(None, True), ("features", False)])
+def test_stored_features_are_scored_without_the_image_encoder(features, is_loaded):
+    flags = {"extract_feature_model": "conse", "checkpoint": None, "device": "cpu", "dtype": None}
+    args = argparse.Namespace(**flags, backend="transformers", features=features)
+    assert ("image_encoder" in vars(load_scorer_from_args(args))) == is_loaded

@@ -248,6 +248,12 @@ def test_a_wrong_checkpoint_is_named(copy, damage):
     fails(lambda: load_scorer("blip", checkpoint=str(copy)), copy, *words)
 
 
+def test_a_damaged_vision_tower_is_told_when_it_is_loaded(copy):
+    lose_a_tensor(copy)
+    scorer = load_scorer("blip", checkpoint=str(copy), with_image_encoder=False)
+    fails(lambda: scorer.image_encoder, copy, "missing: vision_model.encoder.layers.1.mlp.fc1.bias")
+
+
 def test_what_is_no_folder_is_one_line(folder, tmp_path, monkeypatch):
     fails(lambda: BlipScorer(str(tmp_path / "nowhere")), "nowhere", "no such checkpoint folder")
     fails(lambda: BlipScorer(str(folder / "model.safetensors")), "is a file")
