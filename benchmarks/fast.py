@@ -22,7 +22,7 @@ import numpy as np
 from needles import ROOT, SEEDS, make_case
 
 from aks import errors
-from aks.cli import at_least
+from aks.arguments import ArgumentParser, at_least
 from aks.compare import Case
 from aks.evidence import distances
 from aks.scorers import SCORERS
@@ -107,9 +107,7 @@ def time_both(args: argparse.Namespace) -> Iterator[dict[str, float | str]]:
 
 def parse_arguments() -> argparse.Namespace:
     """The command's flags."""
-    parser = errors.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument("question", nargs="?", default="a rabbit", help="about the video")
     parser.add_argument("--video", type=Path, help="search this one both ways (default: films alone)")
     parser.add_argument("--budgets", type=at_least(1), nargs="+", default=[8, 32])

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import needles
 
 from aks import errors
+from aks.arguments import ArgumentParser
 from aks.match import STANDS_OUT, compare_scores
 from aks.scorers import SCORERS
 from aks.video.files import videos_in
@@ -218,9 +219,7 @@ def report(judged: list[Judged]) -> None:
 
 def main() -> None:
     """Collect, print."""
-    parser = errors.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--clips", type=Path, metavar="DIR", help="other footage for the background")
     parser.add_argument("--demo", type=Path, default=ROOT / "demo/work", help="the demo's folder")
     parser.add_argument("--output", type=Path, default=ROOT / "results/needles", help="as of needles.py")

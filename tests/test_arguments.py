@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import runpy
 import shlex
@@ -27,12 +28,16 @@ MOST_FLAGS_IN_ONE_LIST = 8
 
 
 def start(monkeypatch, name: str, words: list[str]) -> None:
-    """Run a command of ``aks``, or a script, in this process."""
+    """Run a command of ``aks``, a script or a module (``-m aks.recall``) in this process."""
     if name in __main__.COMMANDS:
         monkeypatch.setattr(sys, "argv", ["aks", name, *words])
         __main__.main()
+    elif name.startswith("-m "):
+        monkeypatch.setattr(sys, "argv", [name, *words])
+        importlib.import_module(name.removeprefix("-m ")).main()
     else:
         monkeypatch.setattr(sys, "argv", [str(ROOT / name), *words])
+        monkeypatch.setattr(sys, "path", [*sys.path])  # some scripts add to it
         monkeypatch.setattr(errors, "run_main", lambda main: main())
         runpy.run_path(str(ROOT / name), run_name="__main__")
 
