@@ -5,6 +5,7 @@ Also which test files run as a whole in one process, and which are slow.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -89,6 +90,13 @@ def check_mistake(done: subprocess.CompletedProcess[str], *words: str) -> None:
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
     for word in words:
         assert word in done.stderr
+
+
+@pytest.fixture(autouse=True)
+def _log_level():
+    """A command that a test runs in this process sets the log level for all."""
+    yield
+    logging.getLogger("aks").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from aks import __main__, errors
+from aks import __main__, cli, errors
 from aks.arguments import ArgumentParser
 from aks.errors import UserError
 from aks.jsonio import read_json
@@ -114,3 +114,14 @@ def test_an_interrupt_says_what_is_kept(capsys, note, said):
     with pytest.raises(SystemExit) as end:
         errors.run_main(errors.when_interrupted(note)(main) if note else main)
     assert end.value.code == 130 and capsys.readouterr().err == f"interrupted; {said}\n"
+
+
+@pytest.mark.parametrize("name", ["extract", "store"])
+def test_an_interrupted_extraction_says_that_finished_videos_are_kept(monkeypatch, name):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "load_labels_from_args", interrupt)
+    with pytest.raises(KeyboardInterrupt) as end:
+        start(monkeypatch, name, [])
+    assert end.value.__notes__ == ["finished videos are kept, the same command goes on with the others"]
