@@ -9,6 +9,16 @@ from typing import Any
 from tqdm import tqdm
 
 
+class _Bar(tqdm):
+    """A bar of which nothing is seen before its delay is over, whatever asks for it."""
+
+    def refresh(self, *args: Any, **options: Any) -> None:
+        """Show the bar anew; tqdm asks for it after log lines, too, without regard to the delay."""
+        # A hidden bar has no clock.
+        if not self.disable and (self.delay <= 0 or self._time() - self.start_t >= self.delay):
+            super().refresh(*args, **options)
+
+
 class _AboveBars(logging.Handler):
     """Prints log lines above the progress bars that are shown."""
 
@@ -36,4 +46,4 @@ def progress(**options: Any) -> tqdm:
     options["disable"] = options.get("disable", False) or is_quiet
     if not sys.stderr.isatty():
         options |= {"mininterval": 60, "delay": 60}
-    return tqdm(**options)
+    return _Bar(**options)

@@ -166,7 +166,6 @@ class KeyframeTool:
         return types.CallToolResult(content=[types.TextContent(text=reason)], is_error=True)
 
     def _find(self, given: Arguments, on_progress: OnProgress) -> types.CallToolResult:
-        from aks.extraction.keyframes import find_in_file
         from aks.video.reader import CandidateRule, read_header
 
         path = self._folders.find(given.video)
@@ -181,7 +180,9 @@ class KeyframeTool:
             )
         start_s, end_s = (parse_time(at) if isinstance(at, str) else at for at in (given.start, given.end))
         rule = CandidateRule(given.fps, start_s, math.inf if end_s is None else end_s)
-        read_header(path)  # what is no video is told before a scorer is loaded
+        read_header(path)  # what is no video is told before torch and a scorer are loaded
+        from aks.extraction.keyframes import find_in_file
+
         self._scorer = self._scorer or self._load_scorer()
         info, results = find_in_file(
             *(path, questions, self._scorer, given.budget),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import importlib
 import io
+import logging
 import os
 import pkgutil
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from conftest import ROOT, check_mistake
 
 from aks import __main__, cli
+from aks.console import configure_logging, progress
 
 
 @pytest.mark.parametrize(("quota", "cores"), [("max 100000", 64), ("250000 100000", 3), ("50000 100000", 1)])
@@ -115,3 +117,25 @@ def test_a_mistake_is_told_before_torch_is_loaded(script, words):
         [sys.executable, "-c", code, script, *words], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.stdout == "2 False\n" and done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+@pytest.mark.parametrize("level", [logging.WARNING, logging.ERROR])
+def test_a_bar_is_shown_at_once_in_a_terminal_and_elsewhere_after_a_minute(
+    monkeypatch, capsys, is_terminal, level
+):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    monkeypatch.setattr(logging.getLogger("aks"), "level", level)
+    monkeypatch.setattr(logging.getLogger("aks"), "handlers", [])
+    configure_logging(level)
+    with progress(total=3, unit="frame") as bar:
+        bar.reset(total=5)
+        logging.getLogger("aks").error("a line")
+        bar.start_t = getattr(bar, "start_t", 0) - 50  # a hidden bar has none
+        bar.update()
+        bar.refresh()
+        shown = capsys.readouterr().err
+        assert ("frame/s" in shown) == (is_terminal and level == logging.WARNING) and "a line" in shown
+        bar.start_t -= 20
+        bar.refresh()
+        assert ("1/5" in capsys.readouterr().err) == (level == logging.WARNING)

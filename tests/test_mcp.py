@@ -8,6 +8,8 @@ import io
 import itertools
 import json
 import os
+import signal
+import subprocess
 import sys
 from contextlib import asynccontextmanager
 
@@ -150,7 +152,7 @@ def test_what_lies_outside_the_folders_is_not_told_from_what_is_not_there(films,
         ({"question": " "}, "the question is empty"),
         ({"question": []}, "there is no question"),
         ({"question": 1}, "question: Input should be a valid string"),
-        ({"start": 9}, "sub/one.mp4: no candidate frame from 9 to inf s of 8.000"),
+        ({"start": 9}, "sub/one.mp4: no candidate frame from 9 s on; the video is 8.000 s long"),
         ({"start": "1:75"}, "1:75: use seconds or h:mm:ss"),
         ({"start": 2, "end": 1}, "start and end are 2 and 1 s"),
         ({"budget": 0}, "budget: Input should be greater"),
@@ -238,3 +240,19 @@ def test_without_the_package_one_line_says_how_to_get_it(films, monkeypatch):
     monkeypatch.delattr(aks, "mcp_server", raising=False)
     with pytest.raises(aks.UserError, match=r"requirements-mcp\.txt"):
         command.main()
+
+
+def test_ctrl_c_ends_it_though_the_client_has_not(films):
+    arguments = [sys.executable, "-m", "aks", "mcp", str(films)]  # a signal does not reach a forked server
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(arguments, **pipes, env={**os.environ, "PYTHONPATH": str(ROOT)}) as server:
+        hello = {
+            "protocolVersion": "2025-06-18",
+            "capabilities": {},
+            "clientInfo": {"name": "", "version": ""},
+        }
+        message = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello}
+        print(json.dumps(message), file=server.stdin, flush=True)
+        assert "serverInfo" in server.stdout.readline()
+        server.send_signal(signal.SIGINT)
+        assert server.wait(10) == 130 and server.stderr.read() == "interrupted\n"

@@ -237,6 +237,17 @@ def test_a_long_curve_is_short_and_keeps_its_peak():
     assert [text for _, text in drawing.ticks] == ["0:00:00", "10:00:00", "20:00:00"]
 
 
+def test_uniform_frames_are_evenly_spread_in_time_where_the_candidates_are_not():
+    times_s = np.array([0.0, 4.0, 5.0, 6.0, 7.0, 8.0, 12.0])
+    scores = np.array([0.0, 0.5, 0.0, 0.5, 0.0, 1.0, 0.5])
+    frames = (times_s * 25).astype(int)
+    row = report_question(
+        Question(0, "q", "v", "?"), Path("v"), frames, times_s, scores, frames[[1, 3, 5]], None
+    )
+    assert row.uniform_s.tolist() == [0, 6, 12]
+    assert (row.comparison.keyframes, row.comparison.uniform) == (pytest.approx(2 / 3), pytest.approx(1 / 3))
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_one_or_two_candidates_make_a_drawing(count):
     frames, times_s, scores = candidates(count)
@@ -371,11 +382,15 @@ def test_what_a_folder_holds_is_shown_by_question_and_video_the_best_first(clips
     found = [[QuestionKeyframes("a?", one, curve)], [QuestionKeyframes("a?", two, curve)]]
     facts = {"folder": "clips", "videos": [{"video": "one.mp4"}, {"video": "two.mp4"}], "failures": []}
     facts |= {"scorer": "toy", "budget": 3, "strategy": "ada", "options": {}, "t1": 0.8, "t2": -100}
-    facts |= {"max_depth": 5, "quota": "full"}
+    facts |= {"max_depth": 5, "quota": "full", "candidate_fps": 2.0, "start_s": 10.0, "end_s": None}
+    facts["fast"] = True
+    for row, num_scored in zip(facts["videos"], (3, 2), strict=True):
+        row |= {"num_scored": num_scored, "num_candidates": 50}
     videos = [clips / "one.mp4", clips / "two.mp4"]
     report_found(tmp_path / "r.html", videos, found, [[two[0], one[1], two[1]]], facts)
     page = Page(tmp_path / "r.html")
     assert [text for _, text in page.all("bdi")] == ["two.mp4", "one.mp4"]
+    assert "2 a second, from 0:00:10.0; 5 of 100 looked at (--fast)" in [text for _, text in page.all("dd")]
     captions = [text for _, text in page.all("li") if ", frame" in text]
     assert [re.findall(r"frame \d+", text)[0] for text in captions] == ["frame 25", "frame 50", "frame 25"]
     assert len(page.all("image")) == 3 and all("open" in a for a, _ in page.all("details"))

@@ -43,6 +43,9 @@ def main() -> int:
     args = parser.parse_args()
     configure_logging(args.log_level)
     workers = count_workers(args)
+    for path in args.video:
+        if not path.exists():
+            raise errors.UserError(f"{path}: file not found{errors.nearest_file(path)}")
     videos = [file for path in args.video for file in (videos_in(path) if path.is_dir() else [path])]
 
     import torch

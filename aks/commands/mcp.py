@@ -9,6 +9,10 @@ The client, such as Claude Desktop, starts it; docs/models.md has its configurat
 from __future__ import annotations
 
 import argparse
+import logging
+import os
+import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +29,8 @@ from aks.console import configure_logging
 
 if TYPE_CHECKING:  # torch takes seconds to load
     from aks.scorers.base import Scorer
+
+logger = logging.getLogger("aks.mcp")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -47,6 +53,12 @@ def parse_arguments() -> argparse.Namespace:
     add_worker_flags(parser)
     add_log_flags(parser)
     return parser.parse_args()
+
+
+def _end(*_: object) -> None:
+    """End at once: the protocol's library waits for standard input in a thread that no exception reaches."""
+    print("interrupted", file=sys.stderr)
+    os._exit(130)
 
 
 def main() -> None:
@@ -78,6 +90,10 @@ def main() -> None:
         video_timeout=args.video_timeout,
         cache=not args.no_cache,
     )
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)
+    if sys.stdin.isatty():
+        logger.warning("waiting for an assistant's messages, as docs/models.md says; Ctrl-C ends this")
     # The model must not take a miss for proof.
     remark = " The scorer is conse, which knows ImageNet's objects and little else."
     anyio.run(mcp_server.serve, tool, remark if args.extract_feature_model == "conse" else "")

@@ -80,12 +80,12 @@ def main() -> None:
     reported = _read_run(args, labels, selected, record, score_path, frame_path)
     budget = record.get("max_num_frames") or max(map(len, selected), default=0)
     thumbnails = read_thumbnails(reported, args.output, args.pictures, args.max_pictures)
+    remedy = "--pictures DIR has room for all" if args.max_pictures is None else "--max_pictures sets it"
     summary = Summary(
         title=f"Keyframes of {labels.dataset if labels.dataset != 'custom' else labels.path.name}",
         facts=_facts(labels, record, selected, budget),
         recall=_recall(labels, reported, budget),
-        notes=picture_notes(thumbnails, reported, _name_of, "--pictures DIR has room for all")
-        + _notes(reported, record, frame_path),
+        notes=picture_notes(thumbnails, reported, _name_of, remedy) + _notes(reported, record, frame_path),
     )
     write_page(args.output, summary, reported, thumbnails, _name_of)
     print(

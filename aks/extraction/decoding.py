@@ -7,6 +7,7 @@ then :class:`EndOfVideo`; or a :class:`~aks.errors.VideoError` where the video c
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -124,10 +125,10 @@ def probe(video: Video, rule: CandidateRule = EVERY_SECOND) -> VideoInfo:
     num_candidates = len(video.candidates(rule))
     if not num_candidates:
         if video.num_frames >= rule.stride(video.fps):
-            raise VideoError(
-                f"no candidate frame from {rule.start_s:g} to {rule.end_s:g} s of "
-                f"{video.num_frames / video.fps:.3f}"
-            )
+            start, end = f"{rule.start_s:g}", f"{rule.end_s:g}"
+            span = f"from {start} to {end} s" if rule.end_s < math.inf else f"from {start} s on"
+            duration_s = video.num_frames / video.fps
+            raise VideoError(f"no candidate frame {span}; the video is {duration_s:.3f} s long")
         raise VideoError(
             f"too short: {video.num_frames} frames at {video.fps:g} a second, one candidate frame needs "
             f"{rule.stride(video.fps)}"

@@ -9,7 +9,7 @@ from typing import Any
 
 from aks.extraction.keyframes import Keyframe, QuestionKeyframes
 from aks.labels import Question
-from aks.report.page import Summary, picture_notes, write_page
+from aks.report.page import Summary, clock, picture_notes, write_page
 from aks.report.questions import ReportedQuestion, report_question
 from aks.report.thumbnails import read_thumbnails
 
@@ -56,6 +56,7 @@ def report_found(
             "questions": len(moments),
             "videos": f"{len(videos):,}",
             "keyframes": f"{facts['budget']} a question",
+            "candidates": _candidates(facts),
             "scorer": facts["scorer"],
             "rule": f"{facts['strategy']} ({rule}{options})",
         },
@@ -64,6 +65,22 @@ def report_found(
     )
     write_page(path, summary, reported, thumbnails, shown_name)
     logger.warning("report: %s", path)
+
+
+def _candidates(facts: dict[str, Any]) -> str:
+    """Which frames the curves are of."""
+    start_s, end_s = facts["start_s"], facts["end_s"]
+    text = f"{facts['candidate_fps']:g} a second"
+    if start_s:
+        text += f", from {clock(start_s)}"
+    if end_s is not None:
+        text += f", to {clock(end_s)}"
+    if facts["fast"]:
+        scored, total = (
+            sum(row[name] for row in facts["videos"]) for name in ("num_scored", "num_candidates")
+        )
+        text += f"; {scored:,} of {total:,} looked at (--fast)"
+    return text
 
 
 def _reported(

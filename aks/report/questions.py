@@ -14,7 +14,7 @@ from aks.labels import Question
 from aks.plots import HIT_S
 from aks.score_lists import infer_stride
 from aks.selected_frames import SelectedFrames, uniform_of
-from aks.selection import find_segments, normalize, select_positions
+from aks.selection import find_segments, normalize
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,12 @@ def report_question(
     pairs = evidence_distances(question, chosen) if len(times_s) else []
     if len(positions):
         budget = len(positions)
-        spread = select_positions(scores, budget, strategy="uniform")
-        of_candidates = SelectedFrames(frame_indices[spread], times_s[spread], stride)
-        uniform = uniform_of(question, stride, budget) or of_candidates
+        # By time: of a part of the candidates, or at a varying rate, evenly spread positions are not.
+        spread_s = np.linspace(times_s[0], times_s[-1], budget)
+        spread = SelectedFrames(
+            np.interp(spread_s, times_s, frame_indices).round().astype(np.int64), spread_s, stride
+        )
+        uniform = uniform_of(question, stride, budget) or spread
         if pairs:
             means = [_mean_distance_s(each) for each in (pairs, evidence_distances(question, uniform))]
         else:

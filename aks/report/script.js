@@ -107,7 +107,7 @@ function arrange() {
       && fits(group, article.dataset.group) && fits(category, article.dataset.category));
     count += !article.hidden;
   });
-  form.querySelector("output").value = `${count} of ${articles.length} questions`;
+  form.querySelector("output").value = `${count} of ${articles.length} shown`;
   if (!order || order.value === list.dataset.order) return;
   list.dataset.order = order.value;
   const gain = (article) => Number(article.dataset.gain ?? 0) * order.value;

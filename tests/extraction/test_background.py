@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import check_mistake
 from extraction_setup import ToyScorer
 
 import aks
@@ -94,6 +95,8 @@ def test_the_command_names_a_video_that_cannot_be_read(tmp_path, run_script):
     failed, made = done.stdout.splitlines()
     assert failed.startswith(f"failed: {bad}: ") and made.endswith(": 0 frames of 0 videos")
     assert made.startswith(str(tmp_path / "cache/features-background/conse-"))
+    done = run_script("-m", "aks", "background", tmp_path / "bat.mp4")
+    check_mistake(done, f"{tmp_path / 'bat.mp4'}: file not found; did you mean bad.mp4?")
 
 
 def test_the_commands_make_it_and_tell_what_stands_out(videos, clips, tmp_path, monkeypatch, capsys):
