@@ -248,6 +248,12 @@ def test_one_or_two_candidates_make_a_drawing(count):
     assert (draw(none).xs, draw(none).far, none.comparison, len(none.uniform_s)) == ([], "", None, 0)
 
 
+def test_uniform_frames_are_even_in_time_where_a_part_of_the_candidates_was_looked_at():
+    frames, times_s, scores = (column[[0, 4, 8, 9, 10, 11, 12, 16, 20]] for column in candidates(21))
+    row = report_question(Question(0, "q", "v", "?"), Path("v"), frames, times_s, scores, frames[2:7], None)
+    assert row.uniform_s.tolist() == [0, 5, 10, 15, 20]
+
+
 def test_only_so_many_pictures_as_fit_the_best_first():
     rows = []
     for index in range(3):
@@ -371,13 +377,16 @@ def test_what_a_folder_holds_is_shown_by_question_and_video_the_best_first(clips
     one = [keyframe("one.mp4", 0, 0.1), keyframe("one.mp4", 25, 0.5)]
     two = [keyframe("two.mp4", 25, 0.5), keyframe("two.mp4", 50, 0.3)]
     found = [[QuestionKeyframes("a?", one, curve)], [QuestionKeyframes("a?", two, curve)]]
-    facts = {"folder": "clips", "videos": [{"video": "one.mp4"}, {"video": "two.mp4"}], "failures": []}
+    rows = [{"video": "one.mp4", "num_scored": 3, "num_candidates": 1250}, {"video": "two.mp4"}]
+    facts = {"folder": "clips", "videos": rows, "failures": []}
     facts |= {"scorer": "toy", "budget": 3, "strategy": "ada", "options": {}, "t1": 0.8, "t2": -100}
     facts |= {"max_depth": 5, "quota": "full"}
     videos = [clips / "one.mp4", clips / "two.mp4"]
     report_found(tmp_path / "r.html", videos, found, [[two[0], one[1], two[1]]], facts)
     page = Page(tmp_path / "r.html")
     assert [text for _, text in page.all("bdi")] == ["two.mp4", "one.mp4"]
+    notes = [text for _, text in page.all("p", "note")]
+    assert notes == ["Note: --fast looked at 3 of 1,250 candidates of one.mp4"]
     captions = [text for _, text in page.all("li") if ", frame" in text]
     assert [re.findall(r"frame \d+", text)[0] for text in captions] == ["frame 25", "frame 50", "frame 25"]
     assert len(page.all("image")) == 3 and all("open" in a for a, _ in page.all("details"))

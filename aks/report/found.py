@@ -49,6 +49,11 @@ def report_found(
         return name_of[row.video]
 
     rule = ", ".join(f"{name} {facts[name]}" for name in ("t1", "t2", "max_depth", "quota"))
+    part = [
+        f"--fast looked at {row['num_scored']:,} of {row['num_candidates']:,} candidates of {row['video']}"
+        for row in facts["videos"]
+        if "num_scored" in row
+    ]
     options = "".join(f", {name} {value}" for name, value in facts["options"].items())
     summary = Summary(
         title=f"Keyframes of {facts.get('folder') or name_of[videos[0]]}",
@@ -60,6 +65,7 @@ def report_found(
             "rule": f"{facts['strategy']} ({rule}{options})",
         },
         notes=picture_notes(thumbnails, reported, shown_name, "--images DIR writes all")
+        + part
         + [f"failed: {failure['video']}: {failure['reason']}" for failure in facts["failures"]],
     )
     write_page(path, summary, reported, thumbnails, shown_name)

@@ -14,7 +14,7 @@ from aks.labels import Question
 from aks.plots import HIT_S
 from aks.score_lists import infer_stride
 from aks.selected_frames import SelectedFrames, uniform_of
-from aks.selection import find_segments, normalize, select_positions
+from aks.selection import find_segments, normalize
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,10 @@ def report_question(
     pairs = evidence_distances(question, chosen) if len(times_s) else []
     if len(positions):
         budget = len(positions)
-        spread = select_positions(scores, budget, strategy="uniform")
-        of_candidates = SelectedFrames(frame_indices[spread], times_s[spread], stride)
-        uniform = uniform_of(question, stride, budget) or of_candidates
+        # Even in time: with ``fast`` the candidates that were looked at are not.
+        even_s = np.linspace(times_s[0], times_s[-1], budget)
+        even_frames = np.interp(even_s, times_s, frame_indices).round().astype(np.int64)
+        uniform = uniform_of(question, stride, budget) or SelectedFrames(even_frames, even_s, stride)
         if pairs:
             means = [_mean_distance_s(each) for each in (pairs, evidence_distances(question, uniform))]
         else:
