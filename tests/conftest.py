@@ -5,6 +5,7 @@ Also which test files run as a whole in one process, and which are slow.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -89,6 +90,15 @@ def check_mistake(done: subprocess.CompletedProcess[str], *words: str) -> None:
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
     for word in words:
         assert word in done.stderr
+
+
+@pytest.fixture(autouse=True)
+def log_level():
+    """Undo what a command's ``--quiet`` changes in this process, or later tests would see no log."""
+    logger = logging.getLogger("aks")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")
