@@ -22,8 +22,8 @@ class Match:
     """The best score of a video for a question, beside the scores of other footage.
 
     Attributes:
-        expected: how many frames of other footage, as many as were scored, score as high as the best: the
-            smaller the better. An upper bound, too, of the chance that there is one.
+        expected: how many frames of other footage, as many as the video has candidates, score as high as the
+            best: the smaller the better. An upper bound, too, of the chance that there is one.
         background_frames: frames that this is judged by.
     """
 
@@ -36,17 +36,19 @@ class Match:
         return self.expected <= STANDS_OUT
 
 
-def compare_scores(scores: np.ndarray, background: np.ndarray) -> Match:
+def compare_scores(scores: np.ndarray, background: np.ndarray, num_candidates: int | None = None) -> Match:
     """Judge the best of a video's scores by those of other footage.
 
-    The expected number is the number of scores times the share p of the background that scores as high. Among
-    the best tenth of the background, where few frames are left to count, scores are taken to be exponentially
-    distributed (peaks over a threshold; Pickands, Annals of Statistics 1975, with the shape 0 of light
-    tails).
+    The expected number is the number of candidates times the share p of the background that scores as high.
+    Among the best tenth of the background, where few frames are left to count, scores are taken to be
+    exponentially distributed (peaks over a threshold; Pickands, Annals of Statistics 1975, with the shape 0
+    of light tails).
 
     Args:
-        scores: of all candidates of the video, (n,).
+        scores: of the candidates of the video, (n,).
         background: of the background's frames for the same question, (m,).
+        num_candidates: where only some were scored, the best among them (``fast``), how many there are;
+            None for n. Counting those that were scored would take a search's best for a random draw's.
 
     Raises:
         ValueError: the background has fewer than :data:`MIN_FRAMES` frames, or there is no score.
@@ -58,4 +60,4 @@ def compare_scores(scores: np.ndarray, background: np.ndarray) -> Match:
     if best > tail_start:
         mean_excess = (background[background >= tail_start] - tail_start).mean()
         share *= np.exp(-(best - tail_start) / mean_excess) if mean_excess else 0.0
-    return Match(float(len(scores) * share), len(background))
+    return Match(float((num_candidates or len(scores)) * share), len(background))

@@ -93,10 +93,12 @@ def check_mistake(done: subprocess.CompletedProcess[str], *words: str) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _log_level():
-    """A command that a test runs in this process sets the log level for all."""
+def log_level():
+    """Undo what a command's ``--quiet`` changes in this process, or later tests would see no log."""
+    logger = logging.getLogger("aks")
+    level = logger.level
     yield
-    logging.getLogger("aks").setLevel(logging.NOTSET)
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

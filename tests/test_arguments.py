@@ -104,6 +104,18 @@ def test_a_wrong_name_is_named_with_the_nearest_right_one(monkeypatch, tmp_path)
         read_json(tmp_path / "nowhere/labels.json")
 
 
+@pytest.mark.parametrize("name", ["extract", "store"])
+def test_an_interrupted_extraction_keeps_finished_videos(monkeypatch, name):
+    def interrupt(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("aks.cli.load_labels_from_args", interrupt)
+    with pytest.raises(KeyboardInterrupt) as interrupted:
+        start(monkeypatch, name, [])
+    (note,) = interrupted.value.__notes__
+    assert note.startswith("finished videos are kept")
+
+
 @pytest.mark.parametrize(
     ("note", "said"), [(None, "run the same command again"), ("all is kept", "all is kept")]
 )

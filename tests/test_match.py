@@ -21,6 +21,7 @@ def test_the_expected_number_of_a_case_by_hand():
     assert found.expected == pytest.approx(50 * 0.1 * math.exp(-0.6009 / 0.0504), rel=1e-9)
     assert found.stands_out and not compare_scores(np.array([0.9] * 10), background).stands_out
     assert Match(STANDS_OUT, 100).stands_out
+    assert compare_scores(np.array([0.1, 0.5]), background, 40).expected == 20  # two of forty were looked at
     assert compare_scores(np.array([0.8992]), background).expected == pytest.approx(0.1, rel=0.01)
 
 

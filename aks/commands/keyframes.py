@@ -184,7 +184,7 @@ def _find(
     Also how good each question's match is, where there is a background.
     """
     scorer = background = matches = None
-    found, videos, failures = [], [], []
+    found, videos, failures, num_candidates = [], [], [], 0
     for path in paths:
         try:
             read_header(path.absolute())  # what is no video is told before torch and a scorer are loaded
@@ -212,11 +212,12 @@ def _find(
                 **selection,
             )
             found.append(results)
+            num_candidates += info.num_candidates
             facts = {"fps": info.fps, "num_frames": info.num_frames, "duration_s": info.duration_s}
             if args.fast:
-                num_scored, num_candidates = len(results[0].curve.scores), info.num_candidates
-                facts |= {"num_candidates": num_candidates, "num_scored": num_scored}
-                share = f"{num_scored} of {num_candidates} candidates ({num_scored / num_candidates:.0%})"
+                num_scored, total = len(results[0].curve.scores), info.num_candidates
+                facts |= {"num_candidates": total, "num_scored": num_scored}
+                share = f"{num_scored} of {total} candidates ({num_scored / total:.0%})"
                 logger.warning("--fast: %s: looked at %s", path, share)
             videos.append({"video": path, **facts})
         except KeyboardInterrupt as interrupt:
@@ -234,5 +235,5 @@ def _find(
     if background is not None and found:
         rows = zip(*found, strict=True)
         scores = [np.concatenate([each.curve.scores for each in row]) for row in rows]
-        matches = background.match(args.question, scores)
+        matches = background.match(args.question, scores, num_candidates)
     return found, videos, failures, matches

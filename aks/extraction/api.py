@@ -10,6 +10,7 @@ number of runs may share a folder (:mod:`aks.locks`).
 
 from __future__ import annotations
 
+import math
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -189,7 +190,7 @@ def _process(
         counts = count_frames(pending)
         pending = [replace(job, expected_frames=counts[job.name]) for job in pending]
         total = sum(counts.values())
-        check_space(total)
+        check_space(math.ceil(total * config.fps))  # the estimates are of one candidate a second
         with (
             progress(total=total, unit="frame", desc=description, disable=not pending) as bar,
             VideoLocks(run) as locks,

@@ -47,9 +47,11 @@ def store_background(
     Raises:
         UserError: the folder holds another scorer's features or frames at another rate, or cannot be written.
     """
+    if folder is None and not (folder := default_folder(scorer)).is_absolute():  # a user without a home
+        raise UserError(f"{folder}: no place for the background; name one with --output_file")
     paths = [str(path.absolute()) for path in videos]
     questions = [Question(index, str(index), path, "") for index, path in enumerate(paths)]
-    store = FeatureStore(folder or default_folder(scorer), None)
+    store = FeatureStore(folder, None)
     labels = LabelSet("custom", store.folder, "", Path("/"), questions, [])
     return store, store_features(labels, scorer, store, **decode)
 
@@ -85,8 +87,8 @@ class Background:
             raise UserError(f"{path}: no background; make it with aks background VIDEO --output_file {path}")
         store = FeatureStore.open(path)
         store.check_scorer(scorer)
-        without = {str(Path(video).absolute()) for video in searched}
-        names = [name for name in store.stored_videos() if name not in without]
+        without = {os.path.realpath(video) for video in searched}  # a link leads to the same video
+        names = [name for name in store.stored_videos() if os.path.realpath(name) not in without]
         if (count := sum(map(store.count_frames, names))) < MIN_FRAMES:
             reason = (
                 f"{path}: {count} frames of other videos than those searched, {MIN_FRAMES} are needed; add "
@@ -110,6 +112,9 @@ class Background:
         ]
         return np.concatenate(rows, axis=1)
 
-    def match(self, questions: Sequence[str | Question], scores: Sequence[np.ndarray]) -> list[Match]:
-        """Judge the scores of what was searched, (n,) for each question."""
-        return [*map(compare_scores, scores, self.scores(questions))]
+    def match(
+        self, questions: Sequence[str | Question], scores: Sequence[np.ndarray], num_candidates: int
+    ) -> list[Match]:
+        """Judge the scores of what was searched, (n,) for each question, which had so many candidates."""
+        others = self.scores(questions)
+        return [compare_scores(*rows, num_candidates) for rows in zip(scores, others, strict=True)]

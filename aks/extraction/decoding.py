@@ -101,7 +101,7 @@ class FrameRange:
 class DecodeSpec:
     """How all videos of a run are decoded; ``decoder`` and ``on_corrupt`` as of ``DecodeConfig``.
 
-    ``on_corrupt="partial"`` goes with the candidates of every second alone.
+    ``on_corrupt="partial"`` goes with the candidates of a whole video alone.
     """
 
     preprocessor: Preprocessor
@@ -176,7 +176,7 @@ def decode(
         if len(missing) == len(candidates):
             raise VideoError(f"no frame can be decoded: {reasons[0]}")
         if video.header_num_frames > video.num_frames:  # a file that is cut short
-            stride = video.stride_frames
+            stride = spec.rule.stride(video.fps)
             missing.extend(
                 range(len(candidates) * stride, video.header_num_frames // stride * stride, stride)
             )

@@ -135,6 +135,8 @@ class CacheEntry(contextlib.AbstractContextManager):
         # 5 and 5.0 are the same rate.
         part = [float(value) for value in (rule.per_second, rule.start_s, rule.end_s)]
         facts = [str(video.absolute()), state.st_size, state.st_mtime_ns, part, decoder]
+        if rule.positions is not None:
+            facts.append(rule.positions)
         stem = re.sub(r"[^A-Za-z0-9_]+", "_", video.stem)[:60]  # a file name that needs no escapes
         self.name = f"{stem}-{digest(facts)}"
         self._folder = cache_folder() / f"{scorer.name}-{digest(self._settings)}"

@@ -195,7 +195,7 @@ def keyframes(
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         scorer = load_scorer(scorer, device=device, with_image_encoder=False)
     others = Background.open(scorer, background, [video]) if background else None
-    _, found = find_in_file(
+    info, found = find_in_file(
         *(video, texts, scorer, budget),
         rule=rule,
         workers=workers,
@@ -205,7 +205,7 @@ def keyframes(
         **selection,
     )
     if others is not None:
-        matches = others.match(texts, [each.curve.scores for each in found])
+        matches = others.match(texts, [each.curve.scores for each in found], info.num_candidates)
         found = [replace(each, match=match) for each, match in zip(found, matches, strict=True)]
     return found[0].keyframes if isinstance(question, str) else found
 
@@ -254,8 +254,8 @@ def find_in_file(
         cache: keep the frames' features, and use those that are kept (:mod:`aks.extraction.feature_cache`).
         fast: score some of the candidates only (:mod:`aks.extraction.coarse_to_fine`), unless the features of
             all are kept. Their features are not kept.
-        on_progress: called with the numbers of frames scored and of all candidates after every batch; what
-            it raises ends the work.
+        on_progress: called after every batch with the numbers of frames scored and to score; what it raises
+            ends the work. Both begin again with the second pass of ``fast``.
         selection: as of :func:`keyframes`.
 
     Raises:
@@ -265,8 +265,8 @@ def find_in_file(
     """
     check_settings(budget, **selection)
     compares_frames = needs_features(selection.get("strategy", "ada"))
-    if fast and selection.get("ratio", 1) != 1:
-        raise ValueError("fast and ratio do not go together: both leave candidates out")
+    if fast and (selection.get("ratio", 1) != 1 or rule.positions is not None):
+        raise ValueError("fast and ratio, or positions, do not go together: each leaves candidates out")
     path = Path(video).absolute()
     read_header(path)  # what is no video is told before processes start
     asked = [

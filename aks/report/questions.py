@@ -104,12 +104,10 @@ def report_question(
     pairs = evidence_distances(question, chosen) if len(times_s) else []
     if len(positions):
         budget = len(positions)
-        # By time: of a part of the candidates, or at a varying rate, evenly spread positions are not.
-        spread_s = np.linspace(times_s[0], times_s[-1], budget)
-        spread = SelectedFrames(
-            np.interp(spread_s, times_s, frame_indices).round().astype(np.int64), spread_s, stride
-        )
-        uniform = uniform_of(question, stride, budget) or spread
+        # Even in time: with ``fast`` the candidates that were looked at are not.
+        even_s = np.linspace(times_s[0], times_s[-1], budget)
+        even_frames = np.interp(even_s, times_s, frame_indices).round().astype(np.int64)
+        uniform = uniform_of(question, stride, budget) or SelectedFrames(even_frames, even_s, stride)
         if pairs:
             means = [_mean_distance_s(each) for each in (pairs, evidence_distances(question, uniform))]
         else:

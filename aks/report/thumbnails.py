@@ -27,6 +27,7 @@ logger = logging.getLogger("aks.report")
 SIZE = (240, 180)  # pixels, the most a picture has
 WEBP = {"format": "WEBP", "quality": 60, "method": 4}
 MAX_IN_PAGE = 2000  # pictures: some 15 MB
+DATE_PRECISION_S = 2.0  # FAT's
 
 # By video and frame index.
 Wanted = dict[Path, set[int]]
@@ -141,11 +142,18 @@ def _read(
     own = folder / f"{re.sub(r'[^A-Za-z0-9_-]+', '_', video.stem)[:60]}-{digest}"
     make_folder(own, "--pictures")
     paths = {index: own / f"{index:07d}.webp" for index in indices}
-    changed_s = video.stat().st_mtime if video.is_file() else 0  # pictures outlive the video
-    missing = [i for i, path in paths.items() if not path.exists() or path.stat().st_mtime < changed_s]
+    # A picture has its file's date, older or newer, so that one of another video of the name is known.
+    changed_s = video.stat().st_mtime if video.is_file() else None  # pictures outlive the video
+    missing = [
+        index
+        for index, path in paths.items()
+        if not path.exists()
+        or (changed_s is not None and abs(path.stat().st_mtime - changed_s) > DATE_PRECISION_S)
+    ]
     if missing:
         for index, image in _decode(video, missing):
             write_atomically(paths[index], lambda target, image=image: image.save(target, **WEBP))
+            os.utime(paths[index], (changed_s, changed_s))
     for index, path in paths.items():
         with Image.open(path) as image:
             url = quote(Path(os.path.relpath(path, page.absolute().parent)).as_posix())

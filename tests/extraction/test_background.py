@@ -60,6 +60,36 @@ def test_a_match_is_judged_by_the_frames_of_the_other_videos(videos, tmp_path):
         assert each.match.background_frames == 173
 
 
+def test_a_video_that_is_searched_by_a_link_is_not_judged_by_itself(videos, tmp_path):
+    (tmp_path / "link").symlink_to(videos[0].parent)
+    store_background([tmp_path / "link/one.mp4", videos[1]], ToyScorer(), tmp_path / "mine", fps=25)
+    others = Background.open(ToyScorer(), tmp_path / "mine", [videos[1].parent / "sub/../two.mp4"])
+    assert [name.rpartition("/")[2] for name in others.names] == ["one.mp4"]
+    with pytest.raises(UserError, match="72 frames of other videos than those searched"):
+        Background.open(ToyScorer(), tmp_path / "mine", [videos[0]])
+
+
+def test_fast_is_judged_by_all_candidates_as_the_best_of_some_is_no_random_draw(videos):
+    store_background(videos[1:], ToyScorer(), fps=25)
+    settings = {"scorer": ToyScorer(), "fps": 25, "background": True}
+    (full,) = aks.keyframes(videos[0], ["?"], 2, **settings)
+    (fast,) = aks.keyframes(videos[0], ["?"], 2, fast=True, **settings)
+    assert len(fast.curve.scores) < len(full.curve.scores) == 125
+    all_scores = np.full(125, fast.curve.scores.max())
+    others = [aks.keyframes(video, ["?"], 2, **settings)[0].curve.scores for video in videos[1:]]
+    assert fast.match == compare_scores(all_scores, np.concatenate(others))
+
+
+def test_a_user_without_a_home_names_a_folder(videos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("AKS_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    with pytest.raises(UserError, match="no place for the background; name one with --output_file"):
+        store_background(videos, ToyScorer())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_it_grows_and_another_scorer_s_or_rate_s_is_refused(videos, tmp_path):
     folder, scorer = tmp_path / "mine", ToyScorer()
     store_background(videos[:1], scorer, folder, fps=25)

@@ -95,8 +95,9 @@ def test_where_the_grid_has_too_few_frames_all_are_looked_at(video):
     for budget, expected in ((100, False), (101, True)):
         _, (found,) = find_in_file(video, ["?"], ToyScorer(), budget, fast=True, **ALL)
         assert (len(found.curve.scores) == 400) == expected and len(found.keyframes) == budget
-    with pytest.raises(ValueError, match="fast and ratio do not go together"):
-        find_in_file(video, ["?"], ToyScorer(), 8, fast=True, ratio=2, **ALL)
+    for settings in ({**ALL, "ratio": 2}, {"rule": CandidateRule(5, positions=(1, 2))}):
+        with pytest.raises(ValueError, match="fast and ratio, or positions, do not go together"):
+            find_in_file(video, ["?"], ToyScorer(), 8, fast=True, **settings)
 
 
 def test_the_grid_takes_the_frame_of_every_cell_that_is_decoded_first():

@@ -107,6 +107,13 @@ def test_a_later_question_loads_no_image_encoder(clips, tmp_path, name):
     assert names and not [name for name in names if "vision_model" in name]
 
 
+def test_some_candidates_are_not_taken_for_all(clips, cache):
+    scorer, video = CountingScorer(), clips / "one.mp4"
+    _, (some,) = find_in_file(video, ["?"], scorer, 2, rule=CandidateRule(positions=(1, 3)), cache=True)
+    _, (found,) = find_in_file(video, ["?"], scorer, 2, cache=True)
+    assert (len(some.curve.scores), len(found.curve.scores), scorer.num_encoded) == (2, 5, 7)
+
+
 @pytest.mark.parametrize("name", ["a", "ab", "a" * 20, "a" * 41])  # the header's length moves the features
 def test_kept_features_lie_in_memory_as_new_ones(clips, tmp_path, name):
     scorer, video = CountingScorer(), tmp_path / f"{name}.mp4"

@@ -205,6 +205,11 @@ def test_features_that_do_not_fit_the_disk_are_refused_before_the_work(data, tmp
     store = FeatureStore(tmp_path / "store", "float16")
     with pytest.raises(UserError, match="--feature_dtype float16"):
         store_features(load_custom(data), scorers["clip"], store)
+    # 20 frames: enough for one a second of these ten seconds, not for 25.
+    free = 20 * bytes_per_frame(scorers["clip"], torch.float16)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(free, 0, free))
+    with pytest.raises(UserError, match="--feature_dtype float16"):
+        store_features(load_custom(data), scorers["clip"], FeatureStore(tmp_path / "25", "float16"), fps=25)
     assert not list(store.parts.iterdir())
 
 
