@@ -228,7 +228,7 @@ class Output:
             return json.dumps({**facts, "questions": questions}, indent=2, ensure_ascii=not is_utf8) + "\n"
         tables = [self._table(keyframes) for keyframes in moments]
         if matches:
-            tables = [table + _match_line(match) for table, match in zip(tables, matches, strict=True)]
+            tables = [f"{table}{match.verdict}\n" for table, match in zip(tables, matches, strict=True)]
         if len(tables) > 1:
             tables = [f"{question}\n{table}" for question, table in zip(self._questions, tables, strict=True)]
         return "\n".join(tables)
@@ -262,11 +262,6 @@ class Output:
 
 def _match_fields(match: Match) -> dict[str, Any]:
     return {**asdict(match), "stands_out": match.stands_out}
-
-
-def _match_line(match: Match) -> str:
-    verdict = "the best stands out" if match.stands_out else "nothing stands out for this question"
-    return f"{verdict}: as many frames of other footage hold {match.expected:.2g} that score as high\n"
 
 
 def earlier_pictures(folder: Path) -> list[Path]:

@@ -35,6 +35,12 @@ class Match:
         """Whether the video holds something for this question that other footage seldom does."""
         return self.expected <= STANDS_OUT
 
+    @property
+    def verdict(self) -> str:
+        """The same in words."""
+        verdict = "the best stands out" if self.stands_out else "nothing stands out for this question"
+        return f"{verdict}: as many frames of other footage hold {self.expected:.2g} that score as high"
+
 
 def compare_scores(scores: np.ndarray, background: np.ndarray, num_candidates: int | None = None) -> Match:
     """Judge the best of a video's scores by those of other footage.

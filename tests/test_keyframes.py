@@ -54,10 +54,18 @@ def test_the_command_prints_the_keyframes_and_writes_their_images(clips, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("flags", "text"),
-    [([], "finished videos are kept, the same"), (["--fast"], "the same command begins anew\n")],
+    ("flags", "cache_gb", "text"),
+    [
+        ([], "1", "finished videos are kept, the same"),
+        ([], "0", "the same command begins anew\n"),
+        (["--fast"], "1", "the same command begins anew\n"),
+    ],
 )
-def test_an_interrupted_call_says_what_is_kept(clips, conse, monkeypatch, capsys, flags, text):
+def test_an_interrupted_call_says_what_is_kept(
+    clips, conse, tmp_path, monkeypatch, capsys, flags, cache_gb, text
+):
+    monkeypatch.setenv("AKS_CACHE", str(tmp_path))
+    monkeypatch.setenv("AKS_CACHE_GB", cache_gb)
     seen = []
 
     def interrupt_the_second(path, *args, **settings):

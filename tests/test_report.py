@@ -21,6 +21,7 @@ from PIL import Image
 
 from aks.extraction.keyframes import Curve, Keyframe, QuestionKeyframes
 from aks.labels import Question
+from aks.match import Match
 from aks.report.curves import draw
 from aks.report.found import report_found
 from aks.report.questions import largest_gains, report_question
@@ -389,10 +390,12 @@ def test_what_a_folder_holds_is_shown_by_question_and_video_the_best_first(clips
     for row, num_scored in zip(facts["videos"], (3, 2), strict=True):
         row |= {"num_scored": num_scored, "num_candidates": 50}
     videos = [clips / "one.mp4", clips / "two.mp4"]
-    report_found(tmp_path / "r.html", videos, found, [[two[0], one[1], two[1]]], facts)
+    report_found(tmp_path / "r.html", videos, found, [[two[0], one[1], two[1]]], facts, [Match(0.02, 500)])
     page = Page(tmp_path / "r.html")
     assert [text for _, text in page.all("bdi")] == ["two.mp4", "one.mp4"]
     assert "2 a second, from 0:00:10.0; 5 of 100 looked at (--fast)" in [text for _, text in page.all("dd")]
+    (note,) = [text for _, text in page.all("p", "note")]
+    assert note.startswith("Note: a?: the best stands out: as many frames of other footage hold 0.02 that")
     captions = [text for _, text in page.all("li") if ", frame" in text]
     assert [re.findall(r"frame \d+", text)[0] for text in captions] == ["frame 25", "frame 50", "frame 25"]
     assert len(page.all("image")) == 3 and all("open" in a for a, _ in page.all("details"))

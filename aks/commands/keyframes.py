@@ -101,7 +101,7 @@ def main() -> int:
         from aks.report.found import report_found
 
         with _told_later(problems, source):
-            report_found(args.report, list(durations_s), found, moments, facts)
+            report_found(args.report, list(durations_s), found, moments, facts, matches)
     answers = None
     if args.messages:
         print(json.dumps(_messages(args, found[0])))
@@ -191,6 +191,7 @@ def _find(
             import torch
 
             from aks.extraction.background import Background
+            from aks.extraction.feature_cache import limit_bytes
             from aks.extraction.keyframes import find_in_file
 
             if scorer is None:
@@ -221,7 +222,7 @@ def _find(
                 logger.warning("--fast: %s: looked at %s", path, share)
             videos.append({"video": path, **facts})
         except KeyboardInterrupt as interrupt:
-            is_kept = found and not (args.no_cache or args.fast)
+            is_kept = found and not (args.no_cache or args.fast or limit_bytes() == 0)
             interrupt.add_note(
                 "finished videos are kept, the same command goes on with the others"
                 if is_kept

@@ -9,6 +9,7 @@ from typing import Any
 
 from aks.extraction.keyframes import Keyframe, QuestionKeyframes
 from aks.labels import Question
+from aks.match import Match
 from aks.report.page import Summary, clock, picture_notes, write_page
 from aks.report.questions import ReportedQuestion, report_question
 from aks.report.thumbnails import read_thumbnails
@@ -22,6 +23,7 @@ def report_found(
     found: Sequence[Sequence[QuestionKeyframes]],
     moments: Sequence[Sequence[Keyframe]],
     facts: dict[str, Any],
+    matches: Sequence[Match] | None = None,
 ) -> None:
     """Write the page.
 
@@ -31,6 +33,7 @@ def report_found(
         found: for each of them what it holds for each question.
         moments: the keyframes of each question that the command shows; of several videos the best first.
         facts: what the command's JSON says of videos, scorer and rule.
+        matches: how good each question's best frame is, where there is a background.
 
     Raises:
         UserError: the file cannot be written.
@@ -60,7 +63,11 @@ def report_found(
             "scorer": facts["scorer"],
             "rule": f"{facts['strategy']} ({rule}{options})",
         },
-        notes=picture_notes(thumbnails, reported, shown_name, "--images DIR writes all")
+        notes=[
+            f"{result.question}: {match.verdict}"
+            for result, match in zip(found[0] if matches else (), matches or (), strict=True)
+        ]
+        + picture_notes(thumbnails, reported, shown_name, "--images DIR writes all")
         + [f"failed: {failure['video']}: {failure['reason']}" for failure in facts["failures"]],
     )
     write_page(path, summary, reported, thumbnails, shown_name)
