@@ -329,7 +329,8 @@ def _score(
                     info, table = event, ScoreTable(scorer, questions, event.num_candidates)
                     num_scored = 0
                     vectors.clear()
-                    bar.reset(total=event.num_candidates)
+                    # reset() would draw at once, a line without an end where stderr is no terminal.
+                    bar.n, bar.last_print_n, bar.total = 0, 0, event.num_candidates
                     if entry is not None:
                         entry.begin(event)
                 case FeatureBatch():
