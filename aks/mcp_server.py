@@ -116,7 +116,14 @@ class VideoFolders:
     def _may_be_read(self, path: Path) -> bool:
         """Whether a path without links is a video in a folder; no playlist, which FFmpeg would follow."""
         is_inside = any(path.is_relative_to(root) for root in self._roots)
-        return is_inside and path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
+        is_video = is_inside and path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
+        return is_video and not _is_playlist(path)
+
+
+def _is_playlist(path: Path) -> bool:
+    """Whether FFmpeg would read other files, and follow links; it knows other playlists by their names."""
+    with path.open("rb") as file:
+        return file.read(8) == b"ffconcat"
 
 
 class KeyframeTool:

@@ -36,14 +36,14 @@ TOLERANCE_S = 1.0
 
 def compare_on_films(case: Case, folder: Path, budget: int) -> dict[str, float]:
     """Means over the questions: the share that is looked at, recall within 1 s, keyframes in common."""
-    from aks.extraction.coarse_to_fine import Scored, inspect, score_some
+    from aks.extraction.coarse_to_fine import Scored, probe_candidates, score_some
     from aks.video.reader import EVERY_SECOND, CandidateRule
 
-    inspect_once, rows = lru_cache(inspect), []
+    probe_once, rows = lru_cache(probe_candidates), []
     for question, scores, frames, times in zip(
         case.questions, case.scores, case.frames, case.times_s, strict=True
     ):
-        info, entry_distances = inspect_once(folder / question.video, EVERY_SECOND, "auto")
+        info, entry_distances = probe_once(folder / question.video, EVERY_SECOND, "auto")
 
         def score(rule: CandidateRule, columns: tuple = (frames, times, scores[None])) -> Scored:
             at = slice(None) if rule.positions is None else list(rule.positions)

@@ -39,6 +39,7 @@ def films(tmp_path_factory):
     (folder / "link.mp4").symlink_to(folder.parent / "secret.mp4")
     (folder / "up").symlink_to(folder.parent)
     (folder / "loop.mp4").symlink_to(folder / "loop.mp4")
+    (folder / "concat.mp4").write_text("ffconcat version 1.0\nfile one.mp4\n")
     (folder / "list.m3u8").write_text("#EXTM3U\n#EXTINF:1,\n../secret.ts\n#EXT-X-ENDLIST\n")
     return folder
 
@@ -135,7 +136,7 @@ def test_each_keyframe_comes_with_its_picture_time_and_score(films, in_session, 
     "name",
     [
         *("../secret.mp4", "{parent}/secret.mp4", "link.mp4", "up/secret.mp4", "sub/../up/secret.mp4"),
-        *("list.m3u8", "loop.mp4", "/proc/self/cmdline", "sub", "a\0b", "x" * 5000),
+        *("list.m3u8", "concat.mp4", "loop.mp4", "/proc/self/cmdline", "sub", "a\0b", "x" * 5000),
     ],
 )
 def test_what_lies_outside_the_folders_is_not_told_from_what_is_not_there(films, refusal, name):

@@ -74,30 +74,35 @@ class Background:
     def open(
         cls, scorer: Scorer, folder: str | Path | bool = True, searched: Iterable[str | Path] = ()
     ) -> Background | None:
-        """The background in a folder, or with True the scorer's own; None where that is missing or small.
+        """The background in a folder, or with True the scorer's own; None where that cannot be used.
 
         Raises:
-            UserError: the folder that is named holds none, another scorer's or one that is too small; or a
-                file is damaged.
+            UserError: the folder that is named holds none, another scorer's, a damaged or too small one.
         """
-        path = default_folder(scorer) if folder is True else Path(folder)
+        if folder is not True:
+            return cls._open(scorer, Path(folder), searched)
+        path = default_folder(scorer)
         if not os.path.exists(path / "run.json"):  # Path's raises in a locked folder
-            if folder is True:
-                return None
+            return None
+        try:
+            return cls._open(scorer, path, searched)
+        except UserError as error:
+            logger.warning("the background is not used: %s", error)
+            return None
+
+    @classmethod
+    def _open(cls, scorer: Scorer, path: Path, searched: Iterable[str | Path]) -> Background:
+        if not os.path.exists(path / "run.json"):
             raise UserError(f"{path}: no background; make it with aks background VIDEO --output_file {path}")
         store = FeatureStore.open(path)
         store.check_scorer(scorer)
         without = {os.path.realpath(video) for video in searched}  # a link leads to the same video
         names = [name for name in store.stored_videos() if os.path.realpath(name) not in without]
         if (count := sum(map(store.count_frames, names))) < MIN_FRAMES:
-            reason = (
+            raise UserError(
                 f"{path}: {count} frames of other videos than those searched, {MIN_FRAMES} are needed; add "
                 "footage with aks background"
             )
-            if folder is not True:
-                raise UserError(reason)
-            logger.warning("the background is not used: %s", reason)
-            return None
         return cls(store, names, scorer)
 
     def scores(self, questions: Sequence[str | Question]) -> np.ndarray:

@@ -44,7 +44,7 @@ class Scored:
     features: np.ndarray | None
 
 
-def inspect(path: Path, rule: CandidateRule, decoder: str) -> tuple[VideoInfo, np.ndarray]:
+def probe_candidates(path: Path, rule: CandidateRule, decoder: str) -> tuple[VideoInfo, np.ndarray]:
     """What a video is, and its candidates' :meth:`~aks.video.reader.Video.entry_distances`, (n,).
 
     Raises:
@@ -64,7 +64,7 @@ def score_some(
     """Score some of a video's candidates, see above.
 
     Args:
-        info, distances: what :func:`inspect` gives.
+        info, distances: what :func:`probe_candidates` gives.
         rule: the candidates.
         budget: keyframes wanted a question; so many peaks of each are looked at more closely. Where the grid
             has fewer frames, all candidates are scored.

@@ -22,7 +22,7 @@ from aks.console import progress
 from aks.errors import VideoError
 from aks.extraction.background import Background
 from aks.extraction.batching import FeatureBatch, PerVideoEncoder
-from aks.extraction.coarse_to_fine import Scored, inspect, score_some
+from aks.extraction.coarse_to_fine import Scored, probe_candidates, score_some
 from aks.extraction.config import BATCH_FRAMES
 from aks.extraction.decoding import DecodeSpec, EndOfVideo, VideoInfo
 from aks.extraction.feature_cache import CacheEntry
@@ -287,7 +287,9 @@ def find_in_file(
         scored = _score(source, path, asked, scorer, compared_by, None, on_progress)
     else:
         _ = scorer.image_encoder  # what is wrong with its weights is told before decoding
-        scored = score_some(*inspect(path, rule, decoder), rule, budget, score) if fast else score(rule)
+        scored = (
+            score_some(*probe_candidates(path, rule, decoder), rule, budget, score) if fast else score(rule)
+        )
 
     def found(question: Question, row: np.ndarray) -> QuestionKeyframes:
         frames = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import re
 import sys
 
 import numpy as np
@@ -115,6 +116,9 @@ def test_too_small_a_background_is_refused_where_it_is_named_and_else_left_out(v
         aks.keyframes(videos[0], "?", scorer=scorer, background=tmp_path / "mine")
     (found,) = aks.keyframes(videos[0], ["?"], 2, scorer=scorer, background=True)
     assert found.match is None and "the background is not used: " in caplog.text
+    (default_folder(scorer) / "run.json").write_text("damaged")  # nor does a damaged one cost the search
+    assert Background.open(scorer) is None
+    assert len(re.findall("the background is not used: .*run.json: not JSON", caplog.text)) == 1
 
 
 def test_the_command_names_a_video_that_cannot_be_read(tmp_path, run_script):
