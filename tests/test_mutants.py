@@ -63,6 +63,7 @@ def test_faults_of_each_kind_are_drawn_but_none_in_messages(project):
     assert [changed.decode() for *_, changed in mutants.draw(5, 1)] == drawn[:5]
 
 
+@pytest.mark.long  # no test of the project, but of a tool for its tests
 def test_guarded_lines_and_lines_without_a_test_are_reported(project, monkeypatch, capsys):
     source = (
         "def near(x):\n    return x < 3\n\n\ndef far(x):\n    return x < 5\n\n\n"

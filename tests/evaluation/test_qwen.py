@@ -429,7 +429,8 @@ def sizes(tmp_path_factory) -> Path:
         pytest.param(QWEN2, "max_pixels=100352", marks=pytest.mark.long),
         pytest.param(QWEN2_5, "max_pixels=1605632", marks=pytest.mark.long),
         pytest.param(QWEN2_5_CHAT, "max_pixels=1605632", marks=pytest.mark.long),
-        (QWEN2_5, "min_pixels=260000"),  # more than the budget leaves for each of 24 frames
+        # More than the budget leaves for each of 24 frames.
+        pytest.param(QWEN2_5, "min_pixels=260000", marks=pytest.mark.long),
         pytest.param(QWEN3, "max_pixels=1605632", marks=needs_qwen3),
         pytest.param(QWEN3, "fps=2", marks=needs_qwen3),
         pytest.param(QWEN3, "total_pixels=2000000", marks=needs_qwen3),

@@ -102,7 +102,9 @@ def test_workers_share_a_video_only_when_no_other_is_left(film, expected):
         assert (offsets_of(events, name) != sorted(offsets_of(events, name))) == is_shared
 
 
-@pytest.mark.parametrize("batch_frames", [pytest.param(1, marks=pytest.mark.long), 7, 50])
+@pytest.mark.parametrize(
+    "batch_frames", [pytest.param(1, marks=pytest.mark.long), 7, pytest.param(50, marks=pytest.mark.long)]
+)
 def test_workers_give_the_batches_of_one_process_for_every_batch_size(film, batch_frames):
     config = spec(batch_frames=batch_frames)
     with make_decoder(config, 0, None) as alone, WorkerPool(config, 3) as pool:

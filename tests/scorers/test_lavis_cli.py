@@ -209,6 +209,7 @@ def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
     }
 
 
+@pytest.mark.long  # test_blip_lavis.py compares the scores
 def test_blip_gives_the_default_backends_files(blip, run_of):
     runs = [result(run_of(blip, backend, "--blip_head", "itm"), "blip") for backend in blip.checkpoint]
     same_frames(runs)
