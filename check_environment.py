@@ -1,4 +1,7 @@
-"""Whether the installed packages are those that the project pins: python check_environment.py [OVERRIDE]
+"""Whether the installed packages are those that the project pins.
+
+    python check_environment.py
+    python check_environment.py requirements-newer.txt
 
 Compares ``pip freeze`` with constraints.txt and with the requirement files, which pin what is installed
 without dependencies. The pins of a file OVERRIDE (requirements-newer.txt in .venv-newer) count in place of
@@ -14,6 +17,9 @@ from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
+
+from aks import errors
+from aks.arguments import ArgumentParser
 
 ROOT = Path(__file__).parent
 OVERRIDES = ("requirements-newer.txt",)
@@ -74,13 +80,16 @@ def find_deviations(frozen: Iterable[str], pins: dict[str, list[str]]) -> list[s
 
 def main() -> int:
     """Print the deviations; 1 if there are any."""
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("override", nargs="?", choices=OVERRIDES, help="whose pins win, in .venv-newer")
+    args = parser.parse_args()
     freeze = [sys.executable, "-m", "pip", "freeze", "--disable-pip-version-check"]
     done = subprocess.run(freeze, capture_output=True, text=True)
     if done.returncode:
         print(f"error: pip freeze failed: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
         return 1
     frozen = done.stdout.splitlines()
-    deviations = find_deviations(frozen, read_pins(override=next(iter(sys.argv[1:]), None)))
+    deviations = find_deviations(frozen, read_pins(override=args.override))
     for line in deviations:
         print(line, file=sys.stderr)
     print(f"{len(frozen)} packages installed, {len(deviations)} not as pinned", file=sys.stderr)
@@ -88,4 +97,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    errors.run_main(main)
