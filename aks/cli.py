@@ -220,7 +220,12 @@ def parse_shard(args: argparse.Namespace) -> tuple[int, int] | None:
 
 
 def load_scorer_from_args(args: argparse.Namespace, with_image_encoder: bool = True) -> Scorer:
-    """Load the scorer with the options that were given; stored features need no image encoder."""
+    """Load the scorer with the options that were given, by default on a GPU if there is one.
+
+    Stored features need no image encoder.
+    """
+    import torch
+
     from aks.scorers.base import load_scorer
 
     limit_threads()
@@ -229,10 +234,8 @@ def load_scorer_from_args(args: argparse.Namespace, with_image_encoder: bool = T
         for name in SCORER_OPTIONS
         if (value := getattr(args, name, None)) is not None
     }
-    device = args.device
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if (rank := torchrun_rank()) and device == "cuda":  # each process takes one GPU, or the CPU without GPUs
-        import torch
-
         device = f"cuda:{rank[2]}" if torch.cuda.is_available() else "cpu"
     return load_scorer(
         args.extract_feature_model,

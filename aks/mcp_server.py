@@ -7,9 +7,7 @@ Calls run in a thread, one at a time; pings are answered meanwhile.
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import io
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -27,6 +25,7 @@ from aks import __version__
 from aks.clock import format_time, parse_time
 from aks.errors import OUT_OF_MEMORY, UserError, VideoError, is_out_of_memory
 from aks.labels import check_question
+from aks.messages import jpeg_base64
 from aks.video.files import VIDEO_SUFFIXES
 
 if TYPE_CHECKING:  # torch takes seconds to load; a client waits for the server's first word
@@ -232,9 +231,7 @@ def _jpegs(path: Path, frame_indices: Sequence[int], longest_side: int) -> dict[
         for frames in video.read(sorted(set(frame_indices)), chunk_frames=1):
             image = Image.fromarray(frames.pixels[0])
             image.thumbnail((longest_side, longest_side))
-            buffer = io.BytesIO()
-            image.save(buffer, "JPEG", quality=JPEG_QUALITY)
-            found[int(frames.frame_indices[0])] = base64.b64encode(buffer.getvalue()).decode()
+            found[int(frames.frame_indices[0])] = jpeg_base64(image, JPEG_QUALITY)
     return found
 
 

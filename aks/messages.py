@@ -129,7 +129,8 @@ def to_messages(
         for label, image in zip(labels, images, strict=True):
             content.append({"type": "text", "text": f"{label}:"})
             if style == "openai":
-                content.append({"type": "image_url", "image_url": {"url": _to_data_url(image, quality)}})
+                url = f"data:image/jpeg;base64,{jpeg_base64(image, quality)}"
+                content.append({"type": "image_url", "image_url": {"url": url}})
             else:
                 content.append({"type": "image", "image": image})
     content.append({"type": "text", "text": question})
@@ -246,10 +247,11 @@ def _to_pil(image: np.ndarray | Image.Image, longest_side: int | None) -> Image.
     return image
 
 
-def _to_data_url(image: Image.Image, quality: int) -> str:
+def jpeg_base64(image: Image.Image, quality: int) -> str:
+    """A picture as JPEG of a quality from 1 to 95, in base64."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _text_of(answer: bytes, endpoint: str) -> str:

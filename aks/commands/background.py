@@ -48,11 +48,8 @@ def main() -> int:
             raise errors.UserError(f"{path}: file not found{errors.nearest_file(path)}")
     videos = [file for path in args.video for file in (videos_in(path) if path.is_dir() else [path])]
 
-    import torch
-
     from aks.extraction.background import store_background
 
-    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     store, summary = store_background(
         *(videos, load_scorer_from_args(args), args.output_file),
         fps=args.fps,

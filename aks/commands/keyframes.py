@@ -188,14 +188,11 @@ def _find(
     for path in paths:
         try:
             read_header(path.absolute())  # what is no video is told before torch and a scorer are loaded
-            import torch
-
             from aks.extraction.background import Background
             from aks.extraction.feature_cache import limit_bytes
             from aks.extraction.keyframes import find_in_file
 
             if scorer is None:
-                args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
                 scorer = load_scorer_from_args(args, with_image_encoder=False)
                 if scorer.name == "conse":
                     logger.warning(

@@ -13,8 +13,8 @@ import logging
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from aks import errors
 from aks.arguments import ArgumentParser, at_least
@@ -26,9 +26,6 @@ from aks.cli import (
     load_scorer_from_args,
 )
 from aks.console import configure_logging
-
-if TYPE_CHECKING:  # torch takes seconds to load
-    from aks.scorers.base import Scorer
 
 logger = logging.getLogger("aks.mcp")
 
@@ -78,14 +75,8 @@ def main() -> None:
             'requirements-mcp.txt, or pip install "mcp>=2,<3"'
         ) from None
 
-    def load() -> Scorer:
-        import torch
-
-        args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return load_scorer_from_args(args)
-
     tool = mcp_server.KeyframeTool(
-        *(mcp_server.VideoFolders(args.folder), load, args.longest_side),
+        *(mcp_server.VideoFolders(args.folder), partial(load_scorer_from_args, args), args.longest_side),
         workers=workers,
         video_timeout=args.video_timeout,
         cache=not args.no_cache,
