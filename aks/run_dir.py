@@ -31,6 +31,7 @@ from aks.errors import UserError
 from aks.jsonio import read_json, remove_stale_temp_files, write_json
 from aks.labels import VideoJob
 from aks.video import RATE_TOLERANCE
+from aks.video.files import file_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -306,14 +307,6 @@ class RunDir:
         for name in ("times", "frames", "scores"):  # a reader that finds scores.json finds the others, too
             write_json(self.folder / f"{name}.json", lists[name])
         return num_empty
-
-
-def file_bytes(path: Path) -> int | None:
-    """Size of a file; None where there is none."""
-    try:
-        return path.stat().st_size
-    except (OSError, ValueError):
-        return None
 
 
 def check_same_video(derived: Path, video_bytes: int | None, video: Path) -> None:

@@ -8,7 +8,7 @@ Two procedures run on the same frames with the same weights, one after the other
   reads ``decord.VideoReader[i]``, preprocesses, encodes a batch of one and scores one question;
 - ours: it decodes and encodes every frame once, and scores all questions.
 
-Both must give the same scores. The weights of blip, clip and sevila are random, in the shapes of the
+Both must give the same scores. The weights of blip, clip, siglip and sevila are random, in the shapes of the
 published checkpoints, because the cost does not depend on their values. sevila takes 10 GB of memory and of
 disk. The script needs the tests' requirements, for their tokenizers.
 """
@@ -29,7 +29,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/support"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model_setup import bert_vocabulary, package_file, randomise, write_clip_tokenizer
+from model_setup import bert_vocabulary, package_file, randomise, save_siglip, write_clip_tokenizer
 
 from aks import errors
 from aks.arguments import ArgumentParser
@@ -74,6 +74,19 @@ def clip_base(folder: Path, device: str = "cpu") -> dict[str, str]:
     CLIPImageProcessor().save_pretrained(folder)
     write_clip_tokenizer(folder)
     return {"checkpoint": str(folder)}
+
+
+def siglip_so400m(folder: Path, device: str = "cpu") -> dict[str, str]:
+    """Write a SigLIP in the shape of google/siglip-so400m-patch14-384, with a small vocabulary."""
+    size = {
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+    }
+    return {
+        "checkpoint": str(save_siglip(folder, size, {"image_size": 384, "patch_size": 14}, device=device))
+    }
 
 
 SEVILA_VISION = {
@@ -131,6 +144,7 @@ def sevila_xl(
 MODELS: dict[str, Callable[..., dict[str, str]]] = {
     "conse": lambda folder, device="cpu": {},
     "clip": clip_base,
+    "siglip": siglip_so400m,
     "blip": blip_large,
     "sevila": sevila_xl,
 }

@@ -1,4 +1,4 @@
-"""Measure BLIP-large and SeViLA on a GPU: frames a second, share of the ceiling, memory, precision.
+"""Measure the scorers on a GPU: frames a second, share of the ceiling, memory, precision.
 
     python benchmarks/scoring_gpu.py --models blip sevila --out scoring_gpu.json
 
@@ -12,8 +12,8 @@ The weights are random, in the shapes of the published checkpoints, and load as 
   it on the first frames of one video: ``decord.VideoReader[i]``, one frame at a time, question by question,
   in float32. The decoding processes without a model, and the model without decoding, show which of the two
   limits the rate;
-- precision (BLIP): keyframes that bfloat16 and float32 have in common, and the largest difference between
-  the float32 scores of the GPU and of the CPU.
+- precision (all but SeViLA): keyframes that bfloat16 and float32 have in common, and the largest difference
+  between the float32 scores of the GPU and of the CPU.
 
 The videos are copies of one film, repeated without encoding to ``--minutes``; ``precision`` reads the film
 itself. ``--device cpu --tiny --videos 1 --minutes 0.1`` tries the script out anywhere, in small shapes.
@@ -38,8 +38,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from extraction import FILM, write_film
-from model_setup import save_blip, tiny_blip
-from scoring import OPTIONS, QUESTIONS, blip_large, plain, sevila_xl
+from model_setup import save_blip, save_tiny_clip, save_tiny_siglip, tiny_blip
+from scoring import MODELS, OPTIONS, QUESTIONS, plain, sevila_xl
 from torch.utils.flop_counter import FlopCounterMode
 
 from aks import errors, select_keyframes
@@ -73,8 +73,12 @@ def sevila_tiny(folder: Path, device: str) -> dict[str, str]:
     return sevila_xl(folder, device, vision, t5)
 
 
-MODELS: dict[str, Callable[[Path, str], dict[str, str]]] = {"blip": blip_large, "sevila": sevila_xl}
-TINY = {"blip": blip_tiny, "sevila": sevila_tiny}
+TINY: dict[str, Callable[[Path, str], dict[str, str]]] = {
+    "blip": blip_tiny,
+    "clip": lambda folder, device: {"checkpoint": str(save_tiny_clip(folder))},
+    "siglip": lambda folder, device: {"checkpoint": str(save_tiny_siglip(folder))},
+    "sevila": sevila_tiny,
+}
 
 
 def seconds(work: Callable[[], object], device: str, repeats: int) -> float:
@@ -222,12 +226,12 @@ def measure_end_to_end(scorer: Scorer, original: Scorer, args: argparse.Namespac
     return found
 
 
-def measure_precision(options: dict[str, str], args: argparse.Namespace, folder: Path) -> Figures:
-    """Compare BLIP in bfloat16, and on the CPU, with float32 on the GPU, on the film itself."""
+def measure_precision(name: str, options: dict[str, str], args: argparse.Namespace, folder: Path) -> Figures:
+    """Compare a scorer in bfloat16, and on the CPU, with float32 on the GPU, on the film itself."""
     write_labels(folder, [args.video.absolute()], MORE_QUESTIONS)
     tables, frames = {}, []
     for dtype in ("float32", "bfloat16"):
-        scorer = load_scorer("blip", device=args.device, dtype=dtype, **options)
+        scorer = load_scorer(name, device=args.device, dtype=dtype, **options)
         shutil.rmtree(folder / "out", ignore_errors=True)
         scores, frames = scores_of(scorer, folder, args.workers)
         tables[dtype] = np.array(scores)
@@ -253,15 +257,15 @@ def measure_precision(options: dict[str, str], args: argparse.Namespace, folder:
     with Video(args.video) as video:
         frame_indices = video.candidates()[:: max(1, exact.shape[1] // args.cpu_frames)][: args.cpu_frames]
         pixels = np.concatenate([batch.pixels for batch in video.read(frame_indices)])
-    there, here = (scores_at_once(device, pixels, options) for device in (args.device, "cpu"))
+    there, here = (scores_at_once(name, device, pixels, options) for device in (args.device, "cpu"))
     found["frames on the CPU"] = len(pixels)
     found["largest difference, GPU and CPU in float32"] = float(np.abs(there - here).max())
     return found
 
 
-def scores_at_once(device: str, pixels: np.ndarray, options: dict[str, str]) -> np.ndarray:
+def scores_at_once(name: str, device: str, pixels: np.ndarray, options: dict[str, str]) -> np.ndarray:
     """Score some frames in float32; return scores (questions, frames)."""
-    scorer = load_scorer("blip", device=device, dtype="float32", **options)
+    scorer = load_scorer(name, device=device, dtype="float32", **options)
     texts = [scorer.encode_question(Question(0, "0", "", text)) for text in MORE_QUESTIONS]
     inputs = torch.stack([scorer.preprocess(frame) for frame in pixels])
     return scorer.score(scorer.encode_frames(inputs), texts)
@@ -270,7 +274,7 @@ def scores_at_once(device: str, pixels: np.ndarray, options: dict[str, str]) -> 
 def measure(name: str, args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Figures]]:
     """Measure the parts for one model; yield each as it is finished."""
     options = (TINY if args.tiny else MODELS)[name](folder / name, args.device)
-    half = "bfloat16" if name == "blip" else None  # SeViLA's parts have types of their own
+    half = "bfloat16" if name != "sevila" else None  # SeViLA's parts have types of their own
     scorer = load_scorer(name, device=args.device, dtype=half, **options)
     if "encoder" in args.parts:
         yield "encoder", measure_encoder(scorer, args.ceilings)
@@ -282,8 +286,8 @@ def measure(name: str, args: argparse.Namespace, folder: Path) -> Iterator[tuple
             yield "end to end", measure_end_to_end(scorer, original, args, folder)
         del original
     del scorer
-    if "precision" in args.parts and name == "blip":
-        yield "precision", measure_precision(options, args, folder)
+    if "precision" in args.parts and half:
+        yield "precision", measure_precision(name, options, args, folder)
 
 
 def main() -> None:
@@ -292,7 +296,7 @@ def main() -> None:
     parser.add_argument("--video", type=Path, default=FILM)
     parser.add_argument("--videos", type=int, default=16, help="copies of the film to score (default: 16)")
     parser.add_argument("--minutes", type=float, default=10, help="length of each (default: 10)")
-    parser.add_argument("--models", nargs="+", default=["blip"], choices=list(MODELS))
+    parser.add_argument("--models", nargs="+", default=["blip"], choices=list(TINY))
     parts = ["encoder", "end_to_end", "precision"]
     parser.add_argument("--parts", nargs="+", default=parts, choices=parts, help="(default: all)")
     parser.add_argument("--device", default="cuda")

@@ -25,8 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a scri
 from aks import errors
 from aks.arguments import ArgumentParser
 from aks.errors import UserError
+from evaluation.markdown_tables import format_table
 from evaluation.metrics import TASKS, accuracy
-from evaluation.results import RESULTS, EvalRun, format_table, group_samples, read_runs
+from evaluation.results import RESULTS, EvalRun, read_runs
+from evaluation.samples import group_samples
 
 
 def main() -> int:

@@ -39,8 +39,8 @@ from aks.score_lists import read_scores
 from aks.selection import QUOTAS, select_positions
 from evaluation.evaluator import read_newest, results_files
 from evaluation.grids import FRAMES, GRIDS, Asked, Cell, Setting, cells_of
+from evaluation.markdown_tables import format_table
 from evaluation.preflight import check_checkpoint, check_videos
-from evaluation.results import format_table
 from evaluation.run import MODELS, OPTIONS
 
 ROOT = Path(__file__).resolve().parent.parent

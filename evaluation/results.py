@@ -9,11 +9,10 @@ A run with ``--log_samples`` leaves two files in ``--output_path`` or in the che
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,12 @@ from aks.lmms_eval_models import SUFFIX
 from evaluation.llava_implementation import MODELS as LLAVA_MODELS
 from evaluation.llava_implementation import NEXT, TRANSFORMERS
 from evaluation.metrics import TASKS, Metric, Sample, accuracy
+from evaluation.samples import read_samples
 from evaluation.scoring import CURRENT
 
 RESULTS = "_results.json"
 SCORE_TOLERANCE = 0.00051  # points; lmms-eval records LongVideoBench's score as a fraction of five decimals
 FRAMES_ARGUMENTS = ("max_frames_num", "max_num_frames", "num_frames")  # LLaVA's, Qwen's and InternVL's name
-DURATIONS = ("short", "medium", "long")  # VideoMME's
 
 
 @dataclass(frozen=True)
@@ -243,80 +242,6 @@ def _recorded(path: Path, scores: Any, name: str) -> float:
     return recorded
 
 
-def read_samples(path: Path, metric: Metric) -> dict[str, Sample]:
-    """Question id to answered question, in the file's order.
-
-    Raises:
-        UserError: the file is missing, empty or malformed, or holds a question twice; names the line.
-    """
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        raise UserError(f"{path}: file not found; evaluate with --log_samples") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    samples: dict[str, Sample] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        sample = _parse_sample(f"{path}: line {number}", line, metric)
-        if sample.id in samples:
-            raise UserError(
-                f"{path}: line {number}: question {sample.id} a second time; "
-                "two runs wrote this file, remove it and evaluate again"
-            )
-        samples[sample.id] = sample
-    if not samples:
-        raise UserError(f"{path}: no samples in it; evaluate again")
-    return samples
-
-
-def _parse_sample(location: str, line: bytes, metric: Metric) -> Sample:
-    try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError):
-        raise UserError(f"{location}: not JSON, the file is cut or damaged; evaluate again") from None
-    raw_answer, prompt = _raw_answer(entry)
-    entry = entry.get(metric.name) if isinstance(entry, dict) else None
-    if not isinstance(entry, dict):
-        raise UserError(f"{location}: no {metric.name!r}; not the samples of this task")
-    for name in (metric.id, "answer", metric.prediction):
-        if not isinstance(entry.get(name), str | int):
-            raise UserError(f"{location}: {metric.name}: {name!r} is missing or no text; evaluate again")
-    groups = {}
-    for grouping, name in metric.groupings.items():
-        values = entry.get(name) if isinstance(entry.get(name), list) else [entry.get(name)]
-        if name not in entry or not all(isinstance(value, str | int | None) for value in values):
-            raise UserError(f"{location}: {metric.name}: {name!r} is missing or no text; evaluate again")
-        groups[grouping] = tuple("-" if value is None else str(value) for value in values)
-    video = entry.get(metric.video) if metric.video else None
-    if metric.video_in_id:
-        video, _, number = str(entry[metric.id]).rpartition("_")
-        video = video if number.isdigit() else None
-    id, answer = str(entry[metric.id]), str(entry["answer"])
-    letter = None
-    if metric.letter_oct2024 is not None and raw_answer is not None:
-        letter = metric.letter_oct2024(raw_answer, prompt, id)
-    return Sample(
-        id=id,
-        correct=entry[metric.prediction] == entry["answer"],
-        answer=answer,
-        video=str(video) if video else None,
-        groups=groups,
-        correct_oct2024=None if letter is None else letter == answer,
-    )
-
-
-def _raw_answer(entry: Any) -> tuple[str | None, str]:
-    """What the model wrote, None where a sample does not tell, and its prompt."""
-    if not isinstance(entry, dict):
-        return None, ""
-    answer = entry.get("filtered_resps")
-    if isinstance(answer, list) and len(answer) == 1:  # as older versions of lmms-eval write it
-        answer = answer[0]
-    return (answer if isinstance(answer, str) else None), str(entry.get("input") or "")
-
-
 def parse_model_args(text: str | Mapping[str, Any]) -> dict[str, Any]:
     """lmms-eval's ``--model_args`` as a dictionary, values typed as it types them.
 
@@ -339,47 +264,3 @@ def _typed(text: str) -> bool | int | float | str:
         return int(text) if text.isnumeric() else float(text)
     except ValueError:
         return text
-
-
-def group_samples(samples: Sequence[Sample]) -> list[tuple[str, str, list[Sample]]]:
-    """The samples by grouping and group: first all of them, then every grouping's groups.
-
-    Durations come in ascending order, other groups by name.
-    """
-
-    def order(group: str) -> tuple[int, float, str]:
-        if group in DURATIONS:
-            return 0, DURATIONS.index(group), ""
-        return (0, float(group), "") if group.isdecimal() else (1, 0, group)
-
-    found = [("all", "", list(samples))]
-    for grouping in samples[0].groups:
-        groups: dict[str, list[Sample]] = {}
-        for sample in samples:
-            for name in sample.groups[grouping]:
-                groups.setdefault(name, []).append(sample)
-        found += [(grouping, group, groups[group]) for group in sorted(groups, key=order)]
-    return found
-
-
-def format_table(titles: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A markdown table whose columns also line up as plain text.
-
-    Args:
-        titles: of the columns.
-        rows: cells.
-        left: how many columns are aligned left; the others are right.
-    """
-    cells = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in (titles, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = []
-    for row in cells:
-        aligned = [
-            cell.ljust(width) if index < left else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append(f"| {' | '.join(aligned)} |")
-    rule = [
-        "-" * (width + 2) if index < left else "-" * (width + 1) + ":" for index, width in enumerate(widths)
-    ]
-    return "\n".join([lines[0], f"|{'|'.join(rule)}|", *lines[1:]])

@@ -21,7 +21,7 @@ from typing import Any
 from loguru import logger
 
 from aks.errors import VideoError
-from aks.extraction.workers import VIDEO_TIMEOUT_PER_SECOND, VIDEO_TIMEOUT_S
+from aks.video import default_timeout_s
 from aks.video.reader import read_header
 from evaluation.errors import EvaluationError, question_id
 
@@ -128,7 +128,7 @@ class VisualTracker:
         return [visual for _, visuals in self._pending for visual in visuals if isinstance(visual, str)]
 
     def _start_watchdog(self, doc: Mapping[str, Any], what: str, duration_s: float) -> None:
-        limit = self._timeout_s or VIDEO_TIMEOUT_S + VIDEO_TIMEOUT_PER_SECOND * duration_s
+        limit = self._timeout_s or default_timeout_s(duration_s)
         message = (
             f"question {question_id(doc)}: {what}: loading takes longer than {limit:g} s; convert the video, "
             "or allow more with the model argument video_timeout=SECONDS"

@@ -113,6 +113,8 @@ AREAS = {
     "evaluation/run": "evaluation_scripts",
     "evaluation/swap_in": "swap_in",
     "evaluation/tables": "tables",
+    "evaluation/markdown_tables": "tables reproduce",
+    "evaluation/samples": "tables evaluation_scripts",
     "evaluation/significance": "tables",
     "evaluation/plots": "tables",
     "evaluation/preflight": "preflight evaluation_scripts",

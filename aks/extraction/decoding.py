@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from aks.errors import VideoError
-from aks.run_dir import file_bytes
 from aks.scorers.preprocess import Preprocessor
+from aks.video.files import file_bytes
 from aks.video.reader import EVERY_SECOND, CandidateRule, DecodedFrames, Video
 
 PARTIAL = "partial"

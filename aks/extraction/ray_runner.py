@@ -23,8 +23,9 @@ from aks.extraction.api import Summary
 from aks.jsonio import read_json
 from aks.labels import LabelSet, VideoJob
 from aks.locks import VideoLocks
-from aks.run_dir import RunDir, file_bytes
+from aks.run_dir import RunDir
 from aks.scorers.base import Scorer
+from aks.video.files import file_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -17,38 +17,23 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from typing import Any
-
-import numpy as np
 
 from aks.errors import UserError, VideoError
 from aks.extraction.decoding import DecodeSpec, EndOfVideo, FrameBatch, FrameRange, VideoInfo, decode
-from aks.extraction.worker_process import PREFETCH_BATCHES, shared_buffers
+from aks.extraction.worker_handle import Worker
 from aks.labels import VideoJob
+from aks.video import default_timeout_s
 from aks.video.reader import estimate_candidates
 
 logger = logging.getLogger(__name__)
 
 POLL_INTERVAL_S = 0.5  # between two looks at the time limits
 HEADER_TIMEOUT_S = 20.0  # for reading a header
-START_TIMEOUT_S = 180.0  # for a process to start, from a slow network disk and on loaded cores
-KILL_TIMEOUT_S = 10.0  # for a killed process to end; one that waits for a dead disk does not
 EXIT_TIMEOUT_S = 5.0  # for a process that has closed its connection to end by itself
-MIN_SPLIT_FRAMES = 64  # candidates that a process must have left for another one to take half of them
-# The default time limit of a video: a slow, loaded machine needs so much for a film at 4K, and to open it.
-VIDEO_TIMEOUT_S, VIDEO_TIMEOUT_PER_SECOND = 60.0, 4.0
-_START = (
-    "import sys; sys.path[:] = {path!r}; "
-    "from aks.extraction.worker_process import worker_main; worker_main({parent}, *{ends})"
-)
 
 
 class Restarted:
@@ -122,7 +107,7 @@ class WorkerPool(contextlib.AbstractContextManager):
         """Start nothing yet; processes start with the first videos."""
         self._spec, self._video_timeout_s = spec, video_timeout_s
         self._empty_batch = spec.empty_batch()
-        self._workers: list[_Worker | None] = [None] * num_workers
+        self._workers: list[Worker | None] = [None] * num_workers
         self._can_start_helpers = True
 
     def __exit__(self, *_: object) -> None:
@@ -147,16 +132,16 @@ class WorkerPool(contextlib.AbstractContextManager):
         for worker in self._workers_on(job):
             self._terminate(worker)
 
-    def _video_timeout(self, worker: _Worker) -> float:
+    def _video_timeout(self, worker: Worker) -> float:
         if self._video_timeout_s is not None:
             return self._video_timeout_s
-        return VIDEO_TIMEOUT_S + VIDEO_TIMEOUT_PER_SECOND * max(worker.job.expected_frames, worker.duration_s)
+        return default_timeout_s(max(worker.job.expected_frames, worker.duration_s))
 
     def _run(
         self,
         jobs: Iterator[VideoJob],
         request: Callable[[VideoJob], tuple],
-        timeout: Callable[[_Worker], float],
+        timeout: Callable[[Worker], float],
     ) -> Iterator[tuple[VideoJob, Event | int]]:
         restarting: list[VideoJob] = []
         restarted: set[str] = set()
@@ -198,11 +183,7 @@ class WorkerPool(contextlib.AbstractContextManager):
                 # What a process has sent while the model was at work is not late.
                 if connection in ready or worker.job is None or connection.poll():
                     continue
-                if worker.startup_timed_out():
-                    raise UserError(
-                        f"a decoding process has not started within {START_TIMEOUT_S:.0f} s; --workers 0 "
-                        "decodes in the main process"
-                    )
+                worker.check_start()
                 seconds, limit = worker.decode_seconds(), timeout(worker)
                 if seconds > limit:
                     job, last = worker.job, worker.last_frame
@@ -228,7 +209,7 @@ class WorkerPool(contextlib.AbstractContextManager):
             if job is None and (busiest is None or not (worker or self._can_start_helpers)):
                 return
             try:
-                worker = worker or _Worker(self._spec, self._empty_batch)
+                worker = worker or Worker(self._spec, self._empty_batch)
             except UserError:
                 if job is None:  # the owner of the video finishes alone
                     self._can_start_helpers = False
@@ -240,15 +221,15 @@ class WorkerPool(contextlib.AbstractContextManager):
             else:
                 worker.assign(job, request(job))
 
-    def _workers_on(self, job: VideoJob) -> list[_Worker]:
+    def _workers_on(self, job: VideoJob) -> list[Worker]:
         return [worker for worker in self._workers if worker is not None and worker.job is job]
 
-    def _busiest(self) -> _Worker | None:
+    def _busiest(self) -> Worker | None:
         """The process with most candidates left, among those whose rest is worth sharing."""
         divisible = [worker for worker in self._workers if worker and worker.split_point() is not None]
-        return max(divisible, key=_Worker.num_remaining, default=None)
+        return max(divisible, key=Worker.num_remaining, default=None)
 
-    def _terminate(self, worker: _Worker, patience_s: float = 0) -> str:
+    def _terminate(self, worker: Worker, patience_s: float = 0) -> str:
         """End a process and forget it; return how it ended, in words.
 
         Raises:
@@ -263,139 +244,3 @@ class WorkerPool(contextlib.AbstractContextManager):
                 "the main process"
             )
         return signal.Signals(-status).name if status < 0 else f"exit status {status}"
-
-
-class _Worker:
-    """One decoding process and the range of a video that it decodes.
-
-    Attributes:
-        job: the video it works on; None while it is idle.
-        is_ready: whether it has started.
-        last_frame: number of the last frame received; None before the first one.
-        duration_s: length of the video in seconds; 0 until it is open.
-    """
-
-    def __init__(self, spec: DecodeSpec, empty_batch: np.ndarray) -> None:
-        try:
-            self._start(empty_batch)
-        except OSError as error:
-            raise UserError(
-                f"a decoding process cannot start: {error.strerror} (limits of processes, open files or "
-                "memory: ulimit -a); --workers 0 decodes in the main process"
-            ) from None
-        self.job: VideoJob | None = None
-        self.is_ready = False
-        self._info: VideoInfo | None = None  # of a video that may be split
-        self._next, self._stop = 0, 0  # candidates: the next one to receive, the first one not to decode
-        self._is_helper = False  # whether another process opened the video
-        self._started = time.monotonic()
-        self._num_received = 0  # batches
-        self._send(spec)
-
-    def _start(self, empty_batch: np.ndarray) -> None:
-        own_end, its_end = socket.socketpair()
-        memory = os.memfd_create("aks-batches")
-        os.ftruncate(memory, PREFETCH_BATCHES * empty_batch.nbytes)
-        self._buffers = shared_buffers(memory, empty_batch)
-        ends = (its_end.fileno(), memory)
-        try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _START.format(path=sys.path, parent=os.getpid(), ends=ends)],
-                pass_fds=ends,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                process_group=0,  # Ctrl-C reaches the main process alone
-            )
-        finally:
-            its_end.close()
-            os.close(memory)
-        self.connection = Connection(own_end.detach())
-
-    def _send(self, message: object) -> None:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it died; receive() finds out
-            self.connection.send(message)
-
-    def assign(self, job: VideoJob, request: tuple) -> None:
-        """Let the process work on a video."""
-        self.job, self.last_frame, self.duration_s = job, None, 0.0
-        self._info, self._next, self._stop, self._is_helper = None, 0, 0, False
-        self._seconds_worked, self._seconds_updated = 0.0, time.monotonic()
-        self._send(request)
-
-    def num_remaining(self) -> int:
-        """Candidates of its range that it has not delivered yet."""
-        return self._stop - self._next
-
-    def split_point(self) -> int | None:
-        """A candidate between batches that halves the rest of its range; None where none is worth it."""
-        if self.job is None or self._info is None or self.num_remaining() < MIN_SPLIT_FRAMES:
-            return None
-        size = len(self._buffers[0])
-        # The process may have filled all its buffers, and learns of an earlier stop only at the next one.
-        half = max(PREFETCH_BATCHES + 1, -(-self.num_remaining() // (2 * size))) * size
-        return self._next + half if self._next + half < self._stop else None
-
-    def take_half_of(self, other: _Worker) -> None:
-        """Take over the second half of what another process has to do."""
-        start = other.split_point()
-        self.assign(other.job, (other.job.path, FrameRange(start, other._stop)))
-        self._info, self._next, self._stop, self._is_helper = other._info, start, other._stop, True
-        self.duration_s = other.duration_s
-        other._stop = start
-        other._send(start)
-
-    def receive(self) -> Event | UserError | int | None:
-        """The next event of its video, or an estimate; None for a message that concerns nobody else.
-
-        Raises:
-            EOFError, ConnectionResetError: the process died.
-        """
-        message, self._seconds_worked = self.connection.recv()
-        self._seconds_updated = time.monotonic()
-        if message == "ready":
-            self.is_ready = True
-            return None
-        if isinstance(message, VideoInfo):
-            if self._is_helper and message == self._info:
-                return None
-            if self._is_helper:
-                return VideoError("the file changes while it is read")
-            self.duration_s = message.duration_s
-            if message.is_seekable:
-                self._info, self._stop = message, message.num_candidates
-        elif isinstance(message, tuple):
-            offset, frame_indices, times_s, is_seekable = message
-            if not is_seekable:  # any more: sparse decoding has failed, and sequential decoding cannot jump
-                self._info = None
-            self.last_frame, self._next = int(frame_indices[-1]), offset + len(frame_indices)
-            inputs = self._buffers[self._num_received % PREFETCH_BATCHES][: len(frame_indices)]
-            message = FrameBatch(offset, frame_indices, times_s, inputs)
-            self._num_received += 1
-        else:  # the end of the video, or its failure
-            self.job = None
-        return message
-
-    def release_buffer(self) -> None:
-        """Let the process overwrite the memory of the batch received last."""
-        self._send(None)
-
-    def startup_timed_out(self) -> bool:
-        """Whether the process itself does not start, which is not its video's fault."""
-        return not self.is_ready and time.monotonic() - self._started > START_TIMEOUT_S
-
-    def decode_seconds(self) -> float:
-        """Seconds of work on its video, without those in which it waited for the model."""
-        return self._seconds_worked + time.monotonic() - self._seconds_updated if self.is_ready else 0.0
-
-    def kill(self, patience_s: float = 0) -> int:
-        """End the process, after some seconds in which it may end by itself; return its exit status."""
-        self.connection.close()
-        try:
-            return self._process.wait(patience_s)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-        try:
-            return self._process.wait(KILL_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            return -signal.SIGKILL  # it ends as soon as the disk answers

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from aks.extraction.keyframes import Keyframe, QuestionKeyframes
 from aks.labels import Question
 from aks.match import Match
 from aks.report.page import Summary, clock, picture_notes, write_page
 from aks.report.questions import ReportedQuestion, report_question
 from aks.report.thumbnails import read_thumbnails
+
+if TYPE_CHECKING:
+    from aks.extraction.keyframes import Keyframe, QuestionKeyframes
 
 logger = logging.getLogger("aks.keyframes")
 

@@ -1,4 +1,4 @@
-"""Which files of a folder are videos."""
+"""Which files of a folder are videos, and how large one is."""
 
 from __future__ import annotations
 
@@ -27,3 +27,11 @@ def videos_in(folder: Path) -> list[Path]:
     if not found:
         raise UserError(f"{folder}: holds no video ({' '.join(sorted(VIDEO_SUFFIXES))})")
     return found
+
+
+def file_bytes(path: Path) -> int | None:
+    """Size of a file; None where there is none."""
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):
+        return None

@@ -184,6 +184,7 @@ def _decode_undamaged(decoder: av.VideoCodecContext, packet: av.Packet | None) -
         UnsupportedStream: FFmpeg conceals damage in a frame. Only its log says so.
     """
     av.logging.set_level(av.logging.INFO)
+    av.logging.set_skip_repeated(False)  # PyAV drops a message that equals the last one, of whatever video.
     try:
         with av.logging.Capture() as messages:
             frames = decoder.decode(packet)

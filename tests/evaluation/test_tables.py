@@ -18,7 +18,8 @@ import evaluation.plots
 from aks import UserError
 from aks.bootstrap import bootstrap_interval
 from evaluation.evaluator import evaluate, results_files
-from evaluation.results import format_table, parse_model_args, read_runs
+from evaluation.markdown_tables import format_table
+from evaluation.results import parse_model_args, read_runs
 from evaluation.run import MODELS
 from evaluation.significance import mcnemar_p
 from evaluation.tables import PUBLISHED

@@ -32,8 +32,9 @@ from extraction_setup import (
 from media import everything, write_video
 from preprocessors import FaultyPreprocessor
 
+import aks.video
 from aks import UserError
-from aks.extraction import workers
+from aks.extraction import worker_handle
 from aks.extraction.api import extract, store_features
 from aks.extraction.decoding import DecodeSpec, EndOfVideo, FrameBatch, decode
 from aks.extraction.feature_store import FeatureStore
@@ -63,8 +64,8 @@ def labels(folder):
 def test_a_decoder_that_hangs_costs_only_its_video(
     labels, run, monkeypatch, num_workers, video_timeout, limit
 ):
-    for name in ("VIDEO_TIMEOUT_S", "VIDEO_TIMEOUT_PER_SECOND"):
-        monkeypatch.setattr(workers, name, getattr(workers, name) / 30)
+    for name in ("TIMEOUT_S", "TIMEOUT_PER_SECOND"):
+        monkeypatch.setattr(aks.video, name, getattr(aks.video, name) / 30)
     scorer = ToyScorer(preprocessor=FaultyPreprocessor("hang"))
     summary = extract(labels, scorer, run, workers=num_workers, video_timeout=video_timeout)
     assert (summary.scored, [f["video"] for f in summary.failures]) == (3, ["bad.mp4"])
@@ -100,7 +101,7 @@ def test_after_one_death_of_its_decoder_a_video_is_retried_with_the_same_result(
 
 def test_a_decoding_process_that_exits_at_its_start_ends_the_run(labels, tmp_path, monkeypatch, capfd):
     code = "import sys; sys.exit('no such library') # {path} {parent} {ends}"
-    monkeypatch.setattr(workers, "_START", code)
+    monkeypatch.setattr(worker_handle, "_START", code)
     with pytest.raises(UserError, match=r"cannot start \(exit status 1, see above\); --workers 0"):
         extract(labels, ToyScorer(), RunDir(tmp_path / "out"), workers=1)
     assert "no such library" in capfd.readouterr().err
@@ -125,10 +126,10 @@ def test_only_a_process_that_does_not_start_ends_the_run_not_a_busy_model(labels
             self.batch_s = 0
             return super().encode_frames(inputs)
 
-    monkeypatch.setattr(workers, "START_TIMEOUT_S", 6.0)
+    monkeypatch.setattr(worker_handle, "START_TIMEOUT_S", 6.0)
     # The model's first batch takes longer than the limit. The second process starts meanwhile, unobserved.
     assert extract(labels, SlowAtFirst(batch_s=7), run, workers=2, batch_frames=3).scored == 4
-    monkeypatch.setattr(workers, "_START", "import time; time.sleep(60) # {path!r} {parent} {ends}")
+    monkeypatch.setattr(worker_handle, "_START", "import time; time.sleep(60) # {path!r} {parent} {ends}")
     with pytest.raises(UserError, match=r"has not started within 6 s; --workers 0"):
         extract(labels, ToyScorer(), RunDir(tmp_path / "other"), workers=1)
 
@@ -284,7 +285,7 @@ def test_features_that_fill_the_disk_end_the_run_and_leave_no_temporary_file(lab
 @pytest.mark.slow
 @pytest.mark.parametrize("interrupts", [1, 2])
 def test_one_interrupt_ends_a_run_in_order_and_two_at_once(labels, folder, run, interrupts):
-    batch_s = 1 if interrupts == 1 else 20
+    batch_s = 0.4 if interrupts == 1 else 20
     process = start_extraction(folder, run.folder, batch_s, workers=2, batch_frames=1)
     wait_until(lambda: finished_parts(run) if interrupts == 1 else list(run.parts.glob("*.lock")))
     wait_until(lambda: child_pids(process.pid))

@@ -187,19 +187,24 @@ def test_more_actors_than_the_cluster_s_cores_or_gpus_are_refused(cluster):
         ray_runner.plan_actors("cuda", None)
 
 
-def test_the_commands_join_a_cluster_or_start_one(cluster, labels, tmp_path):
-    def run_command(script, out, *more):
-        command = [sys.executable, ROOT / script, *flags_for(Path(), out), "--engine", "ray", *more]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+def run_command(folder, script, out, *more):
+    command = [sys.executable, ROOT / script, *flags_for(Path(), out), "--engine", "ray", *more]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
-    assert "3 videos: 3 scored now" in run_command("feature_extract.py", "on ray")
+
+def test_the_command_joins_a_cluster(cluster, labels, tmp_path):
+    flags = ["--ray_address", ray.get_runtime_context().gcs_address, "--ray_actors", "1"]
+    assert "3 videos: 3 scored now" in run_command(tmp_path, "feature_extract.py", "on ray", *flags)
     alone = RunDir(tmp_path / "alone")
     extract(load_custom(tmp_path), load_scorer("conse"), alone)
     assert results(RunDir(tmp_path / "on ray/custom/conse")) == results(alone)
-    flags = ["--ray_address", ray.get_runtime_context().gcs_address, "--ray_actors", "1"]
-    assert "3 videos: 3 stored now" in run_command("feature_extract_store.py", "features", *flags)
+
+
+@pytest.mark.long  # Ray starts it
+def test_the_command_starts_a_cluster_where_none_is(labels, tmp_path):
+    assert "3 videos: 3 stored now" in run_command(tmp_path, "feature_extract_store.py", "features")
 
 
 def test_calls_begin_with_the_largest_files_and_get_shorter(tmp_path):

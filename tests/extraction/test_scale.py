@@ -56,14 +56,14 @@ def fork(work) -> int:
 
 
 @pytest.mark.slow
-def test_ten_kills_lose_only_what_was_in_flight(many, names, whole, tmp_path):
+def test_kills_lose_only_what_was_in_flight(many, names, whole, tmp_path):
     labels, run = write_labels(many, names), RunDir(tmp_path / "out")
     rng = random.Random(3)
 
     def mtimes():
         return {path: path.stat().st_mtime_ns for path in finished_parts(run)}
 
-    for attempt in range(10):
+    for attempt in range(20 if "AKS_TESTS_LONG" in os.environ else 6):
         before = mtimes()
         pid = fork(lambda workers=attempt % 2: extract(labels, ToyScorer(0.02), run, workers=workers))
         count = len(before) + rng.randrange(min(4, 1 + len(names) - len(before)))

@@ -234,8 +234,11 @@ def write_av1(video: Path) -> Path:
     return write_numbered_video(video, 20, 24, codec="libaom-av1", options={"cpu-used": "8"})
 
 
-def write_byte_tokenizer(folder: Path, special_tokens: Sequence[str]) -> None:
-    """Qwen2's byte-level tokenizer without merges: a token a byte, then the special tokens."""
+def write_byte_tokenizer(folder: Path, special_tokens: Sequence[str], tokens: int = 0) -> None:
+    """Qwen2's byte-level tokenizer without merges: a token a byte, then the special tokens.
+
+    Others that no text has follow them, up to ``tokens`` in all.
+    """
     letters = [chr(code) for code in _byte_letters()]
     plain = dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word"), False)
     settings = {
@@ -250,6 +253,7 @@ def write_byte_tokenizer(folder: Path, special_tokens: Sequence[str]) -> None:
         "pad_token": "<|endoftext|>",
     }
     vocabulary = {letter: id for id, letter in enumerate(letters)}
+    vocabulary |= {f"<unused {id}>": id for id in range(len(letters) + len(special_tokens), tokens)}
     (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n")
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))

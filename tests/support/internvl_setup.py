@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from evaluation_setup import read_frame_indices, write_byte_tokenizer
-from model_setup import _byte_letters, randomise
+from model_setup import _byte_letters, drawing, randomise
 from qwen_recorder import Call
 
 ROLES = {
@@ -29,7 +30,6 @@ CHAT_TEMPLATE = """\
 {% endif %}"""
 SIZE = 56  # of a frame as the model takes it, pixels
 PATCH = 14
-TOKENS_PER_FRAME = (SIZE // PATCH // 2) ** 2
 
 
 def has_internvl() -> bool:
@@ -37,38 +37,55 @@ def has_internvl() -> bool:
     return hasattr(transformers, "InternVLForConditionalGeneration")
 
 
-def write_checkpoint(folder: Path) -> Path:
-    """A random model of two small layers with the real processor classes and a token a byte."""
+TEXT = {
+    "hidden_size": 32, "intermediate_size": 64, "vocab_size": len(VOCABULARY), "head_dim": 16,
+    "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
+}  # fmt: skip
+VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def write_checkpoint(
+    folder: Path,
+    text: dict[str, Any] = TEXT,
+    vision: dict[str, Any] = VISION,
+    frame_size: int = SIZE,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Path:
+    """A random model with the real processor classes and a token a byte.
+
+    Args:
+        folder: is made.
+        text: sizes of the language model; two small layers by default.
+        vision: sizes of the vision tower, likewise.
+        frame_size: side of a frame as the model takes it, pixels.
+        device: where the weights are drawn.
+        dtype: theirs.
+    """
     folder.mkdir(parents=True)
     write_byte_tokenizer(folder, SPECIAL_TOKENS)
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "extra_special_tokens": ROLES}))
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    size = {"height": SIZE, "width": SIZE}
+    size = {"height": frame_size, "width": frame_size}
+    tokens_per_frame = (frame_size // PATCH // 2) ** 2
     processor = transformers.InternVLProcessor(
         image_processor=transformers.GotOcr2ImageProcessorFast(size=size),
         tokenizer=tokenizer,
         # The frames are RGB already; the torchvision that loads beside a CPU torch cannot convert them.
         video_processor=transformers.InternVLVideoProcessor(size=size, do_convert_rgb=False),
-        image_seq_length=TOKENS_PER_FRAME,
+        image_seq_length=tokens_per_frame,
         chat_template=CHAT_TEMPLATE,
     )
-    text = {
-        "model_type": "qwen3", "vocab_size": len(VOCABULARY), "hidden_size": 32, "intermediate_size": 64,
-        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16,
-        "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
-    }  # fmt: skip
-    vision = {
-        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "image_size": [SIZE, SIZE], "patch_size": [PATCH, PATCH],
-    }  # fmt: skip
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     config = transformers.InternVLConfig(
-        vision_config=vision,
-        text_config=text,
+        vision_config={**vision, "image_size": [frame_size] * 2, "patch_size": [PATCH] * 2},
+        text_config={**text, "model_type": "qwen3", "bos_token_id": None, **ends},
         image_token_id=VOCABULARY.index("<IMG_CONTEXT>"),
-        image_seq_length=TOKENS_PER_FRAME,
+        image_seq_length=tokens_per_frame,
     )
-    model = transformers.InternVLForConditionalGeneration(config)
+    with drawing(device, dtype):
+        model = transformers.InternVLForConditionalGeneration(config)
     randomise(model)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -94,12 +94,16 @@ GENERATION = {
 }
 
 
-def write_checkpoint(folder: Path, hub: Path | None = None, **entries: Any) -> Path:
+def write_checkpoint(
+    folder: Path, hub: Path | None = None, device: str = "cpu", tokens: int = 0, **entries: Any
+) -> Path:
     """A random LLaVA of two small layers over Qwen2, in two shards, in bfloat16.
 
     Args:
         folder: is made.
         hub: a cache of the model hub, for LLaVA-NeXT, which reads the tower's sizes there.
+        device: where the weights are drawn.
+        tokens: the tokenizer's, at least; the model's vocabulary is cut to them.
         entries: replace those of ``config.json``.
     """
     from evaluation.llava_on_transformers.checkpoint import build_model
@@ -108,11 +112,11 @@ def write_checkpoint(folder: Path, hub: Path | None = None, **entries: Any) -> P
     config = {**CONFIG, **entries}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").write_text(json.dumps(GENERATION))
-    write_byte_tokenizer(folder, SPECIAL_TOKENS)
-    model = build_model(folder, config, "sdpa", "eager").to_empty(device="cpu")
+    write_byte_tokenizer(folder, SPECIAL_TOKENS, tokens)
+    model = build_model(folder, config, "sdpa", "eager").to_empty(device=device)
     randomise(model)
     with torch.no_grad():
-        model.model.image_newline += torch.linspace(-1, 1, config["hidden_size"])
+        model.model.image_newline += torch.linspace(-1, 1, config["hidden_size"], device=device)
     norm = "model.vision_tower.vision_tower.vision_model.post_layernorm."  # published, and not used
     width = config["vision_config"]["hidden_size"]
     state = {**model.state_dict(), f"{norm}weight": torch.ones(width), f"{norm}bias": torch.ones(width)}

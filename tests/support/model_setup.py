@@ -6,7 +6,8 @@ import importlib.util
 import io
 import json
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,18 @@ def randomise(model: torch.nn.Module, seed: int = 0, gain: float = 1.5) -> None:
                 value.copy_(noise * 0.3)
             else:
                 value.copy_(noise * gain / value[0].numel() ** 0.5)
+
+
+@contextmanager
+def drawing(device: str, dtype: torch.dtype) -> Iterator[None]:
+    """In the block, modules are made on a device and in a type."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def tiny_blip(**vision: int) -> BlipForImageTextRetrieval:
@@ -214,14 +227,30 @@ def save_tiny_clip(folder: Path) -> Path:
 
 def save_tiny_siglip(folder: Path, version: int = 1) -> Path:
     """A random SigLIP or SigLIP 2 of two layers and 64 x 64 pixels, in the published checkpoints' layout."""
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return save_siglip(folder, size, {"image_size": 64, "patch_size": 16}, version)
+
+
+def save_siglip(
+    folder: Path, size: dict[str, int], pixels: dict[str, int], version: int = 1, device: str = "cpu"
+) -> Path:
+    """A random SigLIP or SigLIP 2, in the published checkpoints' layout.
+
+    Args:
+        folder: is made where it is missing.
+        size: of both towers.
+        pixels: ``image_size`` and ``patch_size``.
+        version: 1 or 2.
+        device: where the weights are drawn.
+    """
     folder.mkdir(exist_ok=True)
     write_tokenizer = write_siglip_tokenizer if version == 1 else write_siglip2_tokenizer
-    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = SiglipConfig(
-        vision_config={**size, "image_size": 64, "patch_size": 16},
+        vision_config={**size, **pixels},
         text_config={**size, "vocab_size": write_tokenizer(folder), "max_position_embeddings": 64},
     )
-    model = SiglipModel(config)
+    with torch.device(device):
+        model = SiglipModel(config)
     randomise(model)
     model.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(
@@ -229,7 +258,7 @@ def save_tiny_siglip(folder: Path, version: int = 1) -> Path:
             {
                 "image_processor_type": "SiglipImageProcessor",
                 "processor_class": "SiglipProcessor",
-                "size": {"height": 64, "width": 64},
+                "size": dict.fromkeys(("height", "width"), pixels["image_size"]),
                 "resample": 3 if version == 1 else 2,
                 "image_mean": [0.5, 0.5, 0.5],
                 "image_std": [0.5, 0.5, 0.5],

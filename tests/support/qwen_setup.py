@@ -15,7 +15,7 @@ import pytest
 import torch
 import transformers
 from evaluation_setup import ROOT, read_frame_indices, write_byte_tokenizer
-from model_setup import _byte_letters, randomise
+from model_setup import _byte_letters, drawing, randomise
 from qwen_recorder import Call, recording
 from qwen_vl_utils import vision_process
 from tokenizers.decoders import ByteLevel
@@ -108,49 +108,63 @@ QWEN2_5 = Qwen(
 QWEN3 = Qwen("qwen3_vl", "Qwen3VL", "Qwen3_VL", 16, "device_map=cpu,min_pixels=3136", ("--force_simple",))
 QWEN2_5_CHAT = replace(QWEN2_5, name="qwen2_5_vl_chat", ours="Qwen2p5VLChat", flags=())
 
+_SMALL = {"depth": 2, "hidden_size": 32, "num_heads": 2}
+# Of each checkpoint: how its classes in transformers begin; sizes of two small layers of text and of vision.
+KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "qwen2_vl": ("Qwen2VL", {"rope_scaling": MROPE}, {**_SMALL, "embed_dim": 32, "mlp_ratio": 2}),
+    "qwen2_5_vl": (
+        "Qwen2_5_VL",
+        {"rope_scaling": MROPE},
+        {**_SMALL, "intermediate_size": 64, "out_hidden_size": 32, "fullatt_block_indexes": [1]},
+    ),
+    "qwen3_vl": (
+        "Qwen3VL",
+        {"head_dim": 16, "rope_scaling": {"rope_type": "default", "mrope_section": [2, 3, 3]}},
+        {
+            **_SMALL, "intermediate_size": 64, "out_hidden_size": 32,
+            "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1],
+        },
+    ),
+}  # fmt: skip
 
-def write_checkpoint(folder: Path, qwen: Qwen) -> Path:
-    """A random model of two small layers with the real processor classes and a token a byte."""
+
+def write_checkpoint(
+    folder: Path,
+    qwen: Qwen,
+    text: dict[str, Any] | None = None,
+    vision: dict[str, Any] | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Path:
+    """A random model with the real processor classes and a token a byte.
+
+    Args:
+        folder: is made.
+        qwen: which model.
+        text: sizes of the language model; two small layers by default.
+        vision: sizes of the vision tower, likewise.
+        device: where the weights are drawn.
+        dtype: theirs.
+    """
     folder.mkdir(parents=True)
     write_tokenizer(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    if qwen is QWEN2:
-        config = transformers.Qwen2VLConfig(
-            **TEXT, **TOKENS, **VISION_TOKENS, rope_scaling=MROPE,
-            vision_config={"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2},
-        )  # fmt: skip
-        model = transformers.Qwen2VLForConditionalGeneration(config)
-        processor_kind = transformers.Qwen2VLProcessor
-    elif qwen is QWEN2_5:
-        config = transformers.Qwen2_5_VLConfig(
-            **TEXT, **TOKENS, **VISION_TOKENS, rope_scaling=MROPE,
-            vision_config={
-                "depth": 2, "hidden_size": 32, "num_heads": 2, "intermediate_size": 64,
-                "out_hidden_size": 32, "fullatt_block_indexes": [1],
-            },
-        )  # fmt: skip
-        model = transformers.Qwen2_5_VLForConditionalGeneration(config)
-        processor_kind = transformers.Qwen2_5_VLProcessor
-    else:
-        config = transformers.Qwen3VLConfig(
-            **VISION_TOKENS,
-            text_config={
-                **TEXT, **TOKENS, "head_dim": 16,
-                "rope_scaling": {"rope_type": "default", "mrope_section": [2, 3, 3]},
-            },
-            vision_config={
-                "depth": 2, "hidden_size": 32, "num_heads": 2, "intermediate_size": 64,
-                "out_hidden_size": 32, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1],
-            },
-        )  # fmt: skip
-        model = transformers.Qwen3VLForConditionalGeneration(config)
-        processor_kind = transformers.Qwen3VLProcessor
+    prefix, small_text, small_vision = KINDS[qwen.checkpoint]
+    text = {**TEXT, **TOKENS, **(text or small_text)}
+    sizes = {"text_config": text} if qwen is QWEN3 else text
+    config = getattr(transformers, f"{prefix}Config")(
+        **sizes, **VISION_TOKENS, vision_config=vision or small_vision
+    )
+    with drawing(device, dtype):
+        model = getattr(transformers, f"{prefix}ForConditionalGeneration")(config)
     processors = {"image_processor": transformers.Qwen2VLImageProcessor(patch_size=qwen.patch_size)}
     if qwen is QWEN3:
         processors["video_processor"] = transformers.Qwen3VLVideoProcessor()
     elif has_qwen3():  # so new a transformers has separate processors for videos
         processors["video_processor"] = transformers.Qwen2VLVideoProcessor()
-    processor = processor_kind(**processors, tokenizer=tokenizer, chat_template=CHAT_TEMPLATE)
+    processor = getattr(transformers, f"{prefix}Processor")(
+        **processors, tokenizer=tokenizer, chat_template=CHAT_TEMPLATE
+    )
     randomise(model)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

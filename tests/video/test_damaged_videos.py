@@ -39,7 +39,10 @@ def check_damaged(path, original):
     except VideoError:
         return 0
     index_pts = reader._index.pts[reader._index.positions].tolist()
-    by_pts = {index_pts[index]: pixels for index, pixels in frames_until_failure(reader, 7).items()}
+    frames = frames_until_failure(reader, 7)
+    # What was decoded before makes no difference: FFmpeg's messages are the same as the first time.
+    assert frames_until_failure(SparseReader(path), 7).keys() == frames.keys()
+    by_pts = {index_pts[index]: pixels for index, pixels in frames.items()}
     all_frames = everything_by_pts(path)
     for pts in by_pts.keys() & all_frames.keys():
         if not np.array_equal(by_pts[pts], original.get(pts)):
