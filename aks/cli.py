@@ -224,9 +224,7 @@ def load_scorer_from_args(args: argparse.Namespace, with_image_encoder: bool = T
 
     Stored features need no image encoder.
     """
-    import torch
-
-    from aks.scorers.base import load_scorer
+    from aks.scorers.base import default_device, load_scorer
 
     limit_threads()
     options = {
@@ -234,9 +232,9 @@ def load_scorer_from_args(args: argparse.Namespace, with_image_encoder: bool = T
         for name in SCORER_OPTIONS
         if (value := getattr(args, name, None)) is not None
     }
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = args.device or default_device()
     if (rank := torchrun_rank()) and device == "cuda":  # each process takes one GPU, or the CPU without GPUs
-        device = f"cuda:{rank[2]}" if torch.cuda.is_available() else "cpu"
+        device = f"cuda:{rank[2]}" if default_device() == "cuda" else "cpu"
     return load_scorer(
         args.extract_feature_model,
         checkpoint=args.checkpoint,

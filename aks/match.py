@@ -1,9 +1,9 @@
-"""How good a video's best match is, by what a scorer gives to the same question on other footage.
+"""How good a video's best match is: its E-value, the expected number of chance hits.
 
-Scores of different questions are on different scales: the best of one video's may be no better than what the
-question gets anywhere. The measure is that of searches in sequence databases, the expected number of chance
-hits (Karlin and Altschul, PNAS 1990): as many other frames as the video has are expected to hold so many that
-score as high as its best.
+Scores of different questions are on different scales: the best of a video may be no better than what its
+question gets anywhere. So the same question is scored on other footage. The E-value, a measure of searches
+in sequence databases (Karlin and Altschul, PNAS 1990), says how many frames are expected to score at least as
+high as the video's best, among as many frames of other footage as the video has candidates.
 """
 
 from __future__ import annotations

@@ -29,13 +29,18 @@ MAX_DEPTH = 32  # 2**32 bins, far more than any video has candidates; the paper 
 def judge_and_split(
     scores: np.ndarray, budget: int, t1: float, t2: float, max_depth: int
 ) -> list[tuple[int, int, int]]:
-    """Split the timeline wherever the scores do not point at one part of it (the paper's Algorithm 1).
+    """Split the timeline as the scores ask for (the paper's Algorithm 1).
+
+    Judge: where a segment's best scores stand far above its mean, the segment stays whole, so that its best
+    frames can all be taken (relevance). Split: elsewhere it is halved, so that each half gets frames of its
+    own (coverage), and the halves are judged again.
 
     Args:
         scores: normalized relevance, (n,), 0 to 1, n at least 1.
         budget: number of keyframes wanted, ``M`` in the paper.
         t1: a segment stays whole if its ``s_top - s_all`` exceeds this, ``s_thr`` in the paper.
-        t2: a segment stays whole only if its standard deviation exceeds this, too.
+        t2: a segment stays whole only if its standard deviation exceeds this, too; the released code's, not
+            in the paper. A negative value, as by default, switches it off.
         max_depth: most halvings, ``L`` in the paper.
 
     Returns:
@@ -94,7 +99,7 @@ def allocate_frames(
             following = start + best[whole]
             # Sorts by largest fraction, then highest score, then earliest position.
             waiting.append((-remainder / 2**depth, -scores[following], following))
-    if quota == "full":
+    if quota == "full":  # "released", or "paper", drops the fractions
         chosen += [following for *_, following in sorted(waiting)[: budget - len(chosen)]]
     return np.array(sorted(chosen), dtype=np.int64)
 
@@ -124,9 +129,9 @@ def select_ada(
 
 
 # Each is called with the normalized scores (n,), a budget of at most n, and t1, t2, max_depth and quota by
-# name; it returns ascending positions, at most as many as the budget. Keyword arguments with a default are
-# options of its own. ``features``, where it takes them, are the frames' unit vectors, (n, d) float32, and
-# ``raw_scores`` the scores as they were given, (n,).
+# name; it returns ascending positions (budget,) int64, fewer with the released quota alone. Keyword arguments
+# with a default are options of its own. ``features``, where it takes them, are the frames' unit vectors,
+# (n, d) float32, and ``raw_scores`` the scores as they were given, (n,).
 STRATEGIES: dict[str, Callable[..., np.ndarray]] = {
     "uniform": select_uniform,
     "top": select_top,
@@ -241,7 +246,7 @@ def find_segments(
 
     Returns:
         (start, stop, depth) in order of time: the candidates ``start <= position < stop``, after ``depth``
-        halvings. None for other strategies, and where all candidates are selected.
+        halvings. An empty list for other strategies, and where all candidates are selected.
     """
     scores = np.asarray(scores, dtype=np.float64)
     kept = scores[_thinned(len(scores), ratio)]

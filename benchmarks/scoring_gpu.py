@@ -176,7 +176,7 @@ def model_alone(scorer: Scorer, questions: int, frames_together: int | None = No
     They are scored ``frames_together``; None: as in a run.
     """
     config = DecodeConfig.for_scorer(scorer)
-    batch_size, together = config.num_encoded, frames_together or config.frames_together
+    batch_size, together = config.encode_batch_size, frames_together or config.frames_together
     blank = scorer.preprocessor(np.zeros((32, 32, 3), dtype=np.uint8))
     inputs = np.random.default_rng(0).standard_normal((BATCH_FRAMES, *blank.shape), dtype=np.float32)
     indices = np.arange(BATCH_FRAMES)

@@ -113,8 +113,8 @@ def cells_of(grid: str, dataset: str, changes: Mapping[str, Any], preset: str = 
     return found
 
 
-class Asked:
-    """The questions of several settings with one budget, each as often as it has different frames.
+class DistinctQuestions:
+    """The questions of several settings with one budget: each once for every different list of frames.
 
     Attributes:
         rows: the frames of each question to ask.
@@ -145,7 +145,7 @@ class Asked:
             answers.append(self._indices[key])
         self._answers[setting] = answers
 
-    def correct(self, setting: Setting, correct: Sequence[bool]) -> float:
+    def accuracy(self, setting: Setting, correct: Sequence[bool]) -> float:
         """A setting's accuracy in percent, from whether each asked question was answered right."""
         return 100 * float(np.mean([correct[index] for index in self._answers[setting]]))
 

@@ -38,7 +38,7 @@ from aks.presets import PAPER, PRESETS, preset_settings
 from aks.score_lists import read_scores
 from aks.selection import QUOTAS, select_positions
 from evaluation.evaluator import read_newest, results_files
-from evaluation.grids import FRAMES, GRIDS, Asked, Cell, Setting, cells_of
+from evaluation.grids import FRAMES, GRIDS, Cell, DistinctQuestions, Setting, cells_of
 from evaluation.markdown_tables import format_table
 from evaluation.preflight import check_checkpoint, check_videos
 from evaluation.run import MODELS, OPTIONS
@@ -164,7 +164,7 @@ def select_all(
 
 
 def ask(
-    args: argparse.Namespace, labels: LabelSet, name: str, frames: int, asked: Asked | None
+    args: argparse.Namespace, labels: LabelSet, name: str, frames: int, asked: DistinctQuestions | None
 ) -> list[bool]:
     """Whether the model answers each question right: every one of ``asked``, or all on uniform frames.
 
@@ -231,7 +231,7 @@ def evaluate_cells(
             )
     found: dict[Setting, float] = {}
     for frames in dict.fromkeys(cell.setting.frames for cell in cells):
-        asked = Asked(frames, refill=args.short_selection == "paper")
+        asked = DistinctQuestions(frames, refill=args.short_selection == "paper")
         of_frames = [setting for setting in selected if setting.frames == frames]
         for setting in of_frames:
             asked.add(setting, selected[setting][:limit])
@@ -243,7 +243,7 @@ def evaluate_cells(
                 flush=True,
             )
             correct = ask(args, labels, args.table, frames, asked)
-            found |= {setting: asked.correct(setting, correct) for setting in of_frames}
+            found |= {setting: asked.accuracy(setting, correct) for setting in of_frames}
         uniform = Setting(frames, None)
         if any(cell.setting == uniform for cell in cells):
             correct = ask(args, labels, "uniform", frames, None)

@@ -23,7 +23,8 @@ def add_selection_flags(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--quota",
         choices=QUOTAS,
-        help="released (or paper) loses fractions of the budget as the released code does "
+        help="the fractions of the budget that halving leaves: full spends them; released (older name: "
+        "paper) drops them, as the released code does; algorithm1 gives every segment the same share "
         f"(default: {DEFAULT['quota']})",
     )
     parser.add_argument(

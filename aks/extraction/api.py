@@ -169,7 +169,7 @@ def _process(
         encoder = config.make_encoder(scorer)
     else:
         source = SerialSource(
-            lambda job: features.read(job.name, config.num_encoded),
+            lambda job: features.read(job.name, config.encode_batch_size),
             lambda job: features.count_frames(job.name),
         )
         encoder = PerVideoEncoder(scorer)

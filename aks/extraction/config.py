@@ -25,8 +25,8 @@ class DecodeConfig:
         batch_across_videos: fill each pass through the model with frames of several videos; None for only on
             a GPU.
         workers: decoding processes; 0 decodes in this one, where nothing limits a decoder that hangs.
-        video_timeout: seconds that decoding one video may take, with workers; None for 60 and four times
-            its length.
+        video_timeout: seconds that decoding one video may take, with workers; None for 60 s
+            plus four times its length.
         on_corrupt: ``skip`` a video with frames that cannot be decoded, or ``partial``: use its other frames.
         shard: (i, n): process only share i of n, from 1; None for all videos.
         fps: candidates a second, see :class:`~aks.video.reader.CandidateRule`.
@@ -52,31 +52,33 @@ class DecodeConfig:
         return config
 
     @property
-    def num_encoded(self) -> int:
+    def encode_batch_size(self) -> int:
         """Frames encoded at a time."""
         return self.batch_frames or BATCH_FRAMES
 
     @property
-    def frames_together(self) -> int:
-        """Neighbouring frames of a video scored together; 1 scores the batches as they come."""
-        return self.num_encoded // self.num_decoded * self.num_decoded if self.batch_across_videos else 1
+    def decode_batch_size(self) -> int:
+        """Frames in a decoder's batch."""
+        size = self.encode_batch_size
+        return min(size, BATCH_FRAMES) if self.batch_across_videos else size
 
     @property
-    def num_decoded(self) -> int:
-        """Frames in a decoder's batch."""
-        return min(self.num_encoded, BATCH_FRAMES) if self.batch_across_videos else self.num_encoded
+    def frames_together(self) -> int:
+        """Neighbouring frames of a video scored together; 1 scores the batches as they come."""
+        size = self.decode_batch_size
+        return self.encode_batch_size // size * size if self.batch_across_videos else 1
 
     def make_decoder(self, scorer: Scorer) -> WorkerPool | SerialSource:
         """The decoder of these settings, with the scorer's preprocessing."""
         rule = CandidateRule(self.fps)
-        spec = DecodeSpec(scorer.preprocessor, self.decoder, self.num_decoded, self.on_corrupt, rule)
+        spec = DecodeSpec(scorer.preprocessor, self.decoder, self.decode_batch_size, self.on_corrupt, rule)
         return make_decoder(spec, self.workers, self.video_timeout)
 
     def make_encoder(self, scorer: Scorer) -> CrossVideoBatcher | PerVideoEncoder:
         """The encoder of these settings."""
         if not self.batch_across_videos:
             return PerVideoEncoder(scorer)
-        return CrossVideoBatcher(scorer, self.num_encoded)
+        return CrossVideoBatcher(scorer, self.encode_batch_size)
 
     def record(self) -> dict[str, Any]:
         """The settings that change frames, for the record of a run."""

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
-import torch
 from PIL import Image
 
 from aks.console import progress
@@ -32,7 +31,7 @@ from aks.extraction.writers import ScoreTable
 from aks.labels import Question, VideoJob, check_question
 from aks.match import Match
 from aks.messages import Frame, to_messages
-from aks.scorers.base import Scorer, load_scorer
+from aks.scorers.base import Scorer, default_device, load_scorer
 from aks.selection import check_settings, needs_features, select_positions
 from aks.video.reader import EVERY_SECOND, CandidateRule, Video, estimate_candidates, read_header
 
@@ -192,8 +191,7 @@ def keyframes(
     check_settings(budget, **selection)
     read_header(Path(video).absolute())  # what is no video is told before a scorer is loaded
     if isinstance(scorer, str):
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        scorer = load_scorer(scorer, device=device, with_image_encoder=False)
+        scorer = load_scorer(scorer, device=device or default_device(), with_image_encoder=False)
     others = Background.open(scorer, background, [video]) if background else None
     info, found = find_in_file(
         *(video, texts, scorer, budget),
@@ -250,7 +248,7 @@ def find_in_file(
         batch_frames: frames decoded and encoded at a time; bounds memory.
         workers: decoding processes, which share a long video; 0 decodes in this one. With them the scorer's
             preprocessor must be importable from a module.
-        video_timeout: seconds that decoding may take, with workers; None for 60 and four times its length.
+        video_timeout: seconds that decoding may take, with workers; None for 60 s plus four times its length.
         cache: keep the frames' features, and use those that are kept (:mod:`aks.extraction.feature_cache`).
         fast: score some of the candidates only (:mod:`aks.extraction.coarse_to_fine`), unless the features of
             all are kept. Their features are not kept.

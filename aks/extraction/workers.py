@@ -100,7 +100,7 @@ class WorkerPool(contextlib.AbstractContextManager):
     Args:
         spec: how videos are decoded.
         num_workers: number of processes, 1 or more.
-        video_timeout_s: seconds that decoding one video may take; None for 60 and four times its length.
+        video_timeout_s: seconds that decoding one video may take; None for 60 plus four times its length.
     """
 
     def __init__(self, spec: DecodeSpec, num_workers: int, video_timeout_s: float | None = None) -> None:

@@ -117,6 +117,11 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
+def default_device() -> str:
+    """``cuda`` where there is a GPU, else ``cpu``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def load_scorer(
     name: str,
     *,

@@ -17,7 +17,7 @@ from evaluation_setup import ROOT, STARTUP, write_longvideobench_labels, write_n
 
 import evaluation.reproduce
 from aks import UserError, select_keyframes
-from evaluation.grids import GRIDS, PUBLISHED, Asked, Setting, cells_of
+from evaluation.grids import GRIDS, PUBLISHED, DistinctQuestions, Setting, cells_of
 
 
 def test_every_published_figure_is_a_cell():
@@ -77,7 +77,7 @@ def test_the_commands_own_settings_are_a_preset_too():
 
 def test_a_question_is_asked_once_for_each_list_of_frames():
     first, second, third = (Setting(2, "blip", t1=t1) for t1 in (0.1, 0.2, 0.3))
-    asked = Asked(2, refill=True)
+    asked = DistinctQuestions(2, refill=True)
     asked.add(first, [[1, 2], [5], [7, 9]])
     asked.add(second, [[1, 2], [6], [7, 8]])
     asked.add(third, [[1, 2], [5, 6], [7, 8]])
@@ -86,9 +86,9 @@ def test_a_question_is_asked_once_for_each_list_of_frames():
     assert asked.sources == [0, 1, 2, 2, 1]
     assert asked.num_questions == 9
     right = [True, False, False, True, True]
-    accuracies = [asked.correct(setting, right) for setting in (first, second, third)]
+    accuracies = [asked.accuracy(setting, right) for setting in (first, second, third)]
     assert accuracies == pytest.approx([100 / 3, 200 / 3, 100])
-    strict = Asked(2, refill=False)
+    strict = DistinctQuestions(2, refill=False)
     strict.add(first, [[5]])
     strict.add(second, [[6]])
     assert strict.rows == [[5], [6]]
@@ -97,7 +97,7 @@ def test_a_question_is_asked_once_for_each_list_of_frames():
 def test_a_question_is_known_by_its_frames_in_every_table():
     """Its answers are kept by its id, so that another table with the same frames does not ask again."""
     first, second = (Setting(2, "blip", t1=t1) for t1 in (0.1, 0.2))
-    one, two = Asked(2, refill=True), Asked(2, refill=True)
+    one, two = DistinctQuestions(2, refill=True), DistinctQuestions(2, refill=True)
     one.add(first, [[1, 2], [5]])
     two.add(second, [[3, 4], [6]])
     two.add(first, [[1, 2], [5]])
