@@ -280,12 +280,43 @@ def share(film: Path, repeats: int) -> dict[str, object]:
     return {"file": film.name, "seconds by processes": seconds}
 
 
+def read_keyframes(film: Path, repeats: int, num_frames: int = 64) -> dict[str, object]:
+    """Time the reading of frames spread over a film, as the evaluation reads keyframes, beside decord."""
+    with Video(film) as video:
+        frame_indices = np.linspace(0, video.num_frames - 1, num_frames, dtype=np.int64)
+
+    def ours(threads: int) -> np.ndarray:
+        with Video(film) as video:
+            return video.read_all(frame_indices, threads).pixels
+
+    def by_decord(threads: int) -> np.ndarray:
+        return decord.VideoReader(str(film), num_threads=threads).get_batch(frame_indices).asnumpy()
+
+    times: dict[str, list[float]] = {}
+    for _ in range(repeats):
+        digests = set()
+        for name, read in (("ours", ours), ("decord", by_decord)):
+            for threads in sorted({1, count_cores()}):
+                start = time.perf_counter()
+                pixels = read(threads)
+                times.setdefault(f"{name}, {threads} thread{'s' * (threads > 1)}", []).append(time.perf_counter() - start)
+                digests.add(hashlib.sha256(pixels).hexdigest())
+        if len(digests) != 1:
+            raise errors.UserError(f"{film}: the readers' frames differ")
+    seconds = {name: statistics.median(runs) for name, runs in times.items()}
+    for name, median in seconds.items():
+        ratio = seconds["ours, 1 thread"] / median
+        print(f"{num_frames} frames of {film.name}: {name}: {median:.2f} s, {ratio:.2f} times as fast as 1")
+    return {"file": film.name, "frames": num_frames, "seconds": seconds}
+
+
 def main() -> None:
     """Make the clips, measure the readers, print a table and write JSON."""
     parser = ArgumentParser(__doc__)
     parser.add_argument("--video", type=Path, default=FILM, help="(default: the film that the demo fetches)")
     parser.add_argument("--film", action="store_true", help="also read the whole film")
     parser.add_argument("--share", action="store_true", help="also read the film by several processes")
+    parser.add_argument("--keyframes", action="store_true", help="also read 64 frames of it by threads")
     parser.add_argument("--clips", nargs="*", default=list(CLIPS), choices=list(CLIPS), help="(default: all)")
     parser.add_argument("--readers", nargs="+", default=list(READERS), choices=list(READERS))
     parser.add_argument("--start", type=float, default=60, help="second of the film where the clips begin")
@@ -303,6 +334,7 @@ def main() -> None:
     reset_decoder_globals()
     results = {}
     shared = share(args.video, args.repeats) if args.share else None
+    keyframes = read_keyframes(args.video, args.repeats) if args.keyframes else None
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
@@ -319,6 +351,8 @@ def main() -> None:
     print_table(results, args.readers)
     if shared:
         results["shared"] = shared
+    if keyframes:
+        results["keyframes"] = keyframes
     if args.out:
         args.out.write_text(json.dumps(results, indent=2))
 

@@ -8,6 +8,7 @@ with one line. Repairing it here would give lmms-eval an answer about other fram
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from aks.cores import count_cores
 from aks.errors import VideoError
 from aks.video.backends import reset_decoder_globals
 from aks.video.reader import DecodedFrames, Video, read_header
@@ -22,6 +24,7 @@ from evaluation.errors import EvaluationError
 from evaluation.uniform import uniform_linspace
 
 SHORT_SELECTIONS = ("strict", "paper")
+MAX_THREADS = 16  # of a process; each holds some pictures, 100 MB of a 4K film's
 
 
 @dataclass(frozen=True)
@@ -169,11 +172,16 @@ def read_frames(
                     "the selection was made for another video or label file",
                     doc,
                 )
-            pixels = np.concatenate([batch.pixels for batch in video.read(distinct)])
-            times_s = video.times_s(distinct)
+            read = video.read_all(distinct, threads=_num_threads())
     except VideoError as error:
         raise EvaluationError(f"{path}: {error}", doc) from None
-    return DecodedFrames(distinct[offsets], times_s[offsets], pixels[offsets]), video
+    return DecodedFrames(distinct[offsets], read.times_s[offsets], read.pixels[offsets]), video
+
+
+def _num_threads() -> int:
+    """Threads that read a question's frames: this process's share of the cores, within what memory bears."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # set by torchrun and accelerate
+    return max(1, min(MAX_THREADS, count_cores() // processes))
 
 
 def check_video(path: str | Path, frame_indices: np.ndarray | None) -> str | None:

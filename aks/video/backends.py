@@ -7,8 +7,11 @@ decord, as the paper does. :class:`aks.video.sparse.SparseReader` is the third b
 
 from __future__ import annotations
 
+import logging
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -126,6 +129,12 @@ def _upright(pixels: np.ndarray, matrix: SideDataBuffer | None) -> np.ndarray:
     return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
+_listening = threading.Lock()
+_num_listeners = 0  # threads that collect FFmpeg's messages
+av.logging.set_skip_repeated(False)  # or PyAV drops a message that equals the last one, of any video
+logging.getLogger("libav").setLevel(logging.CRITICAL + 1)  # where PyAV sends what nobody collects meanwhile
+
+
 def reset_decoder_globals() -> None:
     """Undo what other libraries change in decord and PyAV, and keep codec messages off the terminal.
 
@@ -143,9 +152,28 @@ def silence_codecs() -> None:
     A log that is routed through Python can deadlock: a codec's thread waits for the interpreter lock while
     the thread that holds the lock waits for the codec to close.
     """
-    av.logging.set_level(None)
-    av.logging.restore_default_callback()
-    av.logging.set_libav_level(av.logging.PANIC)
+    with _listening:
+        if _num_listeners:  # in another thread, which does this at its end
+            return
+        # Not set_level(None): a message of another thread that is on its way would be compared with None.
+        av.logging.restore_default_callback()
+        av.logging.set_libav_level(av.logging.PANIC)
+
+
+@contextmanager
+def codec_messages() -> Iterator[list[tuple[int, str, str]]]:
+    """Collect what FFmpeg logs in this thread; other threads may do the same meanwhile."""
+    global _num_listeners
+    with _listening:
+        _num_listeners += 1
+        av.logging.set_level(av.logging.INFO)
+    try:
+        with av.logging.Capture() as messages:
+            yield messages
+    finally:
+        with _listening:
+            _num_listeners -= 1
+        silence_codecs()
 
 
 class PyAVReader:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,6 +219,29 @@ class Video(AbstractContextManager):
             except VideoError:
                 if not self._fall_back():
                     raise
+
+    def read_all(self, frame_indices: Sequence[int] | np.ndarray, threads: int = 1) -> DecodedFrames:
+        """Decode the frames of ascending indices, (n,), into one array.
+
+        Args:
+            frame_indices: at least one.
+            threads: most that decode a part of the frames each, where decoding may begin anywhere. The
+                pixels do not depend on them.
+
+        Raises:
+            VideoError: a frame cannot be decoded.
+            ValueError: the frame indices are out of range or do not ascend.
+        """
+        frame_indices, reader = self._validated(frame_indices), self._reader
+        if isinstance(reader, SparseReader) and threads > 1:
+            parts = reader.independent_parts(frame_indices, threads)
+            with ThreadPoolExecutor(len(parts)) as pool, suppress(VideoError):
+                # Every thread opens the file for itself; the index is shared.
+                pixels = pool.map(lambda part: next(reader.chunks(part, len(part))), parts)
+                return DecodedFrames(frame_indices, self.times_s(frame_indices), np.concatenate(list(pixels)))
+        batches = list(self.read(frame_indices))  # also where a thread failed: another reader may go on
+        pixels = np.concatenate([batch.pixels for batch in batches])
+        return DecodedFrames(frame_indices, self.times_s(frame_indices), pixels)
 
     def _fall_back(self) -> bool:
         """Replace the sparse reader by the sequential one, if both number the frames alike."""

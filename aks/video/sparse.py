@@ -35,10 +35,10 @@ from aks.video.backends import (
     PyAVReader,
     RGBConverter,
     average_rate,
+    codec_messages,
     open_container,
     seconds_from_first,
     select_video_stream,
-    silence_codecs,
 )
 from aks.video.packets import UnsupportedBitstream, packet_inspector
 
@@ -77,9 +77,20 @@ class SparseReader(PyAVReader):
     def entry_distances(self, frame_indices: np.ndarray) -> np.ndarray:
         """Packets from where the decoding of each frame begins to the frame, (n,) int64."""
         positions = self._index.positions[frame_indices]
-        groups = self._index.group_of(positions)
-        is_leading = self._index.pts[positions] < self._index.pts[self._index.entries[groups]]
+        groups, is_leading = self._index.groups_of(positions)
         return positions - self._index.entries[np.maximum(groups - is_leading, 0)]
+
+    def independent_parts(self, frame_indices: np.ndarray, count: int) -> list[np.ndarray]:
+        """Split ascending frame indices into at most ``count`` parts that share no group of pictures.
+
+        So the same is decoded for each frame as if all were read together.
+        """
+        groups, is_leading = self._index.groups_of(self._index.positions[frame_indices])
+        cuts = np.flatnonzero(groups[1:] - is_leading[1:] > groups[:-1]) + 1
+        shares = np.arange(1, count) * len(frame_indices) / count
+        return np.split(
+            frame_indices, np.unique(cuts[np.searchsorted(cuts, shares[shares <= cuts.max(initial=0)])])
+        )
 
     def _frames(self, frame_indices: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         positions = self._index.positions[frame_indices]
@@ -183,13 +194,8 @@ def _decode_undamaged(decoder: av.VideoCodecContext, packet: av.Packet | None) -
     Raises:
         UnsupportedStream: FFmpeg conceals damage in a frame. Only its log says so.
     """
-    av.logging.set_level(av.logging.INFO)
-    av.logging.set_skip_repeated(False)  # PyAV drops a message that equals the last one, of whatever video.
-    try:
-        with av.logging.Capture() as messages:
-            frames = decoder.decode(packet)
-    finally:
-        silence_codecs()
+    with codec_messages() as messages:
+        frames = decoder.decode(packet)
     if any(text.startswith(CONCEALMENT_MESSAGES) for _, _, text in messages):
         raise UnsupportedStream("a damaged picture")
     return frames
@@ -282,8 +288,7 @@ class PacketIndex:
 
     def plan(self, positions: np.ndarray) -> Iterator[PacketRun]:
         """What to decode for the frames at the given positions (at least one)."""
-        groups = self.group_of(positions)
-        is_leading = self.pts[positions] < self.pts[self.entries[groups]]
+        groups, is_leading = self.groups_of(positions)
         # A leading frame needs the group before its own, decoded to the end, in the same run.
         linked_groups = groups[is_leading & (groups > 0)]
         wanted = np.union1d(positions, self.entries[linked_groups] - 1)
@@ -296,6 +301,11 @@ class PacketIndex:
     def group_of(self, positions: np.ndarray) -> np.ndarray:
         """Which group of pictures positions are in, from 0."""
         return np.searchsorted(self.entries, positions, side="right") - 1
+
+    def groups_of(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Groups of positions, and whether their frames are leading ones, (n,) each."""
+        groups = self.group_of(positions)
+        return groups, self.pts[positions] < self.pts[self.entries[groups]]
 
     def _needed_between(self, first: int, wanted: np.ndarray) -> bytearray:
         """For each position from ``first`` to the last wanted one, whether the wanted frames need it."""

@@ -253,7 +253,8 @@ def test_merged_labels_older_than_their_label_file_are_refused(tmp_path, monkeyp
     labels = write_longvideobench_labels(tmp_path, ["a.mp4"])
     merged = merge_selection(labels, [[1, 2]])
     change_entry(labels, 0, question="What else?")
-    with pytest.raises(EvaluationError, match=r"made from another lvb_val\.json"):
+    expected = r"include_frame_idx\.json: made from another lvb_val\.json than the one beside it"
+    with pytest.raises(EvaluationError, match=expected):
         load_task("longvideobench_val_v_aks", monkeypatch, tmp_path, LONGVIDEOBENCH_LABELS=merged)
     change_entry(merged, 0, label_sha256=None)  # nothing is recorded
     load_task("longvideobench_val_v_aks", monkeypatch, tmp_path, LONGVIDEOBENCH_LABELS=merged)

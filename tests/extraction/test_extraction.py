@@ -23,7 +23,7 @@ from extraction_setup import (
 )
 from media import write_video
 
-from aks import UserError, run_dir
+from aks import UserError, VideoError, run_dir
 from aks.extraction.api import extract
 from aks.extraction.keyframes import find_keyframes
 from aks.jsonio import write_json
@@ -312,6 +312,15 @@ def test_find_keyframes_gives_what_extraction_and_selection_give(data, tmp_path,
         assert [k.time_s for k in found] == [k.frame_index / 25 for k in found]
         with pytest.raises(ValueError, match="budget is 0"):
             find_keyframes(video, labels.questions[0], conse, 0)
+
+
+def test_find_keyframes_refuses_a_score_that_is_no_number(data):
+    class NanScorer(ToyScorer):
+        def score(self, features, questions):
+            return super().score(features, questions) * np.nan
+
+    with Video(data / "one.mp4") as video, pytest.raises(VideoError, match="nan for frame 0"):
+        find_keyframes(video, load_custom(data).questions[0], NanScorer(), 2)
 
 
 def test_a_video_that_fails_is_tried_once_in_a_run_and_again_in_the_next(data, run, caplog):

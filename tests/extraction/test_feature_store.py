@@ -136,6 +136,17 @@ def test_an_interrupted_store_resumes_and_lists_a_bad_video(data, tmp_path):
     assert "no stored features" in summary.failures[0]["reason"]
 
 
+def test_a_further_label_file_adds_its_videos(data, tmp_path):
+    store = FeatureStore(tmp_path / "store", "float16")
+    (data / "first.json").write_text(json.dumps(ENTRIES[:1]))
+    store_features(load_custom(data, "first.json"), ToyScorer(), store)
+    (stored,) = store.parts.glob("*.safetensors")
+    content = stored.read_bytes()
+    summary = store_features(load_custom(data), ToyScorer(), store)
+    assert (summary.scored, summary.reused) == (1, 1)
+    assert stored.read_bytes() == content and len(list(store.parts.glob("*.safetensors"))) == 2
+
+
 def test_features_of_another_video_of_the_same_name_are_refused(data, tmp_path):
     labels, store = load_custom(data), FeatureStore(tmp_path / "store", "float16")
     store_features(labels, ToyScorer(), store)

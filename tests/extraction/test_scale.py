@@ -17,11 +17,13 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from extraction_setup import (
     PYTHON_PATH,
     ToyScorer,
     child_pids,
     finished_parts,
+    flags_for,
     results,
     start_extraction,
     wait_until,
@@ -83,6 +85,25 @@ def test_kills_lose_only_what_was_in_flight(many, names, whole, tmp_path):
     extract(labels, ToyScorer(), run, workers=2)
     assert results(run) == whole
     assert not list(run.folder.rglob(".*"))
+
+
+@pytest.mark.long  # the commands' own code is tested apart from kills
+def test_a_killed_command_goes_on_where_it_stopped(clips, tmp_path):
+    write_labels(clips, ["one.mp4", "two.mp4", "sub/three.mkv"])
+
+    def command(name):
+        return [sys.executable, ROOT / "feature_extract.py", *flags_for(clips, tmp_path / name)]
+
+    killed, undisturbed = (RunDir(tmp_path / name / "custom/conse") for name in ("killed", "undisturbed"))
+    with subprocess.Popen(command("killed")) as process:
+        wait_until(lambda: finished_parts(killed))
+        process.kill()
+    before = len(finished_parts(killed))
+    for name, scored, kept in (("killed", 3 - before, before), ("undisturbed", 3, 0)):
+        done = subprocess.run(command(name), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert f"{scored} scored now, {kept} finished before, 0 failed" in done.stdout
+    assert results(killed) == results(undisturbed)
 
 
 @pytest.mark.slow

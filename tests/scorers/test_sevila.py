@@ -447,12 +447,20 @@ def make_folder(path):
     path.mkdir()
 
 
+class Code:
+    """Unpickled, it makes a folder."""
+
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
 # How the file is spoilt, and what is said of it.
 WRONG_FILES = {
     "another model": (lambda path: torch.save(tiny_blip().state_dict(), path), "weights of another model"),
     "truncated": (lambda path: os.truncate(path, path.stat().st_size // 2), "cannot be read"),
     "text": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1"), "cannot be read"),
     "not tensors": (lambda path: torch.save({"query_tokens_loc": 3}, path), "is not a state dict"),
+    "code": (lambda path: torch.save({"query_tokens_loc": Code()}, path), "cannot be read"),
     "none": (Path.unlink, "no such checkpoint file; download sevila_pretrained.pth"),
     "folder": (make_folder, "has no sevila_pretrained.pth"),
 }
@@ -466,6 +474,7 @@ def test_a_wrong_file_is_named(kind, world, tmp_path, monkeypatch):
     spoil(path)
     for make in (make_ours, make_lavis):
         fails(partial(make, world, path), path, needle)
+    assert not (tmp_path / "executed").exists()
 
 
 def test_nothing_local_and_no_hub_says_what_to_get(world, tmp_path, monkeypatch):

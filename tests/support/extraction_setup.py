@@ -64,8 +64,8 @@ def load_custom(folder: Path, name: str = "labels.json") -> LabelSet:
 
 
 def results(run: RunDir) -> dict[str, bytes]:
-    """The contents of the assembled files and of the parts, by file name."""
-    names = ("scores.json", "frames.json", "times.json")
+    """The contents of the run's record, of the assembled files and of the parts, by file name."""
+    names = ("run.json", "scores.json", "frames.json", "times.json")
     return {path.name: path.read_bytes() for path in [*map(run.folder.joinpath, names), *finished_parts(run)]}
 
 

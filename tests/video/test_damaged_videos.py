@@ -99,6 +99,25 @@ def test_a_frame_with_a_damaged_header_is_not_made_up(tmp_path, name, offset, by
     assert check_damaged(damaged, everything_by_pts(path))
 
 
+@pytest.mark.parametrize("name", ["h264.mp4", "h264_open_groups.mp4", "hevc.mp4"])
+def test_several_threads_read_a_damaged_file_as_one_does(tmp_path, name):
+    path = Path(__file__).parent / "data" / name
+    whole, damaged, given_up = path.read_bytes(), tmp_path / "damaged.mp4", 0
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        data = bytearray(whole)
+        for offset in rng.integers(len(whole) // 4, len(whole) * 3 // 4, 2):
+            data[offset : offset + 8] = rng.bytes(8)
+        damaged.write_bytes(data)
+        pixels = []
+        for threads in (1, 4):
+            with suppress(VideoError), Video(damaged) as video:
+                pixels.append(video.read_all(np.arange(0, video.num_frames, 7), threads).pixels)
+        given_up += not pixels
+        assert len(pixels) != 1 and (not pixels or np.array_equal(*pixels))
+    assert given_up < 8
+
+
 @pytest.mark.parametrize("file", ["v.mp4", "v.mkv"])
 def test_the_frames_of_a_truncated_file_are_right(tmp_path, file):
     options = {"movflags": "faststart"} if file == "v.mp4" else {}

@@ -53,6 +53,9 @@ def check_sparse_reading(path, strides=STRIDES):
                 np.concatenate([part.pixels for part in parts]), whole[frame_indices]
             )
             times = video.times_s(frame_indices)
+            at_once = video.read_all(frame_indices, 3)
+            np.testing.assert_array_equal(at_once.pixels, whole[frame_indices])
+            np.testing.assert_array_equal(at_once.times_s, times)
         if by_decord is None:
             continue
         with Video(path, "decord") as video:
@@ -189,6 +192,24 @@ def test_a_frame_s_distance_bounds_what_it_needs(tmp_path, name):
     runs = [reader.needed(np.array([index])) for index in range(reader.num_frames)]
     assert distances.tolist() == [int(run[-1] - run[0]) for (run,) in runs]
     assert 0 in distances and distances.max() >= 6
+
+
+@pytest.mark.parametrize("name", ["h264, keys every 5", "mpeg4", "hevc, short open groups"])
+def test_threads_decode_what_one_would(tmp_path, name):
+    reader = SparseReader(make(tmp_path, *{**CLOSED, **OPEN}[name]))
+    for stride in (1, 7, 100):
+        frame_indices = np.arange(3, reader.num_frames, stride)
+        for count in (2, 5, 300):
+            parts = reader.independent_parts(frame_indices, count)
+            assert len(parts) <= count
+            assert len(parts) > 1 or (stride == 1 and name in OPEN)  # each group needs the one before
+            assert np.array_equal(np.concatenate(parts), frame_indices)
+            together = np.concatenate(reader.needed(frame_indices))
+            assert np.array_equal(np.concatenate([run for p in parts for run in reader.needed(p)]), together)
+            if stride == 1 and count == 5 and name in CLOSED:
+                assert max(map(len, parts)) < len(frame_indices) / 3  # fairly shared
+    (alone,) = reader.independent_parts(np.array([5]), 4)
+    assert alone.tolist() == [5]
 
 
 def remux(source, target, *, shift=0, before_middle=b"", also=()):
