@@ -99,7 +99,10 @@ def _parse_json(text: str) -> Any:
 
 
 class LabelEntry:
-    """One entry of a label file. Its methods read a field, or raise a UserError that names it."""
+    """One entry of a label file; its methods read a field each.
+
+    A value that is wrong, or missing and required, raises a UserError that names entry and field.
+    """
 
     def __init__(self, path: Path, index: int, data: dict[str, Any], identifier: Any) -> None:
         """Wrap the entry's fields, ``data``; messages name the entry by index and identifier."""

@@ -38,7 +38,7 @@ def read_selection(path: Path, labels: LabelSet, strides: Sequence[int] | None) 
         strides: each question's candidate stride, 0 or None to guess it from the selected frames.
 
     Raises:
-        UserError: it does not fit the labels.
+        UserError: it is missing or broken, or does not fit the labels.
     """
     rows = check_frame_numbers(path, read_lists(path, labels))
     times = read_times(path, labels, rows)
@@ -50,7 +50,11 @@ def read_selection(path: Path, labels: LabelSet, strides: Sequence[int] | None) 
 
 
 def read_strides(frame_path: str | None, selection: Path, labels: LabelSet) -> list[int] | None:
-    """Each question's candidate stride, from frames.json or the selection's record; None without either."""
+    """Each question's candidate stride, from frames.json or the selection's record; None without either.
+
+    Raises:
+        UserError: a file is missing or broken, or does not fit the labels.
+    """
     if frame_path:
         path = Path(frame_path)
         return [infer_stride(row) for row in check_frame_numbers(path, read_lists(path, labels))]
@@ -68,7 +72,11 @@ def read_strides(frame_path: str | None, selection: Path, labels: LabelSet) -> l
 
 
 def read_times(path: Path, labels: LabelSet, frames: list[np.ndarray]) -> list[np.ndarray] | None:
-    """The selected frames' times in seconds, where frame_select.py left them beside the selection."""
+    """The selected frames' times in seconds, where frame_select.py left them beside the selection.
+
+    Raises:
+        UserError: they do not fit the labels or the frames.
+    """
     times_path = path.with_name("selected_times.json")
     if path.name != "selected_frames.json" or not times_path.exists():
         return None
@@ -79,7 +87,11 @@ def read_times(path: Path, labels: LabelSet, frames: list[np.ndarray]) -> list[n
 
 
 def read_lists(path: Path, labels: LabelSet) -> list[np.ndarray]:
-    """The lists of a file that must hold one for each question of the labels."""
+    """The lists of a file that must hold one for each question of the labels.
+
+    Raises:
+        UserError: it is missing or broken, or holds more or fewer.
+    """
     rows = read_number_lists(path)
     if len(rows) != len(labels.questions):
         raise errors.UserError(

@@ -2,7 +2,9 @@
 
 lmms-eval keeps nothing until its last question. With the model argument ``answers=FOLDER`` every process
 appends its answers to ``FOLDER/rank<n>.jsonl``, one JSON line each. A later run skips a question whose answer
-is there for the same prompt, frames, video, weights, arguments and package versions.
+is there for the same prompt, frames, video, weights, arguments and package versions. Videos and weights are
+known by path, size and time of change: one that was moved or touched counts as another. A change of this
+project's own code does not count: delete the folder after one.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ Message = Mapping[str, Any]  # its "content" is a list of texts, pictures and vi
 
 
 class ChatKeyframes(KeyframeMixin):
-    """Comes before a chat class in the bases."""
+    """KeyframeMixin for a chat class, which is asked with messages; stands before it in the bases."""
 
     # A plug-in registers simple classes alone. lmms-eval asks the class whether it is one, and then the model
     # how it is to be asked.

@@ -1,6 +1,6 @@
 """Answers with the option whose text is closest to any frame shown; needs no language model.
 
-The whole evaluation so runs for real where no 7B model is at hand (``demo.sh``): the same frames, tasks and
+So the whole evaluation can run where no 7B model is at hand (``demo.sh``): with the same frames, tasks and
 tables. Images and texts meet in ConSE's space (``aks/scorers/conse.py``).
 """
 

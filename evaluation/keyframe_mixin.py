@@ -34,13 +34,17 @@ HEADER_TIMEOUT_S = 60.0  # for a look at a video's header
 
 
 class KeyframeMixin:
-    """Comes before the upstream class in the bases.
+    """Shows an lmms-eval model the keyframes and checks that they arrive.
+
+    It stands before the upstream class in the bases.
 
     Attributes:
         policy: which frames the model shows.
         frames_argument: upstream's name for its number of frames.
-        rule_arguments: upstream's arguments that change which uniform frames it shows.
-        prefetches: whether upstream loads the next question's visuals while it answers one.
+        rule_arguments: upstream's arguments that change which uniform frames it shows, other than
+            ``frames_argument``; prompts with subtitles refuse them, because their rule does not know them.
+        prefetches: whether upstream loads the next question's visuals while it answers one; the subclass then
+            calls ``tracker.loaded()`` when they are loaded.
     """
 
     policy: FramePolicy

@@ -14,7 +14,9 @@ from evaluation.mm_utils import model_name_for, require_decord
 
 
 class LlavaKeyframes(KeyframeMixin):
-    """Comes before lmms-eval's LLaVA class in the bases.
+    """KeyframeMixin for LLaVA; also chooses whose code answers, LLaVA-NeXT's or transformers'.
+
+    It stands before lmms-eval's LLaVA class in the bases.
 
     Attributes:
         upstream: the module of lmms-eval's class.

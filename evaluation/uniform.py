@@ -1,4 +1,9 @@
-"""The rules by which lmms-eval's models choose uniform frames, so that prompts can name the frames shown.
+"""Uniform frames by the rules of lmms-eval's models, computed without them.
+
+Upstream's code (lmms-eval, qwen-vl-utils, transformers) chooses the uniform frames that a model is shown; a
+change here does not change them. The rules are restated for VideoMME's prompts, which hold the subtitles of
+these frames, and compared with upstream's frames in tests/evaluation/test_tasks.py. ``uniform_linspace`` also
+chooses the frames that :mod:`evaluation.frame_policy` reads in place of a short selection.
 
 Each rule takes a video's number of frames, its rate in frames a second and the budget of frames, and gives
 frame indices, (n,) int64 ascending.

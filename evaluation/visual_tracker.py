@@ -35,8 +35,8 @@ class VisualTracker:
     Args:
         model: the module whose ``generate`` answers.
         one_by_one: whether each question is answered before the next one's visuals are loaded.
-        timeout_s: seconds that loading a question's visuals may take; None for extraction's limit, a minute
-            and four times the videos' length.
+        timeout_s: seconds that loading a question's visuals may take; None for extraction's limit, 60 s
+            plus four times the videos' length.
         prefetches: whether the next question's visuals are loaded, in a thread, while one is answered.
         have_arrived: whether the arguments of a ``generate`` hold all of some visuals, and no others.
         explain: a line about an error of ``generate``.

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from media import write_video
 
+from evaluation.models import AVAILABLE_MODELS
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("", "docs", "benchmarks", "checkpoints", "datasets", "outscores")
 DOCUMENTS = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*.md"))
@@ -105,15 +107,31 @@ def test_the_messages_that_troubleshooting_explains_are_those_of_the_code():
     assert [part for part in parts if len(part) >= 8 and part not in code] == []
 
 
-def test_a_room_of_the_house_is_named_and_every_named_one_is_there():
+def house() -> dict[str, str]:
+    """The files and folders that CONTRIBUTING.md names, each with its line."""
     text = (ROOT / "CONTRIBUTING.md").read_text().partition("## The house\n\n```\n")[2].partition("```")[0]
-    named = {
-        name.removesuffix(":")
+    return {
+        name.removesuffix(":"): line
         for line in text.splitlines()
         for name in re.split(r"\s+", line.split("   ")[0] if "   " in line else line)
         if re.search(r"[/*]|\.\w+$", name)
     }
+
+
+def test_a_room_of_the_house_is_named_and_every_named_one_is_there():
+    named = house().keys()
     for name in named:
         assert list(ROOT.glob(name)), name
     rooms = {path.parent.relative_to(ROOT).as_posix() + "/" for path in (ROOT / "aks").glob("*/__init__.py")}
     assert rooms <= named
+
+
+def test_every_module_is_named_or_one_of_a_folder_of_its_kind():
+    named = house()
+    kinds = {name for name, line in named.items() if name.endswith("/") and "one file" in line}
+    models = {f"evaluation/{model}.py" for model in AVAILABLE_MODELS}
+    modules = [path for folder in ("aks", "evaluation") for path in (ROOT / folder).rglob("*.py")]
+    for path in [*ROOT.glob("*.py"), *modules]:
+        name = path.relative_to(ROOT).as_posix()
+        is_known = name in named or name in models or f"{Path(name).parent}/" in kinds
+        assert is_known or path.name == "__init__.py", f"CONTRIBUTING.md, The house: {name} is missing"

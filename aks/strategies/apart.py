@@ -1,8 +1,8 @@
 """The best frames that keep a fixed distance from one another.
 
-A rule of this project, not of the paper. What one frame shows, the next second mostly shows, too, so TOP
-spends several frames on one place. The distance, a few seconds, does not depend on the budget: few frames go
-where the scores point, many are more than such places need, and spread over the rest of the video.
+A rule of this project, not of the paper. Frames a second apart mostly show the same, so TOP spends several
+frames on one place. The distance, a few seconds, is the same for every budget: a small budget goes to the
+places with the best scores; a large one has frames left over, which spread over the rest of the video.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ def select_apart(scores: np.ndarray, budget: int, *, distance: float = 5, **_: o
         budget: number of keyframes, at most n.
         distance: least distance of two frames, in candidates, of which there is about one a second. 0 and 1
             give the best scores.
+
+    Raises:
+        ValueError: ``distance`` out of range.
     """
     if not 0 <= distance < math.inf:
         raise ValueError(f"distance is {distance}; it must be a number, 0 or more")

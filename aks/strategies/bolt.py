@@ -23,6 +23,9 @@ def select_bolt(scores: np.ndarray, budget: int, *, power: float = 3.0, **_: obj
         scores: normalized relevance, (n,).
         budget: number of keyframes, at most n.
         power: above 1 it sharpens the scores, below 1 it flattens them; above 0.
+
+    Raises:
+        ValueError: ``power`` out of range.
     """
     if not power > 0:
         raise ValueError(f"power is {power}; it must be above 0")

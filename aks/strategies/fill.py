@@ -1,4 +1,4 @@
-"""What rules share that may choose fewer frames than the budget."""
+"""Fills a selection up to the budget; for rules that may choose fewer frames."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def fill(chosen: Iterable[int], scores: np.ndarray, budget: int) -> np.ndarray:
-    """Positions chosen, and the best other ones up to the budget; of equal scores the earlier.
+    """The positions chosen and the best other ones, up to the budget; of equal scores the earlier.
 
     Args:
         chosen: positions, at most ``budget`` different ones.

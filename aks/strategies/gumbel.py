@@ -25,6 +25,9 @@ def select_gumbel(
         budget: number of keyframes, at most n.
         temperature: 0 gives the best scores; the higher it is, the more alike all frames are.
         seed: of the noise; equal seeds give equal frames.
+
+    Raises:
+        ValueError: ``temperature`` or ``seed`` out of range.
     """
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature is {temperature}; it must be a number, 0 or more")

@@ -56,6 +56,9 @@ def select_maximum(
         budget: number of keyframes, at most n.
         max_depth: most halvings, ``L`` in the paper.
         weight: of the coverage, ``lambda`` in the paper, 0 or more. With 0 the best scores win.
+
+    Raises:
+        ValueError: ``weight`` out of range.
     """
     if not 0 <= weight < math.inf:
         raise ValueError(f"weight is {weight}; it must be a number, 0 or more")

@@ -81,6 +81,9 @@ def select_mdp3(
         diversity: the paper's lambda, above 0: how much diversity counts against relevance.
         segment: candidates a segment. 0 for the released code's: 32, or 128 for more than 32 keyframes. It
             takes memory for its square, 8 bytes each.
+
+    Raises:
+        ValueError: ``diversity`` or ``segment`` out of range, or scores that are no cosines.
     """
     if not 0 < diversity < math.inf:
         raise ValueError(f"diversity is {diversity}; it must be above 0")

@@ -21,6 +21,9 @@ def select_nms(scores: np.ndarray, budget: int, *, window: float = 0.5, **_: obj
         budget: number of keyframes, at most n.
         window: how far a frame reaches to each side, as a share of the distance of uniform frames. With 0.5,
             the original's, frames that are left out are needed only where chosen ones lie unevenly.
+
+    Raises:
+        ValueError: ``window`` out of range.
     """
     if not 0 <= window < math.inf:
         raise ValueError(f"window is {window}; it must be a number, 0 or more")

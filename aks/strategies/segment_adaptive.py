@@ -23,6 +23,9 @@ def select_segment_adaptive(
         features: unit vectors of the frames, (n, d).
         factor: segments a keyframe; above 0. With 1 every segment gives one frame, with many the best scores
             win. Cuts are where neighbouring frames are least alike; of equal ones the earlier.
+
+    Raises:
+        ValueError: ``factor`` out of range.
     """
     if not 0 < factor < math.inf:
         raise ValueError(f"factor is {factor}; it must be above 0")

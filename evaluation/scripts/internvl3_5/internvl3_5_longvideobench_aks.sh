@@ -2,7 +2,7 @@
 # InternVL3.5-8B on LongVideoBench, selected keyframes.
 # Needs a newer transformers: source environment.sh && environment_newer
 # Overrides by environment: CHECKPOINT, MAX_FRAMES, SELECTION, VIDEOS, LIMIT, OUTPUT, GPUS, SHORT_SELECTION
-# (README, "Evaluation"; python evaluation/run.py --help).
+# (docs/evaluation.md, "Settings of a row"; python evaluation/run.py --help).
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 exec python evaluation/run.py --model internvl3_5 --dataset longvideobench --frames aks "$@"

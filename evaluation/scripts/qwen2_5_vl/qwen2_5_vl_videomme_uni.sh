@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Qwen2.5-VL-7B on VideoMME, uniform frames.
 # Overrides by environment: CHECKPOINT, MAX_FRAMES, SELECTION, VIDEOS, LIMIT, OUTPUT, GPUS, SHORT_SELECTION
-# (README, "Evaluation"; python evaluation/run.py --help).
+# (docs/evaluation.md, "Settings of a row"; python evaluation/run.py --help).
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 exec python evaluation/run.py --model qwen2_5_vl --dataset videomme --frames uni "$@"
