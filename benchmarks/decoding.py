@@ -299,7 +299,8 @@ def read_keyframes(film: Path, repeats: int, num_frames: int = 64) -> dict[str, 
             for threads in sorted({1, count_cores()}):
                 start = time.perf_counter()
                 pixels = read(threads)
-                times.setdefault(f"{name}, {threads} thread{'s' * (threads > 1)}", []).append(time.perf_counter() - start)
+                label = f"{name}, {threads} thread{'s' * (threads > 1)}"
+                times.setdefault(label, []).append(time.perf_counter() - start)
                 digests.add(hashlib.sha256(pixels).hexdigest())
         if len(digests) != 1:
             raise errors.UserError(f"{film}: the readers' frames differ")
