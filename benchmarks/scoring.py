@@ -84,9 +84,8 @@ def siglip_so400m(folder: Path, device: str = "cpu") -> dict[str, str]:
         "num_hidden_layers": 27,
         "num_attention_heads": 16,
     }
-    return {
-        "checkpoint": str(save_siglip(folder, size, {"image_size": 384, "patch_size": 14}, device=device))
-    }
+    pixels = {"image_size": 384, "patch_size": 14}
+    return {"checkpoint": str(save_siglip(folder, size, pixels, device=device))}
 
 
 SEVILA_VISION = {
