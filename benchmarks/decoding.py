@@ -349,7 +349,8 @@ def main() -> None:
         for name, path in files.items():
             results[name] = measure(path, args.repeats, args.readers)
             print(f"{name}: done", file=sys.stderr)
-    print_table(results, args.readers)
+    if results:
+        print_table(results, args.readers)
     if shared:
         results["shared"] = shared
     if keyframes:
