@@ -38,6 +38,7 @@ from evaluation_setup import write_labels
 from aks import errors
 from aks.arguments import ArgumentParser
 from aks.video.reader import Video
+from evaluation.llava_on_transformers.config import TOWER_CONFIG
 from evaluation.models import AVAILABLE_MODELS
 from evaluation.run import MODELS as SPECS
 
@@ -59,14 +60,6 @@ QWEN3 = {
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
     "head_dim": 128,
-}
-SIGLIP = {
-    "hidden_size": 1152,
-    "intermediate_size": 4304,
-    "num_hidden_layers": 27,
-    "num_attention_heads": 16,
-    "image_size": 384,
-    "patch_size": 14,
 }
 TOKENS = 151647  # of LLaVA's tokenizer; its vocabulary is cut to them
 MROPE = {"type": "mrope", "rope_type": "default", "mrope_section": [16, 24, 24]}
@@ -100,7 +93,7 @@ VISION = {
 
 def write_llava(folder: Path, device: str, tiny: bool, newline: str) -> None:
     """Write a LLaVA whose features of a frame end in such newlines."""
-    sizes = {**QWEN2, "vision_config": SIGLIP, "mm_hidden_size": SIGLIP["hidden_size"]}
+    sizes = {**QWEN2, "vision_config": TOWER_CONFIG, "mm_hidden_size": TOWER_CONFIG["hidden_size"]}
     entries = {"mm_newline_position": newline, **({} if tiny else sizes)}
     llava_setup.write_checkpoint(folder, None, device, 0 if tiny else TOKENS, **entries)
 
