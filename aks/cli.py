@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from aks.arguments import ArgumentParser, at_least
 from aks.console import configure_logging
-from aks.cores import count_cores, default_workers, limit_threads
+from aks.cores import count_cores, count_local_processes, default_workers, limit_threads
 from aks.errors import UserError
 from aks.labels import DATASETS, LabelSet, load_labels
 from aks.scorers import DTYPES, SCORERS
@@ -162,9 +162,8 @@ def count_workers(args: argparse.Namespace) -> int:
         raise UserError("--video_timeout needs --workers 1 or more: only a process of its own can be ended")
     if args.workers is not None:
         return args.workers
-    local_size = os.environ.get("LOCAL_WORLD_SIZE", "") if torchrun_rank() else ""
-    num_processes = int(local_size) if local_size.isdecimal() else 1
-    return default_workers(count_cores() // max(1, num_processes))
+    num_processes = count_local_processes() if torchrun_rank() else 1
+    return default_workers(count_cores() // num_processes)
 
 
 def _check_engine(args: argparse.Namespace) -> None:

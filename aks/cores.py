@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 MAX_WORKERS = 16  # some 200 MB each; a GPU of today wants the frames of twice as many
 
 
@@ -10,6 +12,12 @@ def count_cores() -> int:
     from loky import cpu_count
 
     return cpu_count()
+
+
+def count_local_processes() -> int:
+    """The processes that torchrun or accelerate started on this machine; 1 without them."""
+    size = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, int(size)) if size.isdecimal() else 1
 
 
 def limit_threads() -> None:

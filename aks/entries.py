@@ -99,7 +99,7 @@ def _parse_json(text: str) -> Any:
 
 
 class LabelEntry:
-    """One entry of a label file; its methods read a field each.
+    """One entry of a label file; each of its methods reads a field.
 
     A value that is wrong, or missing and required, raises a UserError that names entry and field.
     """

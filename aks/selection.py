@@ -246,7 +246,7 @@ def find_segments(
 
     Returns:
         (start, stop, depth) in order of time: the candidates ``start <= position < stop``, after ``depth``
-        halvings. An empty list for other strategies, and where all candidates are selected.
+        halvings. An empty list for other strategies, and for fewer candidates than the budget.
     """
     scores = np.asarray(scores, dtype=np.float64)
     kept = scores[_thinned(len(scores), ratio)]

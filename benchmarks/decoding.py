@@ -305,9 +305,9 @@ def read_keyframes(film: Path, repeats: int, num_frames: int = 64) -> dict[str, 
         if len(digests) != 1:
             raise errors.UserError(f"{film}: the readers' frames differ")
     seconds = {name: statistics.median(runs) for name, runs in times.items()}
+    print(f"{num_frames} frames of {film.name}; times as fast as ours, 1 thread:")
     for name, median in seconds.items():
-        ratio = seconds["ours, 1 thread"] / median
-        print(f"{num_frames} frames of {film.name}: {name}: {median:.2f} s, {ratio:.2f} times as fast as 1")
+        print(f"{name:18} {median:6.2f} s {seconds['ours, 1 thread'] / median:6.2f} x")
     return {"file": film.name, "frames": num_frames, "seconds": seconds}
 
 
@@ -349,7 +349,8 @@ def main() -> None:
         for name, path in files.items():
             results[name] = measure(path, args.repeats, args.readers)
             print(f"{name}: done", file=sys.stderr)
-    print_table(results, args.readers)
+    if results:
+        print_table(results, args.readers)
     if shared:
         results["shared"] = shared
     if keyframes:

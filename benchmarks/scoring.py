@@ -36,6 +36,7 @@ from aks.arguments import ArgumentParser
 from aks.labels import Question
 from aks.scorers.base import Scorer, load_scorer
 from aks.video.reader import Video
+from evaluation.llava_on_transformers.config import TOWER_CONFIG
 
 QUESTIONS = [
     "In the meadow in front of the tree, what does the big grey rabbit do after it has left its burrow?",
@@ -78,13 +79,8 @@ def clip_base(folder: Path, device: str = "cpu") -> dict[str, str]:
 
 def siglip_so400m(folder: Path, device: str = "cpu") -> dict[str, str]:
     """Write a SigLIP in the shape of google/siglip-so400m-patch14-384, with a small vocabulary."""
-    size = {
-        "hidden_size": 1152,
-        "intermediate_size": 4304,
-        "num_hidden_layers": 27,
-        "num_attention_heads": 16,
-    }
-    pixels = {"image_size": 384, "patch_size": 14}
+    pixels = {name: TOWER_CONFIG[name] for name in ("image_size", "patch_size")}
+    size = {name: value for name, value in TOWER_CONFIG.items() if name not in pixels}
     return {"checkpoint": str(save_siglip(folder, size, pixels, device=device))}
 
 

@@ -8,7 +8,6 @@ with one line. Repairing it here would give lmms-eval an answer about other fram
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from aks.cores import count_cores
+from aks.cores import count_cores, count_local_processes
 from aks.errors import VideoError
 from aks.video.backends import reset_decoder_globals
 from aks.video.reader import DecodedFrames, Video, read_header
@@ -180,8 +179,7 @@ def read_frames(
 
 def _num_threads() -> int:
     """Threads that read a question's frames: this process's share of the cores, within what memory bears."""
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # set by torchrun and accelerate
-    return max(1, min(MAX_THREADS, count_cores() // processes))
+    return max(1, min(MAX_THREADS, count_cores() // count_local_processes()))
 
 
 def check_video(path: str | Path, frame_indices: np.ndarray | None) -> str | None:

@@ -16,6 +16,7 @@ from conftest import ROOT, check_mistake
 
 from aks import __main__, cli
 from aks.console import configure_logging, progress
+from evaluation import frame_policy
 
 
 @pytest.mark.parametrize(("quota", "cores"), [("max 100000", 64), ("250000 100000", 3), ("50000 100000", 1)])
@@ -52,6 +53,8 @@ def test_processes_on_one_machine_share_its_cores(monkeypatch, value, workers):
         monkeypatch.setenv(name, number)
     monkeypatch.setattr(cli, "count_cores", lambda: 8)
     assert cli.count_workers(cli.build_parser(None, "out").parse_args([])) == workers
+    monkeypatch.setattr(frame_policy, "count_cores", lambda: 8)
+    assert frame_policy._num_threads() == (4 if value == "2" else 8)
 
 
 SCRIPTS = {

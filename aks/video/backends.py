@@ -155,9 +155,10 @@ def silence_codecs() -> None:
     with _listening:
         if _num_listeners:  # in another thread, which does this at its end
             return
-        # Not set_level(None): a message of another thread that is on its way would be compared with None.
-        av.logging.restore_default_callback()
+        # The level first: with it, FFmpeg's own callback prints nothing. Not set_level(None): a message of
+        # another thread that is on its way would be compared with None.
         av.logging.set_libav_level(av.logging.PANIC)
+        av.logging.restore_default_callback()
 
 
 @contextmanager

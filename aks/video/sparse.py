@@ -86,7 +86,7 @@ class SparseReader(PyAVReader):
         So the same is decoded for each frame as if all were read together.
         """
         groups, is_leading = self._index.groups_of(self._index.positions[frame_indices])
-        cuts = np.flatnonzero(groups[1:] - is_leading[1:] > groups[:-1]) + 1
+        cuts = np.flatnonzero(groups[1:] - is_leading[1:] > np.maximum.accumulate(groups)[:-1]) + 1
         shares = np.arange(1, count) * len(frame_indices) / count
         return np.split(
             frame_indices, np.unique(cuts[np.searchsorted(cuts, shares[shares <= cuts.max(initial=0)])])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from media import everything, everything_by_pts, scenes, write_video
 
 from aks import VideoError
+from aks.video.backends import codec_messages, reset_decoder_globals
 from aks.video.reader import Video
 from aks.video.sparse import SparseReader
 
@@ -116,6 +118,28 @@ def test_several_threads_read_a_damaged_file_as_one_does(tmp_path, name):
         given_up += not pixels
         assert len(pixels) != 1 and (not pixels or np.array_equal(*pixels))
     assert given_up < 8
+
+
+def test_a_thread_gets_its_own_messages_and_nobody_else_any(caplog, capfd):
+    def log(text):
+        av.logging.log(av.logging.ERROR, "h264", text)
+
+    def listen_and_go_on():
+        with suppress(VideoError), codec_messages() as messages:
+            log("theirs")
+            raise VideoError("stop")
+        reset_decoder_globals()  # as opening a video does
+        log("nobody's")
+        return messages
+
+    with codec_messages() as messages:
+        with ThreadPoolExecutor(1) as pool:
+            theirs = pool.submit(listen_and_go_on).result()
+        log("ours")
+    with av.logging.Capture() as later:
+        log("after all")
+    assert [text for *_, text in theirs] == ["theirs"] and [text for *_, text in messages] == ["ours"]
+    assert (later, caplog.records, capfd.readouterr().err) == ([], [], "")
 
 
 @pytest.mark.parametrize("file", ["v.mp4", "v.mkv"])
