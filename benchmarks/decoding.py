@@ -46,12 +46,8 @@ from aks.extraction.decoding import DecodeSpec, FrameBatch
 from aks.extraction.workers import WorkerPool
 from aks.labels import VideoJob
 from aks.scorers.preprocess import SquarePreprocessor
-from aks.video.backends import (
-    RGBConverter,
-    open_container,
-    reset_decoder_globals,
-    select_video_stream,
-)
+from aks.video.backends import RGBConverter, open_container, select_video_stream
+from aks.video.codec_log import reset_decoder_globals
 from aks.video.reader import CHUNK_FRAMES, Video
 from aks.video.sparse import SparseReader
 

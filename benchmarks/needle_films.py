@@ -28,7 +28,7 @@ from PIL import Image, ImageOps
 from aks.console import progress
 from aks.errors import UserError
 from aks.jsonio import read_json, write_atomically, write_json, writing_to
-from aks.video.backends import reset_decoder_globals
+from aks.video.codec_log import reset_decoder_globals
 
 RECIPE = 1  # to be raised with every change of the films or the labels
 PACKAGE = "tuxpaint-stamps-default"

@@ -24,7 +24,7 @@ from aks import errors
 from aks.arguments import ArgumentParser
 from aks.console import progress
 from aks.jsonio import read_json, write_atomically, write_json
-from aks.video.backends import reset_decoder_globals
+from aks.video.codec_log import reset_decoder_globals
 
 SEED = 2025
 RECIPE = 1  # to be raised with every change of the film or the labels

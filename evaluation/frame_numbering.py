@@ -29,7 +29,8 @@ from aks.errors import UserError, VideoError, error_message
 from aks.labels import DATASETS, LabelSet, load_labels
 from aks.score_lists import check_frame_numbers, write_selection
 from aks.selected_frames import read_lists
-from aks.video.backends import open_container, reset_decoder_globals, select_video_stream
+from aks.video.backends import open_container, select_video_stream
+from aks.video.codec_log import reset_decoder_globals
 from aks.video.reader import Video
 
 DECORD, PLAYER, BOTH, NEITHER = "decord's", "a player's", "both", "neither"

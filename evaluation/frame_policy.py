@@ -17,7 +17,7 @@ import numpy as np
 
 from aks.cores import count_cores, count_local_processes
 from aks.errors import VideoError
-from aks.video.backends import reset_decoder_globals
+from aks.video.codec_log import reset_decoder_globals
 from aks.video.reader import DecodedFrames, Video, read_header
 from evaluation.errors import EvaluationError
 from evaluation.uniform import uniform_linspace

@@ -22,7 +22,7 @@ import numpy as np
 from huggingface_hub import try_to_load_from_cache
 
 from aks.errors import VideoError, error_message, is_out_of_memory
-from aks.video.backends import reset_decoder_globals
+from aks.video.codec_log import reset_decoder_globals
 from aks.video.reader import decord_differs
 from evaluation.answer_cache import AnswerCache, file_fingerprint
 from evaluation.errors import EvaluationError, question_id

@@ -16,7 +16,8 @@ import av
 
 from aks.errors import VideoError, error_message
 from aks.jsonio import write_atomically
-from aks.video.backends import open_container, reset_decoder_globals, select_video_stream
+from aks.video.backends import open_container, select_video_stream
+from aks.video.codec_log import reset_decoder_globals
 
 # Matroska takes most of what the others do not. A player at hand may prefer the first of these; the last hold
 # codecs that it does not take.

@@ -22,13 +22,8 @@ import av
 import numpy as np
 
 from aks.errors import UserError, VideoError, error_message
-from aks.video.backends import (
-    DecordReader,
-    SequentialReader,
-    open_container,
-    reset_decoder_globals,
-    select_video_stream,
-)
+from aks.video.backends import DecordReader, SequentialReader, open_container, select_video_stream
+from aks.video.codec_log import reset_decoder_globals
 from aks.video.sparse import EXACT_CONTAINERS, SparseReader
 
 DECODERS = ("auto", "pyav", "decord")

@@ -35,11 +35,11 @@ from aks.video.backends import (
     PyAVReader,
     RGBConverter,
     average_rate,
-    codec_messages,
     open_container,
     seconds_from_first,
     select_video_stream,
 )
+from aks.video.codec_log import codec_messages
 from aks.video.packets import UnsupportedBitstream, packet_inspector
 
 # FFmpeg's names of the containers that state every packet's pts, and the coding parameters in their header.

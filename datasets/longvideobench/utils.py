@@ -26,7 +26,7 @@ from lmms_eval.tasks.longvideobench.utils import (
 )
 
 from aks.errors import VideoError
-from aks.video.backends import reset_decoder_globals
+from aks.video.codec_log import reset_decoder_globals
 from aks.video.reader import Video
 from evaluation import task
 from evaluation.errors import EvaluationError

@@ -11,7 +11,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from aks.video.backends import RGBConverter, reset_decoder_globals
+from aks.video.backends import RGBConverter
+from aks.video.codec_log import reset_decoder_globals
 
 
 def picture(number: int, width: int, height: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import pytest
 from media import everything, everything_by_pts, scenes, write_video
 
 from aks import VideoError
-from aks.video.backends import codec_messages, reset_decoder_globals
+from aks.video.codec_log import codec_messages, reset_decoder_globals
 from aks.video.reader import Video
 from aks.video.sparse import SparseReader
 
