@@ -101,7 +101,8 @@ def test_a_frame_with_a_damaged_header_is_not_made_up(tmp_path, name, offset, by
     assert check_damaged(damaged, everything_by_pts(path))
 
 
-@pytest.mark.parametrize("name", ["h264.mp4", "h264_open_groups.mp4", "hevc.mp4"])
+# Without HEVC: where FFmpeg does not notice damage, its frames differ from run to run, in one thread, too.
+@pytest.mark.parametrize("name", ["h264.mp4", "h264_open_groups.mp4"])
 def test_several_threads_read_a_damaged_file_as_one_does(tmp_path, name):
     path = Path(__file__).parent / "data" / name
     whole, damaged, given_up = path.read_bytes(), tmp_path / "damaged.mp4", 0
