@@ -185,6 +185,7 @@ def test_a_frame_that_shows_the_evidence_is_red(tmp_path):
 def test_rules_are_those_that_need_scores_alone():
     offered = compare.default_rules()
     assert "ada,t1=0.2,max_depth=4" in offered and len(offered) == len(set(offered))
+    assert set(offered) <= {*STRATEGIES, "ada,t1=0.2,max_depth=4"}
     for strategy in STRATEGIES:
         if strategy in offered:
             assert len(select_positions(np.arange(9.0), 4, strategy=strategy)) == 4
