@@ -147,13 +147,13 @@ from evaluation.visual_tracker import VisualTracker
 class Model:
     def generate(self, **inputs): return "A"
 model = Model()
-tracker = VisualTracker(model, True, timeout_s=2, prefetches={prefetches})
+tracker = VisualTracker(model, True, timeout_s=1, prefetches={prefetches})
 with tracker.watch():
     tracker.begin({{"id": "q0"}})
     if {has_videos}:
         tracker.expect({{"id": "q0"}}, [{video!r}])
     {then}
-    ctypes.CDLL(None).sleep(3)
+    ctypes.CDLL(None).sleep(2)
 print("went on")
 """
 
@@ -180,5 +180,5 @@ def test_loading_that_hangs_ends_the_process_and_names_the_video(
     assert (done.returncode, done.stdout) == (1, "")
     what = video if has_videos else "its pictures"
     assert done.stderr.splitlines()[-1].startswith(
-        f"error: question q0: {what}: loading takes longer than 2 s; convert the video, or allow more"
+        f"error: question q0: {what}: loading takes longer than 1 s; convert the video, or allow more"
     )

@@ -245,6 +245,7 @@ def test_a_second_run_on_lavis_does_no_work(blip, run_of, extract):
     assert (run.folder / "scores.json").read_bytes() == scores
 
 
+@pytest.mark.long  # test_blip_lavis.py has the backend in the settings, test_extraction.py their comparison
 def test_lavis_does_not_go_on_with_the_default_backends_run(blip, run_of, extract):
     out = run_of(blip, "transformers", "--blip_head", "itm")
     before = contents(out)
