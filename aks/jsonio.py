@@ -43,12 +43,14 @@ def make_folder(folder: Path, flag: str) -> None:
     """Make a folder for results, and those above it, where they are not there.
 
     Raises:
-        UserError: it cannot be made; ``flag`` is what named it.
+        UserError: it cannot be made, or takes no files; ``flag`` is what named it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be created: {error.strerror}; check {flag}") from None
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise UserError(f"{folder}: no permission to write there; check {flag}")
 
 
 def write_json(path: Path, data: Any, *, indent: int | None = None, exclusive: bool = False) -> None:
