@@ -39,10 +39,9 @@ class LavisSevilaScorer(SevilaScorer):
 
     def __init__(
         self,
-        checkpoint: str | None = None,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype | None = None,
-        *,
+        checkpoint: str | None,
+        device: torch.device,
+        dtype: torch.dtype | None,
         t5_model: str = DEFAULT_T5,
         truncation: str = "paper",
     ) -> None:
