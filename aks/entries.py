@@ -29,6 +29,11 @@ def read_label_bytes(path: Path) -> bytes:
         raise UserError(f"{path}: cannot read the label file: {error.strerror}") from None
 
 
+def read_entries(path: Path) -> list[dict[str, Any]]:
+    """The entries of a label file, see :func:`parse_entries`; errors as there and of a missing file."""
+    return parse_entries(path, read_label_bytes(path))
+
+
 def decode_text(path: Path, raw: bytes) -> str:
     """The text of a file's content.
 
