@@ -173,10 +173,6 @@ class SevilaScorer(Scorer):
         precision = {part: str(dtype).removeprefix("torch.") for part, dtype in self.precision.items()}
         return {"precision": precision, "truncation": self.truncation}
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """All weights under LAVIS's names; a file of them loads here and in LAVIS."""
-        return to_lavis_names(self._model.state_dict())
-
     @torch.no_grad()
     def encode_frames(self, inputs: torch.Tensor) -> torch.Tensor:
         """Model inputs (n, 3, 224, 224) to T5 inputs (n, 32, 2048), whatever the question."""

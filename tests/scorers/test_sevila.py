@@ -29,6 +29,7 @@ from aks.scorers.attention import fuse_attention
 from aks.scorers.lavis.blip import import_lavis
 from aks.scorers.lavis.sevila import DEFAULT_T5, LavisSevilaScorer
 from aks.scorers.sevila import ENDING, SevilaScorer, clean_caption, prompt_ids, prompt_text
+from aks.scorers.sevila_weights import to_lavis_names
 
 import_lavis()
 
@@ -393,9 +394,9 @@ def test_the_same_weights_in_every_form_give_the_same_scores(form, world, ours, 
     assert np.array_equal(run(scorer, questions)[1], run(ours[dtype], questions)[1])
 
 
-def test_our_saved_model_loads_on_lavis(world, ours, lavis, questions, tmp_path):
+def test_our_weights_are_lavis_s_under_its_names(world, ours, lavis, questions, tmp_path):
     path = tmp_path / "ours.pth"
-    torch.save(ours[None].state_dict(), path)
+    torch.save(to_lavis_names(ours[None]._model.state_dict()), path)
     with small_lavis(world / "parts"):
         (world / "parts" / "eva.pth").rename(tmp_path / "eva.pth")  # without it LAVIS's tower is random
         try:
