@@ -160,7 +160,7 @@ class LabelEntry:
             raise self.error(f"{key!r} has {found}; it must have a line for each of A, B and so on")
         return stem.strip(), [option.strip() for option in options]
 
-    def identifier(self, key: str, default: int | None = None) -> str:
+    def identifier(self, key: str, default: int | None) -> str:
         """A text or a whole number, as text; required without a default."""
         value = self.data.get(key, default)
         if value is None and key not in self.data:

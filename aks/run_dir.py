@@ -272,7 +272,7 @@ class RunDir:
                 failures.append(record)
         return failures
 
-    def assemble(self, jobs: Sequence[VideoJob], allow_missing: bool = False) -> int:
+    def assemble(self, jobs: Sequence[VideoJob], allow_missing: bool) -> int:
         """Write ``scores.json``, ``frames.json`` and ``times.json`` of all videos in label order.
 
         With ``allow_missing`` the questions of unfinished videos get empty lists. Returns their number.

@@ -115,7 +115,7 @@ class DecodeSpec:
         return np.empty((self.batch_frames, *black.shape), dtype=black.dtype)
 
 
-def probe(video: Video, rule: CandidateRule = EVERY_SECOND) -> VideoInfo:
+def probe(video: Video, rule: CandidateRule) -> VideoInfo:
     """Describe an open video.
 
     Raises:
