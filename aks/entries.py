@@ -29,6 +29,11 @@ def read_label_bytes(path: Path) -> bytes:
         raise UserError(f"{path}: cannot read the label file: {error.strerror}") from None
 
 
+def read_entries(path: Path) -> list[dict[str, Any]]:
+    """The entries of a label file, see :func:`parse_entries`; errors as there and of a missing file."""
+    return parse_entries(path, read_label_bytes(path))
+
+
 def decode_text(path: Path, raw: bytes) -> str:
     """The text of a file's content.
 
@@ -155,7 +160,7 @@ class LabelEntry:
             raise self.error(f"{key!r} has {found}; it must have a line for each of A, B and so on")
         return stem.strip(), [option.strip() for option in options]
 
-    def identifier(self, key: str, default: int | None = None) -> str:
+    def identifier(self, key: str, default: int | None) -> str:
         """A text or a whole number, as text; required without a default."""
         value = self.data.get(key, default)
         if value is None and key not in self.data:

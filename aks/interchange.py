@@ -23,7 +23,7 @@ import numpy as np
 from aks import errors
 from aks.arguments import ArgumentParser, at_least
 from aks.cli import add_dataset_flags
-from aks.entries import decode_text, parse_entries, read_label_bytes
+from aks.entries import decode_text, read_entries, read_label_bytes
 from aks.errors import UserError, nearest_file
 from aks.jsonio import write_atomically
 from aks.labels import LabelSet, load_labels
@@ -60,7 +60,7 @@ def export_csv(labels: LabelSet, frames: Rows, times_s: Sequence[np.ndarray] | N
 
 def import_videoitg(path: Path, labels: LabelSet, frame_path: Path | None) -> Iterator[tuple[int, Any]]:
     """Frame numbers in the file's order, which in VideoITG's own results begins with the best."""
-    for entry in parse_entries(path, read_label_bytes(path)):
+    for entry in read_entries(path):
         yield entry.get("doc_id"), entry.get("index")
 
 
@@ -71,7 +71,7 @@ def import_kfs(path: Path, labels: LabelSet, frame_path: Path | None) -> Iterato
     frames = check_frame_numbers(frame_path, read_lists(frame_path, labels))
     times = read_lists(frame_path.with_name("times.json"), labels)
     positions = {question.id: question.index for question in labels.questions}
-    for entry in parse_entries(path, read_label_bytes(path)):
+    for entry in read_entries(path):
         index, wanted = positions.get(str(entry.get("id")), -1), entry.get("frame_timestamps")
         if index >= 0 and is_times(wanted):
             num_frames, num_times = len(frames[index]), len(times[index])

@@ -310,7 +310,7 @@ def load_labels(
         dataset: a name in :data:`DATASETS`; ``custom`` needs ``label_file``.
         dataset_path: the data set's folder; None means ``./datasets/<dataset>``, and for ``custom``
             the label file's own folder.
-        label_file: a label file to read instead of the data set's usual one, see :func:`read_entries`.
+        label_file: a label file to read instead of the usual one, see :func:`~aks.entries.parse_entries`.
 
     Raises:
         UserError: unknown data set, file missing, not JSON, or a bad entry (named by index).
@@ -352,12 +352,3 @@ def load_labels(
         questions=questions,
         entries=entries,
     )
-
-
-def read_entries(path: Path) -> list[dict[str, Any]]:
-    """The entries of a label file, see :func:`aks.entries.parse_entries`.
-
-    Raises:
-        UserError: the file is missing, or holds something else; says what.
-    """
-    return parse_entries(path, read_label_bytes(path))

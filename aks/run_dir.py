@@ -272,7 +272,7 @@ class RunDir:
                 failures.append(record)
         return failures
 
-    def assemble(self, jobs: Sequence[VideoJob], allow_missing: bool = False) -> int:
+    def assemble(self, jobs: Sequence[VideoJob], allow_missing: bool) -> int:
         """Write ``scores.json``, ``frames.json`` and ``times.json`` of all videos in label order.
 
         With ``allow_missing`` the questions of unfinished videos get empty lists. Returns their number.
@@ -280,8 +280,7 @@ class RunDir:
         Raises:
             UserError: a part is damaged, or is missing and ``allow_missing`` is off.
         """
-        lists: dict[str, list[Any]] = {"scores": [], "frames": [], "times": []}
-        rows: dict[int, tuple[list[float], list[int], list[float]]] = {}
+        rows: dict[int, tuple[list[float], list[int], list[float]]] = {}  # times, frames, scores
         num_empty = 0
         for job in jobs:
             if not self.has_part(job.name):
@@ -300,12 +299,10 @@ class RunDir:
                         f"{self.part_path(job.name)}: has no scores for question {question.id}; "
                         "delete it and run again to score this video anew"
                     )
-                rows[question.index] = (part.scores[question.id], part.frames, part.times_s)
-        for index in range(len(rows)):
-            for name, row in zip(lists, rows[index], strict=True):
-                lists[name].append(row)
-        for name in ("times", "frames", "scores"):  # a reader that finds scores.json finds the others, too
-            write_json(self.folder / f"{name}.json", lists[name])
+                rows[question.index] = (part.times_s, part.frames, part.scores[question.id])
+        # In this order: a reader that finds scores.json finds the others, too.
+        for column, name in enumerate(("times", "frames", "scores")):
+            write_json(self.folder / f"{name}.json", [rows[index][column] for index in range(len(rows))])
         return num_empty
 
 

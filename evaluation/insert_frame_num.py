@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a scri
 
 from aks import errors
 from aks.arguments import ArgumentParser
+from aks.entries import read_entries
 from aks.errors import UserError
 from aks.jsonio import write_json
-from aks.labels import read_entries
 
 
 def main() -> None:

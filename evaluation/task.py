@@ -26,8 +26,9 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
+from aks.entries import read_entries
 from aks.errors import UserError
-from aks.labels import DATASETS, LabelSet, Question, find_video, load_labels, read_entries
+from aks.labels import DATASETS, LabelSet, Question, find_video, load_labels
 from evaluation import llava_implementation
 from evaluation.change_score import MERGED_LABELS
 from evaluation.errors import EvaluationError

@@ -22,12 +22,7 @@ from aks.errors import UserError
 from aks.extraction.batching import PerVideoEncoder
 from aks.extraction.config import DecodeConfig
 from aks.extraction.decoding import VideoInfo
-from aks.extraction.feature_store import (
-    PER_QUESTION,
-    FeatureStore,
-    bytes_per_frame,
-    check_free_space,
-)
+from aks.extraction.feature_store import PER_QUESTION, FeatureStore, bytes_per_frame, check_free_space
 from aks.extraction.pipeline import Pipeline, Source, WriterFactory
 from aks.extraction.sharding import choose_jobs
 from aks.extraction.workers import SerialSource

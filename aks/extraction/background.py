@@ -105,10 +105,9 @@ class Background:
             )
         return cls(store, names, scorer)
 
-    def scores(self, questions: Sequence[str | Question]) -> np.ndarray:
+    def scores(self, questions: Sequence[str]) -> np.ndarray:
         """The scores of its frames for each question, (questions, frames) float64."""
-        asked = [Question(0, "0", "", text) if isinstance(text, str) else text for text in questions]
-        encoded = [self.scorer.encode_question(question) for question in asked]
+        encoded = [self.scorer.encode_question(Question(0, "0", "", text)) for text in questions]
         rows = [
             self.scorer.score(event.features, encoded)
             for name in self.names
@@ -118,7 +117,7 @@ class Background:
         return np.concatenate(rows, axis=1)
 
     def match(
-        self, questions: Sequence[str | Question], scores: Sequence[np.ndarray], num_candidates: int
+        self, questions: Sequence[str], scores: Sequence[np.ndarray], num_candidates: int
     ) -> list[Match]:
         """Judge the scores of what was searched, (n,) for each question, which had so many candidates."""
         others = self.scores(questions)

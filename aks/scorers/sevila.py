@@ -120,10 +120,9 @@ class SevilaScorer(Scorer):
 
     def __init__(
         self,
-        checkpoint: str | None = None,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype | None = None,
-        *,
+        checkpoint: str | None,
+        device: torch.device,
+        dtype: torch.dtype | None,
         base: str | None = None,
         truncation: str = "paper",
     ) -> None:
@@ -155,14 +154,14 @@ class SevilaScorer(Scorer):
             fuse_attention(self._model.vision_model)
 
     def _configure(
-        self, checkpoint: str | None, device: torch.device | str, dtype: torch.dtype | None, truncation: str
+        self, checkpoint: str | None, device: torch.device, dtype: torch.dtype | None, truncation: str
     ) -> None:
         """Check and keep the settings that both implementations have."""
         if truncation not in TRUNCATIONS:
             raise UserError(f"--truncation {truncation}: use one of {', '.join(TRUNCATIONS)}")
         self.truncation = truncation
-        self.device = torch.device(device)
-        self.precision = part_dtypes(dtype, self.device)
+        self.device = device
+        self.precision = part_dtypes(dtype, device)
         self.dtype = self.precision["t5"]
         self.checkpoint = str(checkpoint or DEFAULT_CHECKPOINT)
 
@@ -173,10 +172,6 @@ class SevilaScorer(Scorer):
     def _own_settings(self) -> dict[str, Any]:
         precision = {part: str(dtype).removeprefix("torch.") for part, dtype in self.precision.items()}
         return {"precision": precision, "truncation": self.truncation}
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """All weights under LAVIS's names; a file of them loads here and in LAVIS."""
-        return to_lavis_names(self._model.state_dict())
 
     @torch.no_grad()
     def encode_frames(self, inputs: torch.Tensor) -> torch.Tensor:

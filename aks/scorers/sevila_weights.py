@@ -72,9 +72,7 @@ def find_localizer(checkpoint: str | None) -> Path:
     return find_file(str(path), source=f"{DEFAULT_CHECKPOINT} of {REPOSITORY}")
 
 
-def check_localizer(
-    state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], where: str | Path
-) -> None:
+def check_localizer(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], where: Path) -> None:
     """Raise if a file's tensors are not SeViLA's; ``own`` are the model's, under LAVIS's names.
 
     The file must hold the whole localizer. It may hold the answerer, which goes unused. It may also hold the

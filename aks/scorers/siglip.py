@@ -7,22 +7,18 @@ the cosine.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property, partial
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from aks.errors import UserError
 from aks.labels import Question
-from aks.scorers.base import Scorer
-from aks.scorers.clip import cosine, pil_image_processor, projected
+from aks.scorers.clip import ClipScorer, pil_image_processor, projected
 from aks.scorers.preprocess import square_preprocessor_of
 from aks.scorers.weights import load_component, load_pretrained, resolve_checkpoint
-
-DEFAULT_CHECKPOINT = "google/siglip-so400m-patch14-384"
 
 
 def _load_tokenizer(folder: Path) -> Any:
@@ -43,7 +39,7 @@ def _load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-class SiglipScorer(Scorer):
+class SiglipScorer(ClipScorer):
     """Cosines of SigLIP's frame and question vectors; the default checkpoint's have 1,152 values.
 
     The checkpoint is a hub name or a folder in the transformers layout. SigLIP 2 of one resolution is the
@@ -51,17 +47,11 @@ class SiglipScorer(Scorer):
     """
 
     name = "siglip"
+    default_checkpoint = "google/siglip-so400m-patch14-384"
 
-    def __init__(
-        self,
-        checkpoint: str | None = None,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def _open(self) -> Callable[..., Any]:
         from transformers import SiglipConfig, SiglipModel
 
-        self.checkpoint = checkpoint or DEFAULT_CHECKPOINT
-        self.device, self.dtype = torch.device(device), dtype or torch.float32
         folder = resolve_checkpoint(
             self.checkpoint,
             model_type="siglip",
@@ -72,7 +62,7 @@ class SiglipScorer(Scorer):
             ],
         )
         config = load_component(SiglipConfig.from_pretrained, folder, "configuration")
-        self.num_tokens = config.text_config.max_position_embeddings  # 64
+        self.max_tokens = config.text_config.max_position_embeddings  # 64
         self.tokenizer = load_component(_load_tokenizer, folder, "tokenizer")
         # It squashes the frame to a square, by PIL's bicubic or (SigLIP 2) bilinear filter: (3, 384, 384).
         processor = load_component(pil_image_processor("Siglip").from_pretrained, folder, "image processor")
@@ -83,19 +73,7 @@ class SiglipScorer(Scorer):
                 f"{side} x {side}; download it again"
             )
         self.preprocessor = square_preprocessor_of(processor, side)
-        self._load = partial(load_pretrained, SiglipModel, folder, config)
-        self._text_model = self._load(without="vision").to(device=self.device, dtype=self.dtype)
-
-    @cached_property
-    def image_encoder(self) -> Any:
-        """The model without its text tower."""
-        return self._load(without="text").to(device=self.device, dtype=self.dtype)
-
-    @torch.no_grad()
-    def encode_frames(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Model inputs to image features (n, 1152), not normalized."""
-        inputs = inputs.to(device=self.device, dtype=self.dtype)
-        return projected(self.image_encoder.get_image_features(pixel_values=inputs))
+        return partial(load_pretrained, SiglipModel, folder, config)
 
     @torch.no_grad()
     def encode_question(self, question: Question) -> torch.Tensor:
@@ -109,11 +87,7 @@ class SiglipScorer(Scorer):
             question.text.lower(),
             padding="max_length",
             truncation=True,
-            max_length=self.num_tokens,
+            max_length=self.max_tokens,
             return_tensors="pt",
         )
         return projected(self._text_model.get_text_features(input_ids=tokens["input_ids"].to(self.device)))[0]
-
-    def score(self, features: torch.Tensor, questions: Sequence[torch.Tensor]) -> np.ndarray:
-        """Cosines, (questions, frames)."""
-        return cosine(features.to(self.device), questions)

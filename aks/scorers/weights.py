@@ -168,11 +168,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
 
 
 def check_keys(
-    where: str | Path,
-    *,
-    missing: Iterable[str] = (),
-    unexpected: Iterable[str] = (),
-    mismatched: Iterable[str] = (),
+    where: Path, *, missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[str]
 ) -> None:
     """Raise if weights do not fill a model exactly: lack parameters, or have others or other shapes.
 
@@ -194,7 +190,7 @@ def misshapen(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]
     return [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
 
 
-def load_strict(model: torch.nn.Module, state: Mapping[str, torch.Tensor], where: str | Path) -> None:
+def load_strict(model: torch.nn.Module, state: Mapping[str, torch.Tensor], where: Path) -> None:
     """Copy a state dict into a model, which it must fill exactly; errors as in :func:`check_keys`."""
     own = model.state_dict()
     check_keys(

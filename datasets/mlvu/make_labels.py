@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # started as a scr
 
 from aks import errors
 from aks.arguments import ArgumentParser
-from aks.entries import LabelEntry, parse_entries, read_label_bytes
+from aks.entries import LabelEntry, read_entries
 from aks.errors import UserError
 from aks.jsonio import write_json
 
@@ -36,7 +36,7 @@ def main() -> None:
         path = args.folder / f"{number}_{task}.json"
         if not path.is_file():
             raise UserError(f"{path}: file not found; name MLVU's folder of label files")
-        for index, data in enumerate(parse_entries(path, read_label_bytes(path))):
+        for index, data in enumerate(read_entries(path)):
             entry = LabelEntry(path, index, data, data.get("video"))
             if data.get("question") and data.get("answer") in entry.texts("candidates", required=True):
                 entries.append(convert(entry, f"{task}_{index}", path.stem, task))

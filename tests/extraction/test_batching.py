@@ -160,18 +160,17 @@ def test_a_video_that_fails_between_two_batches_leaves_the_others_whole():
 
 
 @pytest.mark.parametrize(("fitting", "frames"), [(0.3, 1), (1, 1), (47.9, 32), (64, 64), (1e9, 128)])
-def test_batch_sizes_are_powers_of_two(fitting, frames):
-    assert batching.power_of_two(fitting) == frames
-
-
-def test_a_batch_and_the_features_that_wait_take_at_most_half_of_the_gpu_s_free_memory(monkeypatch):
+def test_a_batch_and_the_features_that_wait_take_at_most_half_of_the_gpu_s_free_memory(
+    monkeypatch, fitting, frames
+):
+    """A batch is a power of two of the frames that fit."""
     feature_bytes = ToyScorer().encode_frames(torch.zeros(1, 3, 8, 8)).nbytes
-    free = 2 * 65 * (10 + 16 * feature_bytes)  # of 10 bytes a frame, and 16 videos' features, 65 fit half
+    free = 2 * fitting * (10 + 16 * feature_bytes)  # a frame takes 10 bytes, and 16 videos' features wait
     memory = {"memory_allocated": 7, "max_memory_allocated": 7 + 2 * 10, "mem_get_info": (free, 9000)}
     for name, value in memory.items():
         monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
-    assert batching.max_batch_size(ToyScorer()) == 64
+    assert batching.max_batch_size(ToyScorer()) == frames
 
 
 class RecordingScorer(ToyScorer):

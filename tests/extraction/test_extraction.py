@@ -14,13 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import check_mistake
-from extraction_setup import (
-    ToyScorer,
-    flags_for,
-    load_custom,
-    results,
-    write_labels,
-)
+from extraction_setup import ToyScorer, flags_for, load_custom, results, write_labels
 from media import write_video
 
 from aks import UserError, VideoError, run_dir

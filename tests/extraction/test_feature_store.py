@@ -20,12 +20,7 @@ from sevila_setup import build_world
 from aks import UserError
 from aks.cli import load_scorer_from_args
 from aks.extraction.api import extract, store_features
-from aks.extraction.feature_store import (
-    PER_QUESTION,
-    FeatureStore,
-    bytes_per_frame,
-    check_free_space,
-)
+from aks.extraction.feature_store import PER_QUESTION, FeatureStore, bytes_per_frame, check_free_space
 from aks.run_dir import RunDir
 from aks.score_lists import read_scores
 from aks.scorers.base import load_scorer

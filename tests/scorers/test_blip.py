@@ -14,7 +14,7 @@ from aks.scorers import blip as blip_module
 from aks.scorers import weights
 from aks.scorers.attention import fuse_attention
 from aks.scorers.base import load_scorer
-from aks.scorers.blip import MAX_TOKENS, BlipScorer, clean_caption
+from aks.scorers.blip import MAX_TOKENS, clean_caption
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_fingerprints_tell_heads_apart(itm, itc, folder):
 def test_a_folder_under_checkpoints_is_found_by_the_hub_s_name(folder, tmp_path, monkeypatch):
     shutil.copytree(folder, tmp_path / "checkpoints" / "blip-itm-large-coco")
     monkeypatch.chdir(tmp_path)
-    scorer = BlipScorer()
+    scorer = load_scorer("blip")
     assert scorer.checkpoint == "Salesforce/blip-itm-large-coco"
 
 
@@ -156,13 +156,13 @@ def copy(folder, tmp_path):
 def test_pytorch_weights_and_shards_are_read(copy, itm, change):
     expected = itm.score(encode(itm, film_frames(2)), ask(itm, QUESTIONS))
     change(copy)
-    scorer = BlipScorer(str(copy))
+    scorer = load_scorer("blip", checkpoint=str(copy))
     scores = scorer.score(encode(scorer, film_frames(2)), ask(scorer, QUESTIONS))
     np.testing.assert_array_equal(scores, expected)
 
 
-def test_an_unknown_head_is_refused(folder):
-    fails(lambda: BlipScorer(str(folder), blip_head="both"), "--blip_head both", "itm, itc")
+def test_an_unknown_head_is_refused():
+    fails(lambda: load_scorer("blip", blip_head="both"), "--blip_head both", "itm, itc")
 
 
 def test_a_pickled_object_is_not_executed(copy):
@@ -172,7 +172,7 @@ def test_a_pickled_object_is_not_executed(copy):
 
     (copy / "model.safetensors").unlink()
     torch.save({"itm_head.weight": Evil()}, copy / "pytorch_model.bin")
-    fails(lambda: BlipScorer(str(copy)), copy, "cannot be loaded")
+    fails(lambda: load_scorer("blip", checkpoint=str(copy)), copy, "cannot be loaded")
     fails(lambda: weights.read_state_dict(copy / "pytorch_model.bin"), "cannot be read as weights")
     assert not (copy / "executed").exists()
 
@@ -254,16 +254,16 @@ def test_a_damaged_vision_tower_is_told_when_it_is_loaded(copy):
     fails(lambda: scorer.image_encoder, copy, "missing: vision_model.encoder.layers.1.mlp.fc1.bias")
 
 
-def test_what_is_no_folder_is_one_line(folder, tmp_path, monkeypatch):
-    fails(lambda: BlipScorer(str(tmp_path / "nowhere")), "nowhere", "no such checkpoint folder")
-    fails(lambda: BlipScorer(str(folder / "model.safetensors")), "is a file")
+def test_what_is_no_folder_is_one_line(folder):
+    fails(lambda: load_scorer("blip", checkpoint="nowhere"), "nowhere", "no such checkpoint folder")
+    fails(lambda: load_scorer("blip", checkpoint=str(folder / "model.safetensors")), "is a file")
 
 
 def test_offline_says_what_to_download_and_where_to_put_it(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
     command = "hf download Salesforce/blip-itm-base-coco --local-dir checkpoints/blip-itm-base-coco"
-    fails(lambda: BlipScorer("Salesforce/blip-itm-base-coco"), command)
+    fails(lambda: load_scorer("blip", checkpoint="Salesforce/blip-itm-base-coco"), command)
 
 
 def test_a_checkpoint_at_the_given_path_comes_before_one_of_that_name_elsewhere(

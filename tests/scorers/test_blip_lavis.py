@@ -34,7 +34,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import BertConfig, BlipConfig
 
-from aks.scorers.blip import BlipScorer, clean_caption
+from aks.scorers.base import load_scorer
+from aks.scorers.blip import clean_caption
 from aks.scorers.lavis.blip import LavisBlipScorer, import_lavis
 from aks.video.reader import Video
 
@@ -45,6 +46,7 @@ from lavis.models.med import XBertEncoder  # noqa: E402
 from lavis.models.vit import VisionTransformerEncoder  # noqa: E402
 from lavis.processors.blip_processors import BlipCaptionProcessor, BlipImageEvalProcessor  # noqa: E402
 
+load_lavis = partial(load_scorer, "blip", backend="lavis")
 KEYS = {  # LAVIS's names to transformers'
     "visual_encoder.norm.": "vision_model.post_layernorm.",
     "visual_encoder.": "vision_model.",
@@ -141,7 +143,7 @@ def our_scores(scorer, frames, texts):
 
 @pytest.mark.parametrize("head", ["itm", "itc"])
 def test_scores_are_lavis_s(expected, folder, head):
-    scores = our_scores(BlipScorer(str(folder), blip_head=head), film_frames(), QUESTIONS)
+    scores = our_scores(load_scorer("blip", checkpoint=str(folder), blip_head=head), film_frames(), QUESTIONS)
     assert np.ptp(expected[head], axis=1).min() > 1e-3  # the frames do differ
     np.testing.assert_allclose(scores, expected[head], atol=1e-5)
 
@@ -156,13 +158,13 @@ def test_whole_chain_from_the_video_file_is_lavis_s(lavis_model, folder):
 
     with Video(path) as video:
         frames = [pixels for chunk in video.read(video.candidates()) for pixels in chunk.pixels]
-    scores = our_scores(BlipScorer(str(folder)), frames, QUESTIONS[:2])
+    scores = our_scores(load_scorer("blip", checkpoint=str(folder)), frames, QUESTIONS[:2])
     assert scores.shape == (2, len(frame_indices))
     np.testing.assert_allclose(scores, expected, atol=1e-5)
 
 
 def test_preprocessed_pixels_are_lavis_s_to_the_bit(folder):
-    scorer, processor = BlipScorer(str(folder)), BlipImageEvalProcessor(image_size=384)
+    scorer, processor = load_scorer("blip", checkpoint=str(folder)), BlipImageEvalProcessor(image_size=384)
     tall = np.ascontiguousarray(film_frames()[0][:, :300])
     for frame in [*film_frames(), tall, tall[:3, :2]]:
         assert torch.equal(scorer.preprocess(frame), processor(Image.fromarray(frame)))
@@ -174,7 +176,7 @@ def test_captions_are_cleaned_as_lavis_does(text):
 
 
 def test_tokens_are_lavis_s(lavis_model, folder):
-    scorer = BlipScorer(str(folder))
+    scorer = load_scorer("blip", checkpoint=str(folder))
     for text in [*QUESTIONS, "naïve café? 東京 [sep] don't re-use\ttabs", "?"]:
         ids = lavis_model.tokenizer(BlipCaptionProcessor()(text), truncation=True, max_length=35).input_ids
         assert scorer.encode_question(question(text))[1:].tolist() == ids[1:]
@@ -210,9 +212,9 @@ def test_real_shape_and_lavis_backend_give_lavis_s_scores(workdir, lavis_model, 
 
     frames, texts = film_frames()[:1], QUESTIONS[3:]
     scores = lavis_scores(model, frames, texts)
-    ours = BlipScorer(str(workdir / "blip-base"))
+    ours = load_scorer("blip", checkpoint=str(workdir / "blip-base"))
     np.testing.assert_allclose(our_scores(ours, frames, texts), scores, atol=1e-5)
-    backend = LavisBlipScorer()
+    backend = load_lavis()
     np.testing.assert_allclose(our_scores(backend, frames, texts), scores, atol=1e-6)
     assert backend.fingerprint() == {
         "scorer": "blip",
@@ -230,12 +232,12 @@ def test_real_shape_and_lavis_backend_give_lavis_s_scores(workdir, lavis_model, 
 
 def test_lavis_backend_refuses_weights_of_another_model(workdir, lavis_model):
     torch.save(lavis_model.state_dict(), workdir / "tiny.pth")
-    fails(partial(LavisBlipScorer, "tiny.pth"), "tiny.pth", "is not LAVIS's BLIP")
+    fails(partial(load_lavis, checkpoint="tiny.pth"), "tiny.pth", "is not LAVIS's BLIP")
     torch.save({"visual_encoder.cls_token": torch.zeros(1, 1, 768)}, workdir / "part.pth")
-    fails(partial(LavisBlipScorer, "part.pth"), "another model", "missing: ")
-    fails(partial(LavisBlipScorer, "absent.pth"), "absent.pth", "download https://")
+    fails(partial(load_lavis, checkpoint="part.pth"), "another model", "missing: ")
+    fails(partial(load_lavis, checkpoint="absent.pth"), "absent.pth", "download https://")
     (workdir / "damaged.pth").write_bytes((workdir / "tiny.pth").read_bytes()[:100_000])
-    fails(partial(LavisBlipScorer, "damaged.pth"), "damaged.pth", "download it again")
+    fails(partial(load_lavis, checkpoint="damaged.pth"), "damaged.pth", "download it again")
 
 
 def test_without_a_tokenizer_the_backend_says_where_to_put_it(tmp_path, monkeypatch, no_initialisation):
@@ -243,13 +245,13 @@ def test_without_a_tokenizer_the_backend_says_where_to_put_it(tmp_path, monkeypa
     monkeypatch.setattr("transformers.utils.hub._is_offline_mode", True)
     torch.save({"visual_encoder.cls_token": torch.zeros(1, 1, 768)}, "base.pth")
     words = "vocab.txt of bert-base-uncased into ./bert-base-uncased/"
-    fails(partial(LavisBlipScorer, "base.pth"), words)
+    fails(partial(load_lavis, checkpoint="base.pth"), words)
 
 
 def test_without_lavis_the_backend_says_what_to_install(monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "lavis"]:
         monkeypatch.setitem(sys.modules, name, None)
-    fails(LavisBlipScorer, "--backend lavis: ", "requirements-lavis.txt")
+    fails(load_lavis, "--backend lavis: ", "requirements-lavis.txt")
 
 
 def test_importing_lavis_leaves_decord_s_own_arrays():

@@ -10,7 +10,6 @@ from model_setup import QUESTIONS, ask, edit_json, encode, fails, film_frames, s
 from transformers import CLIPModel, CLIPTokenizer
 
 from aks.scorers.base import load_scorer
-from aks.scorers.clip import ClipScorer
 
 
 @pytest.fixture(scope="module")
@@ -119,4 +118,4 @@ def test_a_wrong_checkpoint_is_named(folder, tmp_path, damage):
     copy = shutil.copytree(folder, tmp_path / "copy")
     spoil, words = DAMAGES[damage]
     spoil(copy)
-    fails(lambda: ClipScorer(str(copy)), copy, words)
+    fails(lambda: load_scorer("clip", checkpoint=str(copy)), copy, words)

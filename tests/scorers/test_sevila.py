@@ -29,6 +29,7 @@ from aks.scorers.attention import fuse_attention
 from aks.scorers.lavis.blip import import_lavis
 from aks.scorers.lavis.sevila import DEFAULT_T5, LavisSevilaScorer
 from aks.scorers.sevila import ENDING, SevilaScorer, clean_caption, prompt_ids, prompt_text
+from aks.scorers.sevila_weights import to_lavis_names
 
 import_lavis()
 
@@ -371,7 +372,7 @@ def in_one_folder(world, folder):
     """A folder that holds the checkpoint and the base."""
     shutil.copytree(world / "base", folder / "both")
     shutil.copy(world / "sevila_pretrained.pth", folder / "both")
-    scorer = SevilaScorer(str(folder / "both"), CPU)
+    scorer = SevilaScorer(str(folder / "both"), CPU, None)
     assert scorer.base == str(folder / "both")
     return scorer
 
@@ -393,9 +394,9 @@ def test_the_same_weights_in_every_form_give_the_same_scores(form, world, ours, 
     assert np.array_equal(run(scorer, questions)[1], run(ours[dtype], questions)[1])
 
 
-def test_our_saved_model_loads_on_lavis(world, ours, lavis, questions, tmp_path):
+def test_our_weights_are_lavis_s_under_its_names(world, ours, lavis, questions, tmp_path):
     path = tmp_path / "ours.pth"
-    torch.save(ours[None].state_dict(), path)
+    torch.save(to_lavis_names(ours[None]._model.state_dict()), path)
     with small_lavis(world / "parts"):
         (world / "parts" / "eva.pth").rename(tmp_path / "eva.pth")  # without it LAVIS's tower is random
         try:
@@ -481,12 +482,12 @@ def test_nothing_local_and_no_hub_says_what_to_get(world, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    fails(lambda: SevilaScorer(None, CPU), "hf download Shoubin/SeViLA")
+    fails(lambda: SevilaScorer(None, CPU, None), "hf download Shoubin/SeViLA")
     (tmp_path / "checkpoints").mkdir()
     shutil.copy(world / "sevila_pretrained.pth", tmp_path / "checkpoints")
-    fails(lambda: SevilaScorer(None, CPU), "Salesforce/blip2-flan-t5-xl")
+    fails(lambda: SevilaScorer(None, CPU, None), "Salesforce/blip2-flan-t5-xl")
     shutil.copytree(world / "base", tmp_path / "checkpoints/blip2-flan-t5-xl")
-    assert SevilaScorer(None, CPU).preprocessor.side == 224
+    assert SevilaScorer(None, CPU, None).preprocessor.side == 224
 
 
 def lose(name):
@@ -570,7 +571,7 @@ def test_answers_are_refused(lavis):
 def test_without_lavis_or_its_parts_the_error_is_one_line(world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    make = partial(LavisSevilaScorer, str(world / "sevila_pretrained.pth"), CPU)
+    make = partial(LavisSevilaScorer, str(world / "sevila_pretrained.pth"), CPU, None)
     fails(make, "LAVIS cannot load")
     monkeypatch.setitem(sys.modules, "lavis.models", None)
     fails(make, "--backend lavis", "requirements-lavis.txt")

@@ -11,7 +11,6 @@ from transformers import AutoModel, AutoProcessor
 from transformers.utils import import_utils
 
 from aks.scorers.base import load_scorer
-from aks.scorers.siglip import SiglipScorer
 
 
 @pytest.fixture(scope="module")
@@ -115,10 +114,11 @@ def test_a_wrong_checkpoint_is_named(folders, tmp_path, damage):
     version, spoil, words = DAMAGES[damage]
     copy = shutil.copytree(folders[version], tmp_path / "copy")
     spoil(copy)
-    fails(lambda: SiglipScorer(str(copy)), copy, words)
+    fails(lambda: load_scorer("siglip", checkpoint=str(copy)), copy, words)
 
 
 def test_missing_packages_are_named(folders, monkeypatch):
     monkeypatch.setitem(import_utils.BACKENDS_MAPPING, "protobuf", (lambda: False, "{0}: no protobuf"))
-    fails(lambda: SiglipScorer(str(folders[1])), folders[1], "pip install sentencepiece protobuf")
-    SiglipScorer(str(folders[2]))  # needs neither
+    remedy = "pip install sentencepiece protobuf"
+    fails(lambda: load_scorer("siglip", checkpoint=str(folders[1])), folders[1], remedy)
+    load_scorer("siglip", checkpoint=str(folders[2]))  # needs neither

@@ -31,7 +31,7 @@ class LavisSevilaScorer(SevilaScorer):
 
     Args:
         checkpoint: ``sevila_pretrained.pth``, the file or a folder that holds it, or a whole model saved
-            here or on LAVIS; None for the published one.
+            from LAVIS; None for the published one.
         dtype: float32 or bfloat16 for all parts; None for the original's mix.
         t5_model: hub name or folder of Flan-T5-XL.
         truncation: ``paper`` or ``keep_prompt``, see :func:`aks.scorers.sevila.prompt_ids`.
@@ -39,10 +39,9 @@ class LavisSevilaScorer(SevilaScorer):
 
     def __init__(
         self,
-        checkpoint: str | None = None,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype | None = None,
-        *,
+        checkpoint: str | None,
+        device: torch.device,
+        dtype: torch.dtype | None,
         t5_model: str = DEFAULT_T5,
         truncation: str = "paper",
     ) -> None:
@@ -59,10 +58,6 @@ class LavisSevilaScorer(SevilaScorer):
         """The settings of every scorer, T5's name, each part's type, the truncation, and the backend."""
         own = {"t5_model": self.t5_model, **self._own_settings(), "backend": "lavis"}
         return {**Scorer.fingerprint(self), **own}
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """All weights under LAVIS's names."""
-        return self._model.state_dict()
 
     @torch.no_grad()
     def encode_frames(self, inputs: torch.Tensor) -> torch.Tensor:
