@@ -85,9 +85,9 @@ def main() -> None:
         title=f"Keyframes of {labels.dataset if labels.dataset != 'custom' else labels.path.name}",
         facts=_facts(labels, record, selected, budget),
         recall=_recall(labels, reported, budget),
-        notes=picture_notes(thumbnails, reported, _name_of, remedy) + _notes(reported, record, frame_path),
+        notes=picture_notes(thumbnails, reported, remedy) + _notes(reported, record, frame_path),
     )
-    write_page(args.output, summary, reported, thumbnails, _name_of)
+    write_page(args.output, summary, reported, thumbnails)
     print(
         f"wrote {args.output}: {len(reported)} questions, {len(thumbnails.by_frame)} pictures, "
         f"{args.output.stat().st_size / 1e6:.1f} MB"
@@ -95,10 +95,6 @@ def main() -> None:
     if thumbnails.failures:
         video, reason = next(iter(thumbnails.failures.items()))
         print(f"no pictures of {len(thumbnails.failures)} videos, such as {video}: {reason}")
-
-
-def _name_of(row: ReportedQuestion) -> str:
-    return row.question.video
 
 
 def _read_record(selection: Path, score_path: Path) -> dict[str, Any]:

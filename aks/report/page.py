@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,6 @@ def write_page(
     summary: Summary,
     reported: Sequence[ReportedQuestion],
     thumbnails: Thumbnails,
-    name_of: Callable[[ReportedQuestion], str],
 ) -> None:
     """Write the page.
 
@@ -68,7 +67,6 @@ def write_page(
         summary: the top of the page.
         reported: the questions, in their order.
         thumbnails: the keyframes' pictures.
-        name_of: a question's video as the page names it.
 
     Raises:
         UserError: the file cannot be written.
@@ -95,7 +93,6 @@ def write_page(
         behind=[(numbers[id(row)], row) for row in behind],
         rows=[(number, row) for number, row in enumerate(reported, 1)],
         view=lambda row: _view(row, thumbnails),
-        name_of=name_of,
         is_open=len(reported) <= MAX_OPEN,
         in_page=[picture for picture in thumbnails.by_frame.values() if picture.name],
         shows=_shows(reported),
@@ -104,14 +101,9 @@ def write_page(
     write_atomically(path, lambda target: stream.dump(str(target), "utf-8", "xmlcharrefreplace"))
 
 
-def picture_notes(
-    thumbnails: Thumbnails,
-    reported: Sequence[ReportedQuestion],
-    name_of: Callable[[ReportedQuestion], str],
-    remedy: str,
-) -> list[str]:
+def picture_notes(thumbnails: Thumbnails, reported: Sequence[ReportedQuestion], remedy: str) -> list[str]:
     """Which keyframes have no picture, and why; ``remedy`` is how to get those that were left out."""
-    notes, names = [], {row.video: name_of(row) for row in reported}
+    notes, names = [], {row.video: row.question.video for row in reported}
     longest = max((len(row.positions) for row in reported), default=0)
     if thumbnails.by_frame and thumbnails.per_question < longest:
         notes.append(f"pictures of {thumbnails.per_question} keyframes a question, the best ones; {remedy}")
