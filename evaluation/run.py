@@ -43,13 +43,15 @@ class ModelSpec:
 
     max_frames: int  # frames a question, in the paper
     frames_argument: str  # lmms-eval's name for it
-    checkpoints: tuple[
-        str, ...
-    ] = ()  # where its weights are looked for; none for a model that brings its own
+    checkpoints: tuple[str, ...] = ()  # folders of its weights; none for a model that brings its own
     model_args: tuple[str, ...] = ()  # other model arguments, as in the released scripts
     cpu_model_args: tuple[str, ...] = ()  # further ones without a GPU
     package: tuple[str, str] | None = None  # what must be importable, and the command that installs it
     flags: tuple[str, ...] = ()  # lmms-eval's
+
+    def find_checkpoint(self) -> str:
+        """The first of its folders that is there; the first of all where none is."""
+        return next(filter(os.path.exists, self.checkpoints), self.checkpoints[0])
 
 
 LLAVA = ModelSpec(
@@ -163,7 +165,7 @@ def parse_arguments(arguments: Sequence[str] | None = None, quiet: bool = False)
     if not model.checkpoints:  # small enough for one GPU, and not made to be spread
         args.gpus = min(args.gpus, 1)
     if not args.checkpoint and model.checkpoints:
-        args.checkpoint = next(filter(os.path.exists, model.checkpoints), model.checkpoints[0])
+        args.checkpoint = model.find_checkpoint()
     row = Path(args.model, f"{args.dataset}_{args.frames}_{args.max_frames}")
     args.output = Path(args.output or args.results / row)
     return args
