@@ -29,7 +29,7 @@ from aks.report.page import Summary, check_page, picture_notes, write_page
 from aks.report.questions import ReportedQuestion, report_question
 from aks.report.thumbnails import read_thumbnails
 from aks.score_lists import check_frame_numbers, infer_stride, read_candidate_times, read_scores
-from aks.selected_frames import read_lists
+from aks.selected_frames import check_count, file_beside, read_lists
 
 logger = logging.getLogger("aks.report")
 
@@ -103,8 +103,7 @@ def _read_record(selection: Path, score_path: Path) -> dict[str, Any]:
     Raises:
         UserError: the selection was made by other scores.
     """
-    path = selection.with_name("selection.json")
-    if selection.name != "selected_frames.json" or not path.exists():
+    if (path := file_beside(selection, "selection.json")) is None:
         return {}
     record = read_json(path)
     if not isinstance(record, dict):
@@ -138,11 +137,7 @@ def _read_run(
         UserError: the files do not belong together.
     """
     scores, frames = read_scores(score_path, frame_path)
-    if len(scores) != len(labels.questions):
-        raise errors.UserError(
-            f"{score_path} holds {len(scores)} questions and {labels.path} {len(labels.questions)}; "
-            "they must belong together"
-        )
+    check_count(score_path, scores, labels)
     times = read_candidate_times(frame_path, frames)
     rule = None
     if "strategy" in record and "max_num_frames" in record:
