@@ -94,7 +94,7 @@ def main() -> None:
         make_folder(folder, "--output")
         write_atomically(folder / "tables.md", lambda path: path.write_text(text, encoding="utf-8"))
         write_csv(folder / "tables.csv", COLUMNS, records)
-        write_atomically(folder / "tables.png", lambda path: plot(path, records))
+        plot(folder / "tables.png", records)
         print(f"\nwrote tables.md, tables.csv and tables.png to {folder}")
 
 
