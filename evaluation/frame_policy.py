@@ -8,7 +8,7 @@ with one line. Repairing it here would give lmms-eval an answer about other fram
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -198,8 +198,3 @@ def check_video(path: str | Path, frame_indices: np.ndarray | None) -> str | Non
     if frame_indices is not None and num_frames and frame_indices[-1] >= num_frames:
         return f"{path}: keyframe {frame_indices[-1]} lies beyond the video's {num_frames} frames"
     return None
-
-
-def count_below_budget(docs: Iterable[Mapping[str, Any]], budget: int) -> int:
-    """How many documents have fewer keyframes than the budget."""
-    return sum(len(parse_frame_idx(doc)) < budget for doc in docs)

@@ -26,7 +26,7 @@ from aks.video.codec_log import reset_decoder_globals
 from aks.video.reader import decord_differs
 from evaluation.answer_cache import AnswerCache, file_fingerprint
 from evaluation.errors import EvaluationError, question_id
-from evaluation.frame_policy import FramePolicy, check_video, count_below_budget
+from evaluation.frame_policy import FramePolicy, check_video, parse_frame_idx
 from evaluation.visual_tracker import MAX_PROBLEMS, VisualTracker, Watchdog, count_visuals
 
 SAVE_EVERY = 32  # questions; a killed evaluation loses the answers of so many at most
@@ -329,7 +329,7 @@ class KeyframeMixin:
             "strict": "they are shown as selected",
             "paper": f"they are shown {budget} uniform frames, as the released code does",
         }[self.policy.short_selection]
-        short = count_below_budget(docs, budget)
+        short = sum(len(parse_frame_idx(doc)) < budget for doc in docs)
         return f"keyframes, {budget} at most; {short} of {len(docs)} questions have fewer: {remedy}"
 
 
