@@ -27,7 +27,7 @@ from aks.arguments import ArgumentParser, at_least
 from aks.cli import add_dataset_flags
 from aks.comparison_tables import markdown, small_table
 from aks.console import progress
-from aks.evidence import TOLERANCES_S, evidence_in_seconds
+from aks.evidence import TOLERANCES_S, evidence_in_seconds, has_evidence
 from aks.jsonio import make_folder, write_atomically, write_csv
 from aks.labels import Question, load_labels
 from aks.plots import plot_budgets, plot_choices, plot_grid
@@ -187,11 +187,6 @@ def add_flags(parser: argparse.ArgumentParser, output: Path) -> None:
         "--picture", type=Path, help="draw a question's scores and each rule's choice to this PNG"
     )
     where.add_argument("--pictured", help="the question's id (default: the first with evidence)")
-
-
-def has_evidence(question: Question) -> bool:
-    """Whether the label says where the evidence is."""
-    return bool(question.evidence_times_s or question.evidence_frames)
 
 
 def check_flags(args: argparse.Namespace) -> None:

@@ -25,7 +25,7 @@ from aks.arguments import ArgumentParser, at_least
 from aks.bootstrap import VideoBootstrap
 from aks.cli import add_dataset_flags
 from aks.console import progress
-from aks.evidence import TOLERANCES_S, evidence_distances, found_within, group_order
+from aks.evidence import TOLERANCES_S, evidence_distances, found_within, group_order, has_evidence
 from aks.jsonio import make_folder, write_csv
 from aks.labels import LabelSet, Question, load_labels
 from aks.plots import plot_recall
@@ -213,7 +213,7 @@ def main() -> None:
     unknown = sum(
         not all(evidence_distances(question, rows[question.index]) for rows in selections.values())
         for question in labels.questions
-        if question.evidence_frames or question.evidence_times_s
+        if has_evidence(question)
     )
     if unknown:
         print(f"{unknown} questions left out: too few frames to tell the stride; give --frame_path")

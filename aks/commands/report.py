@@ -22,6 +22,7 @@ from aks import errors
 from aks.arguments import ArgumentParser, at_least
 from aks.cli import add_dataset_flags, add_log_flags
 from aks.console import configure_logging, progress
+from aks.evidence import has_evidence
 from aks.jsonio import read_json
 from aks.labels import LabelSet, load_labels
 from aks.recall import Recall, recall_table
@@ -184,7 +185,7 @@ def _facts(
         settings = [f"{name} {record[name]}" for name in SETTINGS if name in record]
         settings += [f"{name} {value}" for name, value in (record.get("options") or {}).items()]
         facts["rule"] = f"{record['strategy']} ({', '.join(settings)})"
-    if places := sum(bool(q.evidence_frames or q.evidence_times_s) for q in labels.questions):
+    if places := sum(map(has_evidence, labels.questions)):
         facts["questions with evidence"] = f"{places:,}"
     return facts
 
