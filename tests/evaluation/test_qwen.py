@@ -300,14 +300,11 @@ def test_pictures_reach_the_model_in_their_order(qwen, kind, use_topk, assets, l
 # What the processor and the model learn of the frames
 
 
-def qwen_video(
-    path: Path, frame_indices: list[int] | None = None, uniform_count: int | None = None
-) -> KeyframePath:
+def qwen_video(path: Path, frames: list[int] | int | None = None) -> KeyframePath:
     """A path as our models hand it to qwen-vl-utils."""
     video = KeyframePath(path)
     video.doc, video.patch_size = {"id": "q7"}, 14
-    video.frame_indices = None if frame_indices is None else np.array(frame_indices)
-    video.uniform_count = uniform_count
+    video.frames = np.array(frames) if isinstance(frames, list) else frames
     return video
 
 
@@ -353,7 +350,7 @@ def test_metadata_have_the_form_of_upstreams(assets):
 def test_refilled_frames_have_their_own_numbers_in_the_metadata(assets):
     wrap_readers()
 
-    (frames, metadata), _ = process(qwen_video(assets / "videos/few.mp4", uniform_count=8), metadata=True)
+    (frames, metadata), _ = process(qwen_video(assets / "videos/few.mp4", 8), metadata=True)
 
     assert read_frame_indices(frames) == metadata["frames_indices"] == linspace("few.mp4")
 
