@@ -54,11 +54,7 @@ class ModelSpec:
         return next(filter(os.path.exists, self.checkpoints), self.checkpoints[0])
 
 
-LLAVA = ModelSpec(
-    max_frames=32,
-    frames_argument="max_frames_num",
-    cpu_model_args=("device_map=auto",),
-)
+LLAVA = ModelSpec(max_frames=32, frames_argument="max_frames_num", cpu_model_args=("device_map=auto",))
 QWEN = ModelSpec(
     max_frames=32,
     frames_argument="max_num_frames",
@@ -241,9 +237,11 @@ def lmms_eval_command(args: argparse.Namespace, model: ModelSpec, selection: Sel
             f"frames_digest=sha256-{selection.sha256[:16]}",
         ]
     if not args.gpus:
-        model_args = last_value_wins([*model_args, *model.cpu_model_args])
+        model_args += model.cpu_model_args
     if args.model_args:
-        model_args = last_value_wins([*model_args, *args.model_args.split(",")])
+        model_args += args.model_args.split(",")
+    # A later argument replaces an earlier one of the same name.
+    model_args = list({argument.split("=", 1)[0]: argument for argument in model_args}.values())
     launcher = [sys.executable, "-m"]
     if args.gpus > 1:
         launcher += ["accelerate.commands.launch", "--num_processes", str(args.gpus), "--multi_gpu"]
@@ -251,24 +249,13 @@ def lmms_eval_command(args: argparse.Namespace, model: ModelSpec, selection: Sel
     return [
         *launcher,
         "lmms_eval",
-        *(
-            "--model",
-            args.model,
-            "--model_args",
-            ",".join(model_args),
-            "--tasks",
-            DATASET_TASKS[args.dataset],
-        ),
+        *("--model", args.model, "--model_args", ",".join(model_args)),
+        *("--tasks", DATASET_TASKS[args.dataset]),
         *("--include_path", str(ROOT / "datasets"), "--batch_size", "1", *model.flags),
         *("--log_samples", "--log_samples_suffix", args.model, "--output_path", str(args.output)),
         *(("--limit", str(args.limit)) if args.limit else ()),
         *(() if args.gpus and model.checkpoints else ("--device", "cuda" if args.gpus else "cpu")),
     ]
-
-
-def last_value_wins(arguments: list[str]) -> list[str]:
-    """name=value arguments, of which a later one replaces an earlier one of the same name."""
-    return list({argument.split("=", 1)[0]: argument for argument in arguments}.values())
 
 
 if __name__ == "__main__":

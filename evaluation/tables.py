@@ -39,17 +39,8 @@ from evaluation.significance import (
 
 PUBLISHED = Path(__file__).with_name("published.json")
 COLUMNS = (
-    *(
-        "table",
-        "model",
-        "implementation",
-        "checkpoint",
-        "frames",
-        "short_selection",
-        "benchmark",
-        "grouping",
-        "group",
-    ),
+    *("table", "model", "implementation", "checkpoint", "frames", "short_selection"),
+    *("benchmark", "grouping", "group"),
     *("n_uniform", "n_aks", "uniform", "aks", "difference", "low", "high", "resampled"),
     *("published_uniform", "published_aks", "uniform_minus_published", "aks_minus_published"),
     *("scoring", "uniform_oct2024", "aks_oct2024"),
