@@ -27,7 +27,7 @@ from aks.video.reader import decord_differs
 from evaluation.answer_cache import AnswerCache, file_fingerprint
 from evaluation.errors import EvaluationError, question_id
 from evaluation.frame_policy import FramePolicy, check_video, parse_frame_idx
-from evaluation.visual_tracker import MAX_PROBLEMS, VisualTracker, Watchdog, count_visuals
+from evaluation.visual_tracker import MAX_PROBLEMS, VisualTracker, count_visuals, watchdog
 
 SAVE_EVERY = 32  # questions; a killed evaluation loses the answers of so many at most
 HEADER_TIMEOUT_S = 60.0  # for a look at a video's header
@@ -267,7 +267,7 @@ class KeyframeMixin:
                 continue  # the task decodes them itself, and ends the evaluation where it cannot
             for visual in self.visuals_in(load(doc)):
                 limit = self._video_timeout or HEADER_TIMEOUT_S
-                with Watchdog(limit, f"{visual}: reading its header takes longer than {limit:g} s"):
+                with watchdog(limit, f"{visual}: reading its header takes longer than {limit:g} s"):
                     if problem := self.check_video(visual, keyframes):
                         problems[problem] = None
                     elif isinstance(visual, str):
