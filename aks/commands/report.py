@@ -111,8 +111,7 @@ def _read_record(selection: Path, score_path: Path) -> dict[str, Any]:
         raise errors.UserError(f"{path}: holds no record of a selection; run frame_select.py again")
     if digest := record.get("scores_sha256"):
         try:
-            with score_path.open("rb") as file:
-                is_same = hashlib.file_digest(file, "sha256").hexdigest() == digest
+            is_same = hashlib.sha256(score_path.read_bytes()).hexdigest() == digest
         except OSError as error:
             raise errors.UserError(
                 f"{score_path}: cannot be read: {error.strerror}; --score_path names the scores"

@@ -95,7 +95,12 @@ def write_page(
         view=lambda row: _view(row, thumbnails),
         is_open=len(reported) <= MAX_OPEN,
         in_page=[picture for picture in thumbnails.by_frame.values() if picture.name],
-        shows=_shows(reported),
+        shows={  # marks, for the legend
+            "evidence": any(row.evidence_s for row in reported),
+            "segments": any(row.segments_s for row in reported),
+            "uniform": any(len(row.uniform_s) for row in reported),
+            "near": any(row.is_near.any() for row in reported),
+        },
     )
     # A name that is no text, such as a file's of other bytes, must not stop the page.
     write_atomically(path, lambda target: stream.dump(str(target), "utf-8", "xmlcharrefreplace"))
@@ -123,16 +128,6 @@ def clock(seconds: float) -> str:
     '1:01:15.2'
     """
     return format_time(round(seconds, 1))[:-2]
-
-
-def _shows(reported: Sequence[ReportedQuestion]) -> dict[str, bool]:
-    """Which marks the page has, for its legend."""
-    return {
-        "evidence": any(row.evidence_s for row in reported),
-        "segments": any(row.segments_s for row in reported),
-        "uniform": any(len(row.uniform_s) for row in reported),
-        "near": any(row.is_near.any() for row in reported),
-    }
 
 
 def _view(row: ReportedQuestion, thumbnails: Thumbnails) -> dict[str, Any]:
