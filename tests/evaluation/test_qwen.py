@@ -19,6 +19,9 @@ import numpy as np
 import pytest
 import torch
 from evaluation_setup import (
+    KEYFRAMES,
+    QUESTIONS,
+    VIDEOS,
     change_entry,
     corrupt,
     fail_second,
@@ -69,15 +72,6 @@ from evaluation.qwen2_load_video import KeyframePath, wrap_readers
 BUDGET = 8
 FRAMES = {"long.mp4": 1100, "short.mp4": 150, "few.mp4": 5}
 FPS = {"long.mp4": 30, "short.mp4": 24, "few.mp4": 30}
-QUESTIONS = {  # video and keyframes of each
-    0: ("long.mp4", [0, 31, 257, 512, 600, 601, 1023, 1099]),
-    1: ("long.mp4", [1, 2, 3, 5, 8, 13, 21, 34]),
-    2: ("short.mp4", [149]),
-    3: ("long.mp4", [7, 300, 1000]),
-    4: ("few.mp4", [0, 1, 2, 3, 4]),
-}
-VIDEOS = [video for video, _ in QUESTIONS.values()]
-KEYFRAMES = [keyframes for _, keyframes in QUESTIONS.values()]
 TASK = "longvideobench_val_v_aks"
 READERS = sorted(upstream_readers())
 
