@@ -104,6 +104,16 @@ def add_scorer_flags(parser: argparse._ActionsContainer, model: str, device: str
     )
 
 
+def add_own_scorer_flags(
+    parser: argparse.ArgumentParser,
+    title: str = "scorer, as of feature_extract.py (default: conse, without a download)",
+) -> None:
+    """Add the scorer's flags for one's own videos: by default conse, on a GPU if there is one."""
+    scorer = parser.add_argument_group(title)
+    add_scorer_flags(scorer, "conse", None)
+    scorer.add_argument("--blip_head", help="blip: itm (default, the paper's) or itc")
+
+
 def add_worker_flags(parser: argparse._ActionsContainer) -> None:
     """Add the flags for decoding processes and their time limit."""
     parser.add_argument(

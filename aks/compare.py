@@ -27,13 +27,13 @@ from aks.arguments import ArgumentParser, at_least
 from aks.cli import add_dataset_flags
 from aks.comparison_tables import markdown, small_table
 from aks.console import progress
-from aks.evidence import TOLERANCES_S, evidence_in_seconds
+from aks.evidence import TOLERANCES_S, evidence_in_seconds, has_evidence
 from aks.jsonio import make_folder, write_atomically, write_csv
 from aks.labels import Question, load_labels
 from aks.plots import plot_budgets, plot_choices, plot_grid
 from aks.quality import compare, groupings_of, measure_all
 from aks.score_lists import infer_stride, read_candidate_times, read_scores
-from aks.selected_frames import SelectedFrames
+from aks.selected_frames import SelectedFrames, check_count
 from aks.selection import STRATEGIES, needs_features, select_positions
 
 BUDGETS = (8, 16, 32, 64)
@@ -109,11 +109,7 @@ def read_case(args: argparse.Namespace) -> Case:
     labels = load_labels(args.dataset_name, args.dataset_path, args.label_file)
     frame_path = args.frame_path or args.score_path.with_name("frames.json")
     scores, frames = read_scores(args.score_path, frame_path)
-    if len(scores) != len(labels.questions):
-        raise errors.UserError(
-            f"{args.score_path} holds {len(scores)} questions and {labels.path} {len(labels.questions)}; "
-            "they must belong together"
-        )
+    check_count(args.score_path, scores, labels)
     times = read_candidate_times(frame_path, frames)
     if times is None:  # one candidate a second
         times = [row / (infer_stride(row) or np.nan) for row in frames]
@@ -191,11 +187,6 @@ def add_flags(parser: argparse.ArgumentParser, output: Path) -> None:
         "--picture", type=Path, help="draw a question's scores and each rule's choice to this PNG"
     )
     where.add_argument("--pictured", help="the question's id (default: the first with evidence)")
-
-
-def has_evidence(question: Question) -> bool:
-    """Whether the label says where the evidence is."""
-    return bool(question.evidence_times_s or question.evidence_frames)
 
 
 def check_flags(args: argparse.Namespace) -> None:

@@ -21,6 +21,11 @@ def distances(selected: Sequence[float] | np.ndarray, evidence: Sequence[tuple[f
     return np.maximum(0, np.maximum(first - positions, positions - last))
 
 
+def has_evidence(question: Question) -> bool:
+    """Whether the label says where the evidence is."""
+    return bool(question.evidence_times_s or question.evidence_frames)
+
+
 def evidence_distances(question: Question, selected: SelectedFrames) -> Pairs:
     """Distances (pieces, frames) of the evidence in frames, and of that in seconds, with units a second.
 

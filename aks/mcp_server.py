@@ -87,9 +87,8 @@ class VideoFolders:
                 this says the same, so that nobody learns what exists there.
         """
         for root in self._roots:
-            with contextlib.suppress(
-                OSError, ValueError, RuntimeError
-            ):  # not there; no path; a loop of links
+            # Not there; no path; a loop of links.
+            with contextlib.suppress(OSError, ValueError, RuntimeError):
                 path = (root / name).resolve(strict=True)
                 if self._may_be_read(path):
                     return path
@@ -196,11 +195,8 @@ class KeyframeTool:
             on_progress=on_progress,
             **self._settings,
         )
-        jpegs = _jpegs(
-            path,
-            [keyframe.frame_index for found in results for keyframe in found.keyframes],
-            self._longest_side,
-        )
+        frame_indices = [keyframe.frame_index for found in results for keyframe in found.keyframes]
+        jpegs = _jpegs(path, frame_indices, self._longest_side)
         content: list[types.ContentBlock] = [
             types.TextContent(text=f"{given.video}, {format_time(info.duration_s)} long")
         ]

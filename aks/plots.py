@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from aks.errors import UserError
 from aks.evidence import distances, evidence_distances, found_within, group_order
 from aks.jsonio import write_atomically
 from aks.labels import LabelSet
@@ -20,33 +21,34 @@ CURVE_S = np.linspace(0, 10, 41)  # tolerances in seconds
 
 
 @contextlib.contextmanager
-def drawing(path: Path, num_panels: int, width: float = 3.5, height: float = 3.4) -> Iterator[np.ndarray]:
-    """Axes (num_panels,) side by side; the figure is written at the end of the block.
+def drawing(path: Path, dpi: int = 110, **layout: Any) -> Iterator[np.ndarray]:
+    """Axes (rows, columns); the figure is written at the end of the block.
+
+    Args:
+        path: the new file.
+        dpi: dots per inch.
+        layout: of matplotlib's ``subplots``.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: it cannot be written, or matplotlib is not installed.
     """
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError:
+        raise UserError("the plot needs matplotlib; run: pip install -r requirements.txt") from None
     matplotlib.use("Agg")  # draws without a screen
     import matplotlib.pyplot as plt
 
-    with plt.rc_context({"text.parse_math": False}):
-        size = (1 + width * num_panels, height)
-        figure, axes = plt.subplots(1, num_panels, figsize=size, squeeze=False, layout="constrained")
+    with plt.rc_context({"text.parse_math": False}):  # a name may hold dollar signs
+        figure, axes = plt.subplots(squeeze=False, layout="constrained", **layout)
         try:
-            yield axes[0]
-            write_atomically(path, lambda target: figure.savefig(target, dpi=110))
+            yield axes
+            write_atomically(path, lambda target: figure.savefig(target, dpi=dpi))
         finally:
             plt.close(figure)
 
 
-def plot_recall(
-    path: Path,
-    labels: LabelSet,
-    selections: Mapping[str, Sequence[SelectedFrames]],
-    tolerances_s: np.ndarray = CURVE_S,
-) -> None:
+def plot_recall(path: Path, labels: LabelSet, selections: Mapping[str, Sequence[SelectedFrames]]) -> None:
     """Draw recall against tolerance, of questions that all can be measured on: a panel a group."""
     asked = [
         question
@@ -54,16 +56,16 @@ def plot_recall(
         if all(evidence_distances(question, rows[question.index]) for rows in selections.values())
     ]
     groups = sorted({question.group for question in asked}, key=group_order)
-    with drawing(path, len(groups)) as axes:
+    with drawing(path, ncols=len(groups), figsize=(1 + 3.5 * len(groups), 3.4)) as (axes,):
         for axis, group in zip(axes, groups, strict=True):
             members = [question for question in asked if question.group == group]
             for name, rows in selections.items():
                 pairs = [evidence_distances(question, rows[question.index]) for question in members]
                 curve = [
                     np.mean([found_within(pair, tolerance_s).mean() for pair in pairs])
-                    for tolerance_s in tolerances_s
+                    for tolerance_s in CURVE_S
                 ]
-                axis.plot(tolerances_s, curve, label=name)
+                axis.plot(CURVE_S, curve, label=name)
             axis.set_title(f"{group} ({len(members)} questions)", fontsize=10)
             axis.set_xlabel("tolerance (s)")
             axis.grid(color="0.92")
@@ -82,7 +84,7 @@ def plot_budgets(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     overall = [r for r in records if r["grouping"] == "all" and r["measure"].startswith("recall")]
     measures = list(dict.fromkeys(record["measure"] for record in overall))
     rules = list(dict.fromkeys(record["selection"] for record in overall))
-    with drawing(path, len(measures), height=4.2) as axes:
+    with drawing(path, ncols=len(measures), figsize=(1 + 3.5 * len(measures), 4.2)) as (axes,):
         for axis, measure in zip(axes, measures, strict=True):
             for number, rule in enumerate(rules):
                 points = sorted(
@@ -119,7 +121,7 @@ def plot_grid(
         thresholds: the columns.
         number: format of a value, such as ``{:.1f}``.
     """
-    with drawing(path, len(panels), width=4) as axes:
+    with drawing(path, ncols=len(panels), figsize=(1 + 4 * len(panels), 3.4)) as (axes,):
         for axis, (title, values) in zip(axes, panels.items(), strict=True):
             known = values[np.isfinite(values)]
             low, high = (known.min(), known.max()) if len(known) else (0, 1)
@@ -157,19 +159,14 @@ def plot_choices(
         evidence_s: (first, last) seconds of each place, at least one.
         chosen: by rule the positions of its frames among the candidates.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    with plt.rc_context({"text.parse_math": False}):
-        figure, (curve, rows) = plt.subplots(
-            *(2, 1),
-            figsize=(11, 2.6 + 0.2 * len(chosen)),
-            sharex=True,
-            height_ratios=[2, 0.2 * len(chosen)],
-            layout="constrained",
-        )
+    with drawing(
+        path,
+        dpi=100,
+        nrows=2,
+        figsize=(11, 2.6 + 0.2 * len(chosen)),
+        sharex=True,
+        height_ratios=[2, 0.2 * len(chosen)],
+    ) as ((curve,), (rows,)):
         for axis in (curve, rows):
             for first, last in evidence_s:
                 axis.axvspan(first - HIT_S, last + HIT_S, color="tab:green", alpha=0.4, lw=0)
@@ -185,6 +182,3 @@ def plot_choices(
         rows.invert_yaxis()
         rows.set_xlabel("time (s)")
         rows.margins(x=0.01)
-
-        write_atomically(path, lambda target: figure.savefig(target, dpi=100))
-    plt.close(figure)

@@ -25,9 +25,9 @@ from aks.arguments import ArgumentParser, at_least
 from aks.bootstrap import VideoBootstrap
 from aks.cli import add_dataset_flags
 from aks.console import progress
-from aks.evidence import TOLERANCES_S, evidence_distances, found_within, group_order
+from aks.evidence import TOLERANCES_S, evidence_distances, found_within, group_order, has_evidence
 from aks.jsonio import make_folder, write_csv
-from aks.labels import LabelSet, Question, load_labels
+from aks.labels import Question, load_labels
 from aks.plots import plot_recall
 from aks.redundancy import measure_redundancy
 from aks.selected_frames import (
@@ -39,6 +39,7 @@ from aks.selected_frames import (
 )
 
 UNIFORM = "uniform"
+MEASURES = ("recall", "all places", "precision", "largest gap", "evenness")  # in the order of the table
 
 
 def gaps_of(times_s: np.ndarray, duration_s: float) -> np.ndarray:
@@ -87,9 +88,6 @@ def measure_all(
         names, key=lambda name: [k for k, prefix in enumerate(MEASURES) if name.startswith(prefix)]
     )
     return {name: np.array([row.get(name, np.nan) for row in rows]) for name in order}
-
-
-MEASURES = ("recall", "all places", "precision", "largest gap", "evenness")
 
 
 def groupings_of(questions: Sequence[Question]) -> dict[str, list[str]]:
@@ -213,7 +211,7 @@ def main() -> None:
     unknown = sum(
         not all(evidence_distances(question, rows[question.index]) for rows in selections.values())
         for question in labels.questions
-        if question.evidence_frames or question.evidence_times_s
+        if has_evidence(question)
     )
     if unknown:
         print(f"{unknown} questions left out: too few frames to tell the stride; give --frame_path")
@@ -244,20 +242,10 @@ def main() -> None:
         raise errors.UserError(f"{labels.path}: nothing can be measured without strides; give --frame_path")
     print(format_records(records, reference))
     if args.output:
-        write_files(args.output, records, labels, selections)
-
-
-def write_files(
-    folder: Path,
-    records: Sequence[dict[str, Any]],
-    labels: LabelSet,
-    selections: dict[str, list[SelectedFrames]],
-) -> None:
-    """Write quality.csv, and recall.png where there is evidence."""
-    make_folder(folder, "--output")
-    write_csv(folder / "quality.csv", max(records, key=len), records)
-    if any(record["measure"].startswith("recall") for record in records):
-        plot_recall(folder / "recall.png", labels, selections)
+        make_folder(args.output, "--output")
+        write_csv(args.output / "quality.csv", max(records, key=len), records)
+        if any(record["measure"].startswith("recall") for record in records):
+            plot_recall(args.output / "recall.png", labels, selections)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import numpy as np
 from aks import errors
 from aks.arguments import ArgumentParser, at_least
 from aks.cli import add_dataset_flags
-from aks.evidence import TOLERANCES_S, Pairs, evidence_distances, found_within, group_order
+from aks.evidence import TOLERANCES_S, Pairs, evidence_distances, found_within, group_order, has_evidence
 from aks.jsonio import write_json
 from aks.labels import Question, load_labels
 from aks.score_lists import check_frame_numbers, infer_stride
@@ -78,7 +78,7 @@ def recall_table(
     by_group: dict[str, list[tuple[Pairs, Pairs]]] = {}
     unknown = 0
     for question in questions:
-        if not question.evidence_frames and not question.evidence_times_s:
+        if not has_evidence(question):
             continue
         if question.evidence_times_s and times_s is None:
             raise ValueError("evidence in seconds needs the selected frames' times")

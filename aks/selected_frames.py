@@ -58,8 +58,7 @@ def read_strides(frame_path: str | None, selection: Path, labels: LabelSet) -> l
     if frame_path:
         path = Path(frame_path)
         return [infer_stride(row) for row in check_frame_numbers(path, read_lists(path, labels))]
-    record = selection.with_name("selection.json")
-    if selection.name != "selected_frames.json" or not record.exists():
+    if (record := file_beside(selection, "selection.json")) is None:
         return None
     content = read_json(record)
     strides = content.get("strides") if isinstance(content, dict) else None
@@ -71,14 +70,19 @@ def read_strides(frame_path: str | None, selection: Path, labels: LabelSet) -> l
     return strides
 
 
+def file_beside(selection: Path, name: str) -> Path | None:
+    """A file that frame_select.py left beside a selection; None for a selection from elsewhere."""
+    path = selection.with_name(name)
+    return path if selection.name == "selected_frames.json" and path.exists() else None
+
+
 def read_times(path: Path, labels: LabelSet, frames: list[np.ndarray]) -> list[np.ndarray] | None:
     """The selected frames' times in seconds, where frame_select.py left them beside the selection.
 
     Raises:
         UserError: they do not fit the labels or the frames.
     """
-    times_path = path.with_name("selected_times.json")
-    if path.name != "selected_frames.json" or not times_path.exists():
+    if (times_path := file_beside(path, "selected_times.json")) is None:
         return None
     times = read_lists(times_path, labels)
     if [len(row) for row in times] != [len(row) for row in frames]:
@@ -93,12 +97,21 @@ def read_lists(path: Path, labels: LabelSet) -> list[np.ndarray]:
         UserError: it is missing or broken, or holds more or fewer.
     """
     rows = read_number_lists(path)
+    check_count(path, rows, labels)
+    return rows
+
+
+def check_count(path: Path, rows: Sequence[np.ndarray], labels: LabelSet) -> None:
+    """Refuse a file whose lists are not as many as the questions of the labels.
+
+    Raises:
+        UserError: names both files.
+    """
     if len(rows) != len(labels.questions):
         raise errors.UserError(
             f"{path} holds {len(rows)} questions and {labels.path} {len(labels.questions)}; "
             "they must belong together"
         )
-    return rows
 
 
 def with_strides(rows: Sequence[SelectedFrames], strides: Sequence[int]) -> list[SelectedFrames]:

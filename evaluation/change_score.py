@@ -27,6 +27,7 @@ from aks.errors import UserError
 from aks.jsonio import read_json, write_json
 from aks.labels import DATASETS, LabelSet, load_labels
 from aks.score_lists import read_number_lists
+from aks.selected_frames import file_beside
 
 MERGED_LABELS = "include_frame_idx.json"
 
@@ -106,8 +107,7 @@ def read_selection(path: Path, labels: LabelSet, budget: int | None = None) -> S
 
 def load_record(selection: Path) -> Mapping[str, Any]:
     """frame_select.py's record of this selection; empty where the selection comes from elsewhere."""
-    path = selection.with_name("selection.json")
-    if selection.name != "selected_frames.json" or not path.exists():
+    if (path := file_beside(selection, "selection.json")) is None:
         return {}
     record = read_json(path)
     if not isinstance(record, dict):

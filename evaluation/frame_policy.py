@@ -8,7 +8,7 @@ with one line. Repairing it here would give lmms-eval an answer about other fram
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,23 +90,28 @@ class FramePolicy:
         """Whether ``short_selection=paper`` replaces this document's selection by uniform frames."""
         return self.use_topk and self.short_selection == "paper" and len(parse_frame_idx(doc)) < self.budget
 
+    def frames_to_read(self, doc: Mapping[str, Any]) -> np.ndarray | int | None:
+        """What :func:`read_frames` shows: keyframes, or a number of uniform frames in place of too few.
+
+        None where upstream chooses uniform frames.
+        """
+        frame_indices = self.keyframes(doc)
+        return self.budget if self.uses_uniform_fallback(doc) else frame_indices
+
 
 class KeyframePath(str):
     """A video's path that knows which question it is for and which frames to show."""
 
     doc: Mapping[str, Any]  # the question
-    frame_indices: np.ndarray | None  # (n,) int64; None for uniform frames
-    # That many uniform frames in place of a short selection; None for upstream's own.
-    uniform_count: int | None
+    frames: np.ndarray | int | None  # as of FramePolicy.frames_to_read
     patch_size: int  # side of an image patch in pixels; Qwen's pixel budget counts it
     num_read = 0  # frames that this project's reader has handed to the model
 
     @classmethod
-    def of(cls, path: str, doc: Mapping[str, Any], policy: FramePolicy) -> KeyframePath:
+    def of(cls, path: str, doc: Mapping[str, Any], policy: FramePolicy, patch_size: int = 0) -> KeyframePath:
         """The path with what the policy shows of it."""
         video = cls(path)
-        video.doc, video.frame_indices = doc, policy.keyframes(doc)
-        video.uniform_count = policy.budget if policy.uses_uniform_fallback(doc) else None
+        video.doc, video.frames, video.patch_size = doc, policy.frames_to_read(doc), patch_size
         return video
 
     @property
@@ -198,8 +203,3 @@ def check_video(path: str | Path, frame_indices: np.ndarray | None) -> str | Non
     if frame_indices is not None and num_frames and frame_indices[-1] >= num_frames:
         return f"{path}: keyframe {frame_indices[-1]} lies beyond the video's {num_frames} frames"
     return None
-
-
-def count_below_budget(docs: Iterable[Mapping[str, Any]], budget: int) -> int:
-    """How many documents have fewer keyframes than the budget."""
-    return sum(len(parse_frame_idx(doc)) < budget for doc in docs)

@@ -78,8 +78,7 @@ class InternVL(ChatKeyframes, import_model("internvl_hf", "chat").InternVLHf):
         def choose(video: Video) -> np.ndarray:
             return sample_indices_fn(metadata=VideoMetadata(video.num_frames, video.fps)).numpy()
 
-        frames = path.uniform_count if path.frame_indices is None else path.frame_indices
-        decoded, video = read_frames(str(path), choose if frames is None else frames, path.doc)
+        decoded, video = read_frames(str(path), choose if path.frames is None else path.frames, path.doc)
         path.num_read = len(decoded.pixels)
         metadata = VideoMetadata(
             video.num_frames,

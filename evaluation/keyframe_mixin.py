@@ -26,8 +26,8 @@ from aks.video.codec_log import reset_decoder_globals
 from aks.video.reader import decord_differs
 from evaluation.answer_cache import AnswerCache, file_fingerprint
 from evaluation.errors import EvaluationError, question_id
-from evaluation.frame_policy import FramePolicy, check_video, count_below_budget
-from evaluation.visual_tracker import MAX_PROBLEMS, VisualTracker, Watchdog, count_visuals
+from evaluation.frame_policy import FramePolicy, check_video, parse_frame_idx
+from evaluation.visual_tracker import MAX_PROBLEMS, VisualTracker, count_visuals, watchdog
 
 SAVE_EVERY = 32  # questions; a killed evaluation loses the answers of so many at most
 HEADER_TIMEOUT_S = 60.0  # for a look at a video's header
@@ -267,7 +267,7 @@ class KeyframeMixin:
                 continue  # the task decodes them itself, and ends the evaluation where it cannot
             for visual in self.visuals_in(load(doc)):
                 limit = self._video_timeout or HEADER_TIMEOUT_S
-                with Watchdog(limit, f"{visual}: reading its header takes longer than {limit:g} s"):
+                with watchdog(limit, f"{visual}: reading its header takes longer than {limit:g} s"):
                     if problem := self.check_video(visual, keyframes):
                         problems[problem] = None
                     elif isinstance(visual, str):
@@ -329,7 +329,7 @@ class KeyframeMixin:
             "strict": "they are shown as selected",
             "paper": f"they are shown {budget} uniform frames, as the released code does",
         }[self.policy.short_selection]
-        short = count_below_budget(docs, budget)
+        short = sum(len(parse_frame_idx(doc)) < budget for doc in docs)
         return f"keyframes, {budget} at most; {short} of {len(docs)} questions have fewer: {remedy}"
 
 

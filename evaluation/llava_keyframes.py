@@ -10,7 +10,7 @@ from aks.errors import UserError
 from evaluation.errors import EvaluationError
 from evaluation.keyframe_mixin import KeyframeMixin
 from evaluation.llava_implementation import NEXT, TRANSFORMERS, choose
-from evaluation.mm_utils import model_name_for, require_decord
+from evaluation.mm_utils import model_name_for
 
 
 class LlavaKeyframes(KeyframeMixin):
@@ -56,7 +56,9 @@ class LlavaKeyframes(KeyframeMixin):
 
     def validate_model_args(self, arguments: dict[str, Any]) -> None:
         """Refuse decode backends that sample on their own, and on transformers prompts of other models."""
-        require_decord(arguments)
+        backend = arguments.get("video_decode_backend", "decord")
+        if backend != "decord":
+            raise EvaluationError(f"model argument video_decode_backend={backend}: only decord is supported")
         if choose() == TRANSFORMERS:
             from evaluation.llava_on_transformers.prompts import conv_templates
 

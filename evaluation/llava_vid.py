@@ -47,13 +47,9 @@ class LlavaVid(LlavaKeyframes, upstream.LlavaVid):
         self, video_path: str, max_frames_num: int, fps: int, force_sample: bool = False
     ) -> tuple[np.ndarray, str, float]:
         """Frames (n, height, width, 3) uint8, their times as text, the video's length in seconds."""
-        shown: np.ndarray | int | None = self.policy.keyframes(self.document)
+        shown = self.policy.frames_to_read(self.document)
         if shown is None:
-            if not self.policy.uses_uniform_fallback(self.document):
-                return self.load_uniform_frames(
-                    super().load_video, video_path, max_frames_num, fps, force_sample
-                )
-            shown = max_frames_num
+            return self.load_uniform_frames(super().load_video, video_path, max_frames_num, fps, force_sample)
         frames, video = read_frames(video_path, shown, self.document)
         times = ",".join(f"{time_s:.2f}s" for time_s in frames.times_s)
         return frames.pixels, times, video.num_frames / video.fps

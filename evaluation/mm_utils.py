@@ -14,7 +14,6 @@ if __name__.startswith("llava."):
     )
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +56,6 @@ class StopOnKeywords(StoppingCriteria):
         """Whether the tokens generated so far, (1, n), end with a keyword."""
         tokens = output_ids[0].cpu()
         return any(torch.equal(tokens[-len(ids) :], ids) for ids in self.keywords)
-
-
-def require_decord(arguments: Mapping[str, Any]) -> None:
-    """Raise EvaluationError for another ``video_decode_backend`` than decord, upstream's default."""
-    backend = arguments.get("video_decode_backend", "decord")
-    if backend != "decord":
-        raise EvaluationError(f"model argument video_decode_backend={backend}: only decord is supported")
 
 
 def model_name_for(pretrained: str) -> str:

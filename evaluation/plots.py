@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from aks.errors import UserError
+from aks.plots import drawing
 
 MAX_GROUPS = 40  # a comparison, all questions included; more would make the picture too tall
 RUN_STYLES = {"uniform": ("0.45", "uniform frames"), "aks": ("tab:blue", "AKS")}
@@ -24,15 +24,8 @@ def plot(path: Path, records: Sequence[dict[str, Any]]) -> None:
         records: the tables' records, see ``tables.py``.
 
     Raises:
-        UserError: matplotlib is not installed.
+        UserError: it cannot be written, or matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        raise UserError("the plot needs matplotlib; run: pip install -r requirements.txt") from None
-    matplotlib.use("Agg")  # draws without a screen
-    import matplotlib.pyplot as plt
-
     panels: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         if record["table"] == "group":
@@ -42,15 +35,13 @@ def plot(path: Path, records: Sequence[dict[str, Any]]) -> None:
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     tallest = min(MAX_GROUPS, max(map(len, panels.values())))
-    with plt.rc_context({"text.parse_math": False}):  # a group's name may hold dollar signs
-        figure, axes = plt.subplots(
-            rows,
-            2 * columns,
-            figsize=(8 * columns, 0.7 + rows * (1.2 + 0.4 * tallest)),
-            width_ratios=[3, 2] * columns,
-            squeeze=False,
-            layout="constrained",
-        )
+    with drawing(
+        path,
+        nrows=rows,
+        ncols=2 * columns,
+        figsize=(8 * columns, 0.7 + rows * (1.2 + 0.4 * tallest)),
+        width_ratios=[3, 2] * columns,
+    ) as axes:
         pairs = axes.reshape(-1, 2)
         for (left, right), (title, groups) in zip(pairs, panels.items(), strict=False):
             published = paper.get(title, {})
@@ -62,9 +53,9 @@ def plot(path: Path, records: Sequence[dict[str, Any]]) -> None:
             axis.set_axis_off()
         entries = [axis.get_legend_handles_labels() for axis in axes.flat]
         legend = {text: handle for entry in entries for handle, text in zip(*entry, strict=True)}
-        figure.legend(legend.values(), legend.keys(), loc="outside upper left", ncols=len(legend), fontsize=9)
-        figure.savefig(path, dpi=110)
-    plt.close(figure)
+        axes[0, 0].figure.legend(
+            legend.values(), legend.keys(), loc="outside upper left", ncols=len(legend), fontsize=9
+        )
 
 
 def _of_first_grouping(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -52,8 +52,7 @@ def read(upstream: Callable[[dict[str, Any]], QwenVideo], element: dict[str, Any
     path = element["video"]
     if not isinstance(path, KeyframePath):
         return upstream(element)
-    frames = path.uniform_count if path.frame_indices is None else path.frame_indices
-    if frames is None:
+    if path.frames is None:
         try:
             result = upstream(element)
         except Exception as error:
@@ -61,7 +60,7 @@ def read(upstream: Callable[[dict[str, Any]], QwenVideo], element: dict[str, Any
         path.num_read = len(result[0])
         return result
 
-    decoded, video = read_frames(str(path), frames, path.doc)
+    decoded, video = read_frames(str(path), path.frames, path.doc)
     element["max_pixels"] = uniform_max_pixels(element, video.num_frames, video.fps, path.patch_size)
     metadata = {
         "fps": video.fps,

@@ -47,12 +47,10 @@ class QwenKeyframes(KeyframeMixin):
 
     def wrap_visuals(self, doc: Mapping[str, Any], visuals: list[Any]) -> list[Any]:
         """Paths with the document's frames; pictures as they are."""
-        return [self._with_frames(visual, doc) if isinstance(visual, str) else visual for visual in visuals]
-
-    def _with_frames(self, path: str, doc: Mapping[str, Any]) -> KeyframePath:
-        video = KeyframePath.of(path, doc, self.policy)
-        video.patch_size = self.patch_size
-        return video
+        return [
+            KeyframePath.of(visual, doc, self.policy, self.patch_size) if isinstance(visual, str) else visual
+            for visual in visuals
+        ]
 
     def explain(self, error: Exception, videos: list[str]) -> str:
         """One line about what ended upstream; it opens every video by decord, before it is read."""

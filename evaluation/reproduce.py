@@ -30,17 +30,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a scri
 
 from aks import errors
 from aks.arguments import ArgumentParser, at_least
+from aks.commands.flags import given_settings
 from aks.errors import UserError
 from aks.jsonio import make_folder, read_json, write_csv, write_json, writing_to
 from aks.labels import DATASETS, LabelSet, load_labels
 from aks.plots import plot_grid
 from aks.presets import PAPER, PRESETS, preset_settings
 from aks.score_lists import read_scores
-from aks.selection import QUOTAS, select_positions
+from aks.selection import QUOTAS, check_settings
 from evaluation.evaluator import read_newest, results_files
 from evaluation.grids import FRAMES, GRIDS, Cell, DistinctQuestions, Setting, cells_of
 from evaluation.markdown_tables import format_table
-from evaluation.preflight import check_checkpoint, check_videos
+from evaluation.preflight import check_checkpoint, check_videos, collect_problem
 from evaluation.run import MODELS, OPTIONS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -87,16 +88,10 @@ def parse_arguments() -> argparse.Namespace:
     if len(args.dataset) > 1 and (args.labels or args.videos):
         raise UserError("--labels and --videos belong to one data set; name it with --dataset")
     try:
-        select_positions([0.0], 1, **changes_of(args))
+        check_settings(1, **given_settings(args))
     except ValueError as error:
         raise UserError(f"reproduce.py: {error} (see --help)") from None
     return args
-
-
-def changes_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings that flags put in place of the preset's."""
-    given = {"t1": args.t1, "max_depth": args.all_depth, "quota": args.quota}
-    return {name: value for name, value in given.items() if value is not None}
 
 
 def score_file(args: argparse.Namespace, dataset: str, scorer: str) -> Path:
@@ -124,20 +119,12 @@ def list_missing(
                 )
         if args.table == "selections":
             continue
-        try:
+        with collect_problem(problems):
             labels[dataset] = load_labels(dataset, None, args.labels)
             problems += check_videos(labels[dataset], args.videos, args.limit)
-        except UserError as error:
-            problems.append(
-                str(error).replace(
-                    "check --dataset_path or --label_file", "see datasets/README.md, or give --labels"
-                )
-            )
     model = MODELS[args.model]
     if args.table != "selections" and model.checkpoints:
-        args.checkpoint = args.checkpoint or next(
-            filter(os.path.exists, model.checkpoints), model.checkpoints[0]
-        )
+        args.checkpoint = args.checkpoint or model.find_checkpoint()
         problems += check_checkpoint(args.model, args.checkpoint, args.gpus or 0)
     return labels, problems
 
@@ -286,7 +273,7 @@ def main() -> int:
     """Select, ask, print."""
     args = parse_arguments()
     grids = GRIDS if args.table == "selections" else (args.table,)
-    changes = changes_of(args)
+    changes = given_settings(args)
     cells = {
         dataset: [cell for grid in grids for cell in cells_of(grid, dataset, changes, args.preset)]
         for dataset in args.dataset

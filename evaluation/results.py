@@ -191,21 +191,24 @@ def read_runs(path: Path) -> tuple[list[EvalRun], list[str]]:
 
 def _own_name(content: Mapping[str, Any], task: str) -> str:
     """A task's name here, also where evaluation/swap_in.py gave it lmms-eval's."""
-    try:
-        swapped_in = "entries_sha256" in content["configs"][task]["metadata"]  # evaluation/task.py
-    except (LookupError, TypeError):
-        swapped_in = False
+    swapped_in = "entries_sha256" in _metadata(content, task)
     return f"{task}{SUFFIX}" if swapped_in and task not in TASKS else task
 
 
 def _implementation(content: Mapping[str, Any], task: str, model: str) -> str | None:
-    """Which implementation of LLaVA answered, as the task's metadata has it (evaluation/task.py)."""
+    """Which implementation of LLaVA answered; None for other models."""
     if model not in LLAVA_MODELS:
         return None
+    return str(_metadata(content, task).get("llava", NEXT))  # earlier versions had no other
+
+
+def _metadata(content: Mapping[str, Any], task: str) -> Mapping[str, Any]:
+    """What evaluation/task.py put into a task's configuration; empty for a task of others."""
     try:
-        return str(content["configs"][task]["metadata"]["llava"])
+        metadata = content["configs"][task]["metadata"]
     except (LookupError, TypeError):
-        return NEXT  # earlier versions had no other
+        return {}
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def _num_asked(content: Mapping[str, Any], task: str) -> int | None:

@@ -43,20 +43,18 @@ class ModelSpec:
 
     max_frames: int  # frames a question, in the paper
     frames_argument: str  # lmms-eval's name for it
-    checkpoints: tuple[
-        str, ...
-    ] = ()  # where its weights are looked for; none for a model that brings its own
+    checkpoints: tuple[str, ...] = ()  # folders of its weights; none for a model that brings its own
     model_args: tuple[str, ...] = ()  # other model arguments, as in the released scripts
     cpu_model_args: tuple[str, ...] = ()  # further ones without a GPU
     package: tuple[str, str] | None = None  # what must be importable, and the command that installs it
     flags: tuple[str, ...] = ()  # lmms-eval's
 
+    def find_checkpoint(self) -> str:
+        """The first of its folders that is there; the first of all where none is."""
+        return next(filter(os.path.exists, self.checkpoints), self.checkpoints[0])
 
-LLAVA = ModelSpec(
-    max_frames=32,
-    frames_argument="max_frames_num",
-    cpu_model_args=("device_map=auto",),
-)
+
+LLAVA = ModelSpec(max_frames=32, frames_argument="max_frames_num", cpu_model_args=("device_map=auto",))
 QWEN = ModelSpec(
     max_frames=32,
     frames_argument="max_num_frames",
@@ -163,7 +161,7 @@ def parse_arguments(arguments: Sequence[str] | None = None, quiet: bool = False)
     if not model.checkpoints:  # small enough for one GPU, and not made to be spread
         args.gpus = min(args.gpus, 1)
     if not args.checkpoint and model.checkpoints:
-        args.checkpoint = next(filter(os.path.exists, model.checkpoints), model.checkpoints[0])
+        args.checkpoint = model.find_checkpoint()
     row = Path(args.model, f"{args.dataset}_{args.frames}_{args.max_frames}")
     args.output = Path(args.output or args.results / row)
     return args
@@ -239,9 +237,11 @@ def lmms_eval_command(args: argparse.Namespace, model: ModelSpec, selection: Sel
             f"frames_digest=sha256-{selection.sha256[:16]}",
         ]
     if not args.gpus:
-        model_args = last_value_wins([*model_args, *model.cpu_model_args])
+        model_args += model.cpu_model_args
     if args.model_args:
-        model_args = last_value_wins([*model_args, *args.model_args.split(",")])
+        model_args += args.model_args.split(",")
+    # A later argument replaces an earlier one of the same name.
+    model_args = list({argument.split("=", 1)[0]: argument for argument in model_args}.values())
     launcher = [sys.executable, "-m"]
     if args.gpus > 1:
         launcher += ["accelerate.commands.launch", "--num_processes", str(args.gpus), "--multi_gpu"]
@@ -249,24 +249,13 @@ def lmms_eval_command(args: argparse.Namespace, model: ModelSpec, selection: Sel
     return [
         *launcher,
         "lmms_eval",
-        *(
-            "--model",
-            args.model,
-            "--model_args",
-            ",".join(model_args),
-            "--tasks",
-            DATASET_TASKS[args.dataset],
-        ),
+        *("--model", args.model, "--model_args", ",".join(model_args)),
+        *("--tasks", DATASET_TASKS[args.dataset]),
         *("--include_path", str(ROOT / "datasets"), "--batch_size", "1", *model.flags),
         *("--log_samples", "--log_samples_suffix", args.model, "--output_path", str(args.output)),
         *(("--limit", str(args.limit)) if args.limit else ()),
         *(() if args.gpus and model.checkpoints else ("--device", "cuda" if args.gpus else "cpu")),
     ]
-
-
-def last_value_wins(arguments: list[str]) -> list[str]:
-    """name=value arguments, of which a later one replaces an earlier one of the same name."""
-    return list({argument.split("=", 1)[0]: argument for argument in arguments}.values())
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def pair_runs(runs: Sequence[EvalRun]) -> list[Comparison]:
     pairs += [Comparison({"uniform": run}) for run in unpaired.values()]
     for pair in pairs:
         if pair.is_paired:
-            _check_same_labels(pair, pair.runs["uniform"], pair.runs["aks"])
+            _check_same_labels(pair)
     return sorted(pairs, key=lambda pair: (*setup(pair.run), pair.run.short_selection == "paper"))
 
 
@@ -110,7 +110,8 @@ def unpaired_notes(comparisons: Sequence[Comparison]) -> list[str]:
     ]
 
 
-def _check_same_labels(pair: Comparison, uniform: EvalRun, aks: EvalRun) -> None:
+def _check_same_labels(pair: Comparison) -> None:
+    uniform, aks = pair.runs.values()
     if not pair.question_ids:
         raise UserError(
             f"{aks.path}: no question in common with {uniform.path}; compare runs on the same label file"

@@ -39,17 +39,8 @@ from evaluation.significance import (
 
 PUBLISHED = Path(__file__).with_name("published.json")
 COLUMNS = (
-    *(
-        "table",
-        "model",
-        "implementation",
-        "checkpoint",
-        "frames",
-        "short_selection",
-        "benchmark",
-        "grouping",
-        "group",
-    ),
+    *("table", "model", "implementation", "checkpoint", "frames", "short_selection"),
+    *("benchmark", "grouping", "group"),
     *("n_uniform", "n_aks", "uniform", "aks", "difference", "low", "high", "resampled"),
     *("published_uniform", "published_aks", "uniform_minus_published", "aks_minus_published"),
     *("scoring", "uniform_oct2024", "aks_oct2024"),
@@ -94,7 +85,7 @@ def main() -> None:
         make_folder(folder, "--output")
         write_atomically(folder / "tables.md", lambda path: path.write_text(text, encoding="utf-8"))
         write_csv(folder / "tables.csv", COLUMNS, records)
-        write_atomically(folder / "tables.png", lambda path: plot(path, records))
+        plot(folder / "tables.png", records)
         print(f"\nwrote tables.md, tables.csv and tables.png to {folder}")
 
 

@@ -134,7 +134,7 @@ class VisualTracker:
             "or allow more with the model argument video_timeout=SECONDS"
         )
         self._watchdog.close()
-        self._watchdog.enter_context(Watchdog(limit, message))
+        self._watchdog.enter_context(watchdog(limit, message))
 
     def _arrive(self, inputs: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """Compare what ``generate`` is given with the visuals of the questions that it answers.
@@ -182,29 +182,25 @@ def count_visuals(inputs: Mapping[str, Any]) -> int:
     return sum(len(grid) for grid in grids if grid is not None)
 
 
-class Watchdog:
-    """Ends the process, with one line and status 1, where its block takes too long.
+@contextlib.contextmanager
+def watchdog(limit_s: float, message: str) -> Iterator[None]:
+    """End the process, with one line and status 1, where the block takes too long; the message says what.
 
     A thread does, while the main thread waits in a decoder's C code, where no exception reaches it.
     """
 
-    def __init__(self, limit_s: float, message: str) -> None:
-        """Allow so many seconds; the message says what took longer."""
-        self._timer = threading.Timer(limit_s, self._end, [message])
-        self._timer.daemon = True
-
-    def __enter__(self) -> Watchdog:
-        self._timer.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
-
-    @staticmethod
-    def _end(message: str) -> None:
+    def end() -> None:
         sys.stderr.write(f"\nerror: {message}\n")  # a progress bar may have left its line open
         sys.stderr.flush()
         os._exit(1)
+
+    timer = threading.Timer(limit_s, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @functools.cache  # a video has several questions

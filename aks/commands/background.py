@@ -14,7 +14,7 @@ from aks import errors
 from aks.arguments import ArgumentParser, at_least
 from aks.cli import (
     add_log_flags,
-    add_scorer_flags,
+    add_own_scorer_flags,
     add_worker_flags,
     count_workers,
     load_scorer_from_args,
@@ -35,9 +35,7 @@ def main() -> int:
         help="frames a second (default: 1; a few thousand frames in all are enough)",
     )
     parser.add_argument("--output_file", type=Path, help="folder for it (default: beside the cache)")
-    scorer = parser.add_argument_group("scorer, as of keyframes")
-    add_scorer_flags(scorer, "conse", None)
-    scorer.add_argument("--blip_head", help="blip: itm (default, the paper's) or itc")
+    add_own_scorer_flags(parser, "scorer, as of keyframes")
     add_worker_flags(parser)
     add_log_flags(parser)
     args = parser.parse_args()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from aks import errors
 from aks.arguments import ArgumentParser, at_least
-from aks.cli import add_log_flags, add_scorer_flags, add_worker_flags
+from aks.cli import add_log_flags, add_own_scorer_flags, add_worker_flags
 from aks.clock import parse_time
 from aks.commands.flags import add_selection_flags
 from aks.messages import check_server
@@ -95,11 +95,7 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
         help="look at a part of them, closely only around the peaks: sooner, but short moments are missed",
     )
     add_selection_flags(parser.add_argument_group("selection, as of frame_select.py"))
-    scorer = parser.add_argument_group(
-        "scorer, as of feature_extract.py (default: conse, without a download)"
-    )
-    add_scorer_flags(scorer, "conse", None)
-    scorer.add_argument("--blip_head", help="blip: itm (default, the paper's) or itc")
+    add_own_scorer_flags(parser)
     work = parser.add_argument_group("work")
     work.add_argument(
         "--no_cache",

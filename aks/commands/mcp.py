@@ -20,7 +20,7 @@ from aks import errors
 from aks.arguments import ArgumentParser, at_least
 from aks.cli import (
     add_log_flags,
-    add_scorer_flags,
+    add_own_scorer_flags,
     add_worker_flags,
     count_workers,
     load_scorer_from_args,
@@ -42,11 +42,7 @@ def parse_arguments() -> argparse.Namespace:
         help="of the pictures; larger ones are reduced to it (default: 768)",
     )
     parser.add_argument("--no_cache", action="store_true", help="neither use nor keep the frames' features")
-    scorer = parser.add_argument_group(
-        "scorer, as of feature_extract.py (default: conse, without a download)"
-    )
-    add_scorer_flags(scorer, "conse", None)
-    scorer.add_argument("--blip_head", help="blip: itm (default, the paper's) or itc")
+    add_own_scorer_flags(parser)
     add_worker_flags(parser)
     add_log_flags(parser)
     return parser.parse_args()

@@ -22,6 +22,7 @@ from aks import errors
 from aks.arguments import ArgumentParser, at_least
 from aks.cli import add_dataset_flags, add_log_flags
 from aks.console import configure_logging, progress
+from aks.evidence import has_evidence
 from aks.jsonio import read_json
 from aks.labels import LabelSet, load_labels
 from aks.recall import Recall, recall_table
@@ -29,7 +30,7 @@ from aks.report.page import Summary, check_page, picture_notes, write_page
 from aks.report.questions import ReportedQuestion, report_question
 from aks.report.thumbnails import read_thumbnails
 from aks.score_lists import check_frame_numbers, infer_stride, read_candidate_times, read_scores
-from aks.selected_frames import read_lists
+from aks.selected_frames import check_count, file_beside, read_lists
 
 logger = logging.getLogger("aks.report")
 
@@ -85,9 +86,9 @@ def main() -> None:
         title=f"Keyframes of {labels.dataset if labels.dataset != 'custom' else labels.path.name}",
         facts=_facts(labels, record, selected, budget),
         recall=_recall(labels, reported, budget),
-        notes=picture_notes(thumbnails, reported, _name_of, remedy) + _notes(reported, record, frame_path),
+        notes=picture_notes(thumbnails, reported, remedy) + _notes(reported, record, frame_path),
     )
-    write_page(args.output, summary, reported, thumbnails, _name_of)
+    write_page(args.output, summary, reported, thumbnails)
     print(
         f"wrote {args.output}: {len(reported)} questions, {len(thumbnails.by_frame)} pictures, "
         f"{args.output.stat().st_size / 1e6:.1f} MB"
@@ -97,26 +98,20 @@ def main() -> None:
         print(f"no pictures of {len(thumbnails.failures)} videos, such as {video}: {reason}")
 
 
-def _name_of(row: ReportedQuestion) -> str:
-    return row.question.video
-
-
 def _read_record(selection: Path, score_path: Path) -> dict[str, Any]:
     """What frame_select.py wrote down of the selection; empty for one from elsewhere.
 
     Raises:
         UserError: the selection was made by other scores.
     """
-    path = selection.with_name("selection.json")
-    if selection.name != "selected_frames.json" or not path.exists():
+    if (path := file_beside(selection, "selection.json")) is None:
         return {}
     record = read_json(path)
     if not isinstance(record, dict):
         raise errors.UserError(f"{path}: holds no record of a selection; run frame_select.py again")
     if digest := record.get("scores_sha256"):
         try:
-            with score_path.open("rb") as file:
-                is_same = hashlib.file_digest(file, "sha256").hexdigest() == digest
+            is_same = hashlib.sha256(score_path.read_bytes()).hexdigest() == digest
         except OSError as error:
             raise errors.UserError(
                 f"{score_path}: cannot be read: {error.strerror}; --score_path names the scores"
@@ -142,11 +137,7 @@ def _read_run(
         UserError: the files do not belong together.
     """
     scores, frames = read_scores(score_path, frame_path)
-    if len(scores) != len(labels.questions):
-        raise errors.UserError(
-            f"{score_path} holds {len(scores)} questions and {labels.path} {len(labels.questions)}; "
-            "they must belong together"
-        )
+    check_count(score_path, scores, labels)
     times = read_candidate_times(frame_path, frames)
     rule = None
     if "strategy" in record and "max_num_frames" in record:
@@ -193,7 +184,7 @@ def _facts(
         settings = [f"{name} {record[name]}" for name in SETTINGS if name in record]
         settings += [f"{name} {value}" for name, value in (record.get("options") or {}).items()]
         facts["rule"] = f"{record['strategy']} ({', '.join(settings)})"
-    if places := sum(bool(q.evidence_frames or q.evidence_times_s) for q in labels.questions):
+    if places := sum(map(has_evidence, labels.questions)):
         facts["questions with evidence"] = f"{places:,}"
     return facts
 

@@ -97,12 +97,13 @@ def main() -> None:
 
     # Everything is read and checked before anything is written; the selection itself comes last.
     times = read_candidate_times(frame_path, frames)
+    run_record = score_path.with_name("run.json")  # scorer and label digest; not beside scores from elsewhere
     record = {
         "max_num_frames": args.max_num_frames,
         **options,
         "questions": len(chosen),
-        "scores_sha256": _digest(score_path),
-        "scored_by": _origin(score_path),
+        "scores_sha256": hashlib.sha256(score_path.read_bytes()).hexdigest(),
+        "scored_by": read_json(run_record) if run_record.exists() else None,
         "strides": [infer_stride(row) for row in frames],
     }
     if args.features:
@@ -171,14 +172,3 @@ def _report(budget: int, ratio: int, quota: str, scores: list[np.ndarray], chose
         print(f"{few} questions have fewer candidates than the budget of {budget}; all are selected")
     if lost:
         print(f"{lost} questions get fewer frames than the budget: --quota {quota} loses fractions of quotas")
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _origin(score_path: Path) -> object:
-    """The run record beside the scores (scorer, label digest), or None for scores from elsewhere."""
-    record = score_path.with_name("run.json")
-    return read_json(record) if record.exists() else None

@@ -52,7 +52,8 @@ def draw(row: ReportedQuestion) -> Drawing:
         share = (np.asarray(times_s, dtype=np.float64) - first) / (last - first)
         return np.clip(np.round(share * WIDTH), 0, WIDTH).astype(int).tolist()
 
-    x, y = np.array(to_x(row.times_s)), _to_y(row.scores)
+    x = np.array(to_x(row.times_s))
+    y = np.round(BOTTOM - normalize(row.scores) * (BOTTOM - TOP)).astype(int)
     marks = list(zip(x[row.positions].tolist(), y[row.positions].tolist(), row.is_near, strict=True))
     bands = [to_x(ends) for ends in row.segments_s]
     places = [to_x(ends) for ends in row.evidence_s]
@@ -67,10 +68,6 @@ def draw(row: ReportedQuestion) -> Drawing:
         xs=[at for at, _, _ in marks],
         ticks=_ticks(first, last),
     )
-
-
-def _to_y(scores: np.ndarray) -> np.ndarray:
-    return np.round(BOTTOM - normalize(scores) * (BOTTOM - TOP)).astype(int)
 
 
 def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from aks.labels import Question
 from aks.match import Match
 from aks.report.page import Summary, clock, picture_notes, write_page
-from aks.report.questions import ReportedQuestion, report_question
+from aks.report.questions import report_question
 from aks.report.thumbnails import read_thumbnails
 
 if TYPE_CHECKING:
@@ -47,11 +47,12 @@ def report_found(
         shown = dict.fromkeys(keyframe.video for keyframe in keyframes) if "folder" in facts else videos
         for video in shown:
             result = results_of[video][index]
-            reported.append(_reported(len(reported), result, video, keyframes, facts))
+            question = Question(len(reported), str(len(reported)), name_of[video], result.question)
+            curve = result.curve
+            chosen = sorted(keyframe.frame_index for keyframe in keyframes if keyframe.video == video)
+            candidates = (curve.frame_indices, curve.times_s, curve.scores)
+            reported.append(report_question(question, video, *candidates, chosen, facts))
     thumbnails = read_thumbnails(reported, path)
-
-    def shown_name(row: ReportedQuestion) -> str:
-        return name_of[row.video]
 
     rule = ", ".join(f"{name} {facts[name]}" for name in ("t1", "t2", "max_depth", "quota"))
     options = "".join(f", {name} {value}" for name, value in facts["options"].items())
@@ -69,10 +70,10 @@ def report_found(
             f"{result.question}: {match.verdict}"
             for result, match in zip(found[0] if matches else (), matches or (), strict=True)
         ]
-        + picture_notes(thumbnails, reported, shown_name, "--images DIR writes all")
+        + picture_notes(thumbnails, reported, "--images DIR writes all")
         + [f"failed: {failure['video']}: {failure['reason']}" for failure in facts["failures"]],
     )
-    write_page(path, summary, reported, thumbnails, shown_name)
+    write_page(path, summary, reported, thumbnails)
     logger.warning("report: %s", path)
 
 
@@ -90,18 +91,3 @@ def _candidates(facts: dict[str, Any]) -> str:
         )
         text += f"; {scored:,} of {total:,} looked at (--fast)"
     return text
-
-
-def _reported(
-    index: int, result: QuestionKeyframes, video: Path, shown: Sequence[Keyframe], facts: dict[str, Any]
-) -> ReportedQuestion:
-    curve = result.curve
-    return report_question(
-        Question(index, str(index), str(video), result.question),
-        video,
-        curve.frame_indices,
-        curve.times_s,
-        curve.scores,
-        sorted(keyframe.frame_index for keyframe in shown if keyframe.video == video),
-        facts,
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,6 @@ def write_page(
     summary: Summary,
     reported: Sequence[ReportedQuestion],
     thumbnails: Thumbnails,
-    name_of: Callable[[ReportedQuestion], str],
 ) -> None:
     """Write the page.
 
@@ -68,7 +67,6 @@ def write_page(
         summary: the top of the page.
         reported: the questions, in their order.
         thumbnails: the keyframes' pictures.
-        name_of: a question's video as the page names it.
 
     Raises:
         UserError: the file cannot be written.
@@ -95,23 +93,22 @@ def write_page(
         behind=[(numbers[id(row)], row) for row in behind],
         rows=[(number, row) for number, row in enumerate(reported, 1)],
         view=lambda row: _view(row, thumbnails),
-        name_of=name_of,
         is_open=len(reported) <= MAX_OPEN,
         in_page=[picture for picture in thumbnails.by_frame.values() if picture.name],
-        shows=_shows(reported),
+        shows={  # marks, for the legend
+            "evidence": any(row.evidence_s for row in reported),
+            "segments": any(row.segments_s for row in reported),
+            "uniform": any(len(row.uniform_s) for row in reported),
+            "near": any(row.is_near.any() for row in reported),
+        },
     )
     # A name that is no text, such as a file's of other bytes, must not stop the page.
     write_atomically(path, lambda target: stream.dump(str(target), "utf-8", "xmlcharrefreplace"))
 
 
-def picture_notes(
-    thumbnails: Thumbnails,
-    reported: Sequence[ReportedQuestion],
-    name_of: Callable[[ReportedQuestion], str],
-    remedy: str,
-) -> list[str]:
+def picture_notes(thumbnails: Thumbnails, reported: Sequence[ReportedQuestion], remedy: str) -> list[str]:
     """Which keyframes have no picture, and why; ``remedy`` is how to get those that were left out."""
-    notes, names = [], {row.video: name_of(row) for row in reported}
+    notes, names = [], {row.video: row.question.video for row in reported}
     longest = max((len(row.positions) for row in reported), default=0)
     if thumbnails.by_frame and thumbnails.per_question < longest:
         notes.append(f"pictures of {thumbnails.per_question} keyframes a question, the best ones; {remedy}")
@@ -131,16 +128,6 @@ def clock(seconds: float) -> str:
     '1:01:15.2'
     """
     return format_time(round(seconds, 1))[:-2]
-
-
-def _shows(reported: Sequence[ReportedQuestion]) -> dict[str, bool]:
-    """Which marks the page has, for its legend."""
-    return {
-        "evidence": any(row.evidence_s for row in reported),
-        "segments": any(row.segments_s for row in reported),
-        "uniform": any(len(row.uniform_s) for row in reported),
-        "near": any(row.is_near.any() for row in reported),
-    }
 
 
 def _view(row: ReportedQuestion, thumbnails: Thumbnails) -> dict[str, Any]:

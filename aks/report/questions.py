@@ -100,7 +100,7 @@ def report_question(
             raise ValueError(f"keyframe {frame} is none of the scored frames")
     stride = infer_stride(frame_indices)
     chosen = SelectedFrames(frame_indices[positions], times_s[positions], stride)
-    uniform, comparison = SelectedFrames(*(np.empty(0),) * 2, stride), None
+    uniform_s, comparison = np.empty(0), None
     pairs = evidence_distances(question, chosen) if len(times_s) else []
     if len(positions):
         budget = len(positions)
@@ -108,11 +108,12 @@ def report_question(
         even_s = np.linspace(times_s[0], times_s[-1], budget)
         even_frames = np.interp(even_s, times_s, frame_indices).round().astype(np.int64)
         uniform = uniform_of(question, stride, budget) or SelectedFrames(even_frames, even_s, stride)
+        uniform_s = uniform.times_s
         if pairs:
             means = [_mean_distance_s(each) for each in (pairs, evidence_distances(question, uniform))]
         else:
             relevance = normalize(scores)
-            means = [relevance[positions].mean(), np.interp(uniform.times_s, times_s, relevance).mean()]
+            means = [relevance[positions].mean(), np.interp(uniform_s, times_s, relevance).mean()]
         comparison = Comparison(float(means[0]), float(means[1]), bool(pairs))
     return ReportedQuestion(
         question,
@@ -123,7 +124,7 @@ def report_question(
         positions,
         found_within(pairs, HIT_S, axis=0) if pairs else np.zeros(len(positions), dtype=bool),
         _segments_s(times_s, scores, rule) if rule and len(times_s) else [],
-        uniform.times_s,
+        uniform_s,
         evidence_in_seconds(question, frame_indices, times_s),
         comparison,
     )

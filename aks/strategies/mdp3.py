@@ -120,11 +120,10 @@ def select_mdp3(
         last = np.full(most + 1, -1)
         for count, row in enumerate(totals):
             row = row[: most + 1 - count]
-            is_better = row > values[count : count + len(row)]
-            values[count : count + len(row)][is_better] = row[is_better]
-            before[count : count + len(row)][is_better] = count
+            better = np.flatnonzero(row > values[count : count + len(row)])
             ends = np.concatenate([[previous_last[count]], start + np.maximum.accumulate(chosen[count])])
-            last[count : count + len(row)][is_better] = ends[: len(row)][is_better]
+            values[count + better], before[count + better] = row[better], count
+            last[count + better] = ends[better]
         history.append((before, start + chosen))
 
     found: list[int] = []

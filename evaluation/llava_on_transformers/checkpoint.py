@@ -209,7 +209,9 @@ def _load(
         handles: dict[Any, Any] = {}
         tensors = None if path.suffix == ".safetensors" else _open_bin(path)
         for name in names:
-            device = devices[next(prefix for prefix in _prefixes(name) if prefix in devices)]
+            # The innermost of those that the weight is, or is in; "" is the whole model.
+            owners = (owner for owner in devices if not owner or f"{name}.".startswith(f"{owner}."))
+            device = devices[max(owners, key=len)]
             if tensors is not None:
                 value = tensors[name].to(device, dtype)
             else:
@@ -218,14 +220,6 @@ def _load(
                 value = handles[device].get_tensor(name).to(dtype)
             module, _, parameter = name.rpartition(".")
             setattr(model.get_submodule(module), parameter, nn.Parameter(value, requires_grad=False))
-
-
-def _prefixes(name: str) -> Iterator[str]:
-    """The name, the names of the modules it is in, from the inside out, and the whole model's, ``""``."""
-    while name:
-        yield name
-        name = name.rpartition(".")[0]
-    yield ""
 
 
 def _cut_vocabulary(model: LlavaQwenForCausalLM, size: int, folder: Path) -> None:

@@ -18,6 +18,9 @@ import numpy as np
 import pytest
 import torch
 from evaluation_setup import (
+    KEYFRAMES,
+    QUESTIONS,
+    VIDEOS,
     change_entry,
     fail_second,
     link_videos,
@@ -51,15 +54,6 @@ from transformers import AutoTokenizer
 
 BUDGET = 8
 FRAMES = {"long.mp4": 1100, "short.mp4": 150, "few.mp4": 5, "long.mkv": 300, "square.mp4": 90}
-QUESTIONS = {  # video and keyframes of each
-    0: ("long.mp4", [0, 31, 257, 512, 600, 601, 1023, 1099]),
-    1: ("long.mp4", [1, 2, 3, 5, 8, 13, 21, 34]),
-    2: ("short.mp4", [149]),
-    3: ("long.mp4", [7, 300, 1000]),
-    4: ("few.mp4", [0, 1, 2, 3, 4]),
-}
-VIDEOS = [video for video, _ in QUESTIONS.values()]
-KEYFRAMES = [keyframes for _, keyframes in QUESTIONS.values()]
 TASK = "longvideobench_val_v_aks"
 
 both = pytest.mark.parametrize("llava", LLAVAS, ids=lambda llava: llava.name)

@@ -19,6 +19,9 @@ import numpy as np
 import pytest
 import torch
 from evaluation_setup import (
+    KEYFRAMES,
+    QUESTIONS,
+    VIDEOS,
     change_entry,
     corrupt,
     fail_second,
@@ -69,15 +72,6 @@ from evaluation.qwen2_load_video import KeyframePath, wrap_readers
 BUDGET = 8
 FRAMES = {"long.mp4": 1100, "short.mp4": 150, "few.mp4": 5}
 FPS = {"long.mp4": 30, "short.mp4": 24, "few.mp4": 30}
-QUESTIONS = {  # video and keyframes of each
-    0: ("long.mp4", [0, 31, 257, 512, 600, 601, 1023, 1099]),
-    1: ("long.mp4", [1, 2, 3, 5, 8, 13, 21, 34]),
-    2: ("short.mp4", [149]),
-    3: ("long.mp4", [7, 300, 1000]),
-    4: ("few.mp4", [0, 1, 2, 3, 4]),
-}
-VIDEOS = [video for video, _ in QUESTIONS.values()]
-KEYFRAMES = [keyframes for _, keyframes in QUESTIONS.values()]
 TASK = "longvideobench_val_v_aks"
 READERS = sorted(upstream_readers())
 
@@ -300,14 +294,11 @@ def test_pictures_reach_the_model_in_their_order(qwen, kind, use_topk, assets, l
 # What the processor and the model learn of the frames
 
 
-def qwen_video(
-    path: Path, frame_indices: list[int] | None = None, uniform_count: int | None = None
-) -> KeyframePath:
+def qwen_video(path: Path, frames: list[int] | int | None = None) -> KeyframePath:
     """A path as our models hand it to qwen-vl-utils."""
     video = KeyframePath(path)
     video.doc, video.patch_size = {"id": "q7"}, 14
-    video.frame_indices = None if frame_indices is None else np.array(frame_indices)
-    video.uniform_count = uniform_count
+    video.frames = np.array(frames) if isinstance(frames, list) else frames
     return video
 
 
@@ -353,7 +344,7 @@ def test_metadata_have_the_form_of_upstreams(assets):
 def test_refilled_frames_have_their_own_numbers_in_the_metadata(assets):
     wrap_readers()
 
-    (frames, metadata), _ = process(qwen_video(assets / "videos/few.mp4", uniform_count=8), metadata=True)
+    (frames, metadata), _ = process(qwen_video(assets / "videos/few.mp4", 8), metadata=True)
 
     assert read_frame_indices(frames) == metadata["frames_indices"] == linspace("few.mp4")
 

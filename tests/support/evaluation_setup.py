@@ -25,6 +25,16 @@ STARTUP = Path(__file__).resolve().parent / "startup"
 COLUMNS, ROWS = 5, 4  # blocks of a numbered frame
 INDEX_BITS, CHECK_BITS, CHECK_MODULUS = 12, 6, 61
 
+QUESTIONS = {  # of the LLaVA and Qwen tests: video and keyframes of each
+    0: ("long.mp4", [0, 31, 257, 512, 600, 601, 1023, 1099]),
+    1: ("long.mp4", [1, 2, 3, 5, 8, 13, 21, 34]),
+    2: ("short.mp4", [149]),
+    3: ("long.mp4", [7, 300, 1000]),
+    4: ("few.mp4", [0, 1, 2, 3, 4]),
+}
+VIDEOS = [video for video, _ in QUESTIONS.values()]
+KEYFRAMES = [keyframes for _, keyframes in QUESTIONS.values()]
+
 # Nothing may be fetched. The libraries read these when they are first imported.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
