@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import signal
 import sys
 from functools import partial
@@ -48,12 +47,6 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _end(*_: object) -> None:
-    """End at once: the protocol's library waits for standard input in a thread that no exception reaches."""
-    print("interrupted", file=sys.stderr)
-    os._exit(130)
-
-
 def main() -> None:
     """Serve until the client closes standard input."""
     args = parse_arguments()
@@ -78,7 +71,9 @@ def main() -> None:
         cache=not args.no_cache,
     )
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _end)
+        # Ctrl-C ends the process at once. The protocol's library waits for standard input in a thread that no
+        # exception reaches, and a handler in Python waits for the event loop's next event.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.stdin.isatty():
         logger.warning("waiting for an assistant's messages, as docs/models.md says; Ctrl-C ends this")
     # The model must not take a miss for proof.
