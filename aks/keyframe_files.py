@@ -20,7 +20,7 @@ from PIL import Image
 from aks.clock import format_time
 from aks.contact_sheet import MAX_SIDE, contact_sheet, thumbnail
 from aks.errors import UserError, VideoError
-from aks.jsonio import make_folder, write_atomically
+from aks.jsonio import make_folder, write_atomically, writing_to
 from aks.match import Match
 from aks.video.clips import clip_suffix, cut, merge_spans
 from aks.video.reader import Video
@@ -137,7 +137,8 @@ class Output:
         """Delete the pictures of an earlier call, and the folders that nothing else is in."""
         while self._earlier:
             path = self._earlier.pop()
-            path.unlink(missing_ok=True)
+            with writing_to(path):
+                path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 for folder in path.parents[: len(path.relative_to(self._images).parts) - 1]:
                     folder.rmdir()

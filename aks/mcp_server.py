@@ -99,10 +99,12 @@ class VideoFolders:
         found: dict[str, None] = {}
         for root in self._roots:
             for path in sorted(root.rglob("*")):
-                with contextlib.suppress(OSError, RuntimeError):
+                with contextlib.suppress(OSError, RuntimeError, UnicodeEncodeError):
                     if self._may_be_read(path.resolve(strict=True)):
                         name = str(path.relative_to(root))
-                        found[str(path) if name in found else name] = None
+                        name = str(path) if name in found else name
+                        name.encode()  # the protocol carries UTF-8 alone: no client can ask for another name
+                        found[name] = None
         return list(found)
 
     def list_names(self) -> str:

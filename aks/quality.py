@@ -1,7 +1,7 @@
 """The quality of selections, measured without a language model, side by side and with intervals.
 
     %(prog)s --dataset_name longvideobench --selected_frames aks=chosen.json top=top.json
-    %(prog)s --dataset_name custom --label_file labels.json --selected_frames chosen.json --output quality/
+    %(prog)s --dataset_name custom --label_file labels.json --selected_frames aks=chosen.json --output quality
 
 Relevance, where labels say where the evidence is: recall (the share of the evidence with a selected frame
 within a tolerance), precision (the share of selected frames near evidence), and how often every one of

@@ -226,7 +226,9 @@ def check_settings(budget: int, strategy: str = "ada", **settings: Any) -> None:
         ValueError: names the argument.
     """
     features = np.ones((1, 1)) if strategy in STRATEGIES and needs_features(strategy) else None
-    select_positions([0.0], budget, strategy=strategy, features=features, **settings)
+    # A rule checks its own options when it chooses, and it chooses nothing where all candidates fit.
+    for each in (budget, 1):
+        select_positions([0.0], each, strategy=strategy, features=features, **settings)
 
 
 def find_segments(

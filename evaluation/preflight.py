@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import importlib.util
 import json
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -65,6 +66,8 @@ def check_inputs(
     if args.model in LLAVA_MODELS:
         with collect_problem(problems):
             choose()
+    if args.gpus and args.gpus > (num_gpus := count_gpus()):
+        problems.append(f"--gpus {args.gpus}: this machine has {num_gpus}; leave it out, or 0 for the CPU")
     if args.checkpoint:
         problems += check_checkpoint(args.model, args.checkpoint, args.gpus)
     problems += [
@@ -83,9 +86,9 @@ def collect_problem(problems: list[str]) -> Iterator[None]:
     except UserError as error:
         # The readers of labels name the flags of the extraction scripts.
         problems.append(
-            str(error).replace(
-                "check --dataset_path or --label_file", "see datasets/README.md, or give --labels"
-            )
+            str(error)
+            .replace("check --dataset_path or --label_file", "see datasets/README.md, or give --labels")
+            .replace("--dataset_name custom needs --label_file", "--dataset custom needs --labels")
         )
 
 
@@ -199,9 +202,10 @@ def count_gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def gpu_memory() -> int:
+def gpu_memory() -> float:
     """Bytes of the GPU with the least memory."""
     import torch
 
     devices = range(torch.cuda.device_count())
-    return min(torch.cuda.get_device_properties(device).total_memory for device in devices)
+    sizes = (torch.cuda.get_device_properties(device).total_memory for device in devices)
+    return min(sizes, default=math.inf)  # no GPU at all is told by check_inputs

@@ -24,6 +24,7 @@ from aks.run_dir import RunDir
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 os.environ["AKS_CACHE_GB"] = "0"  # A test that keeps features must not answer another one.
+os.environ["AKS_CACHE"] = os.devnull + "/aks"  # Nor does a background of the user.
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = Path(os.environ.get("AKS_REFERENCE_DATA", ROOT.parent / "shared/reference/data"))

@@ -209,6 +209,11 @@ def test_a_mistake_is_reported_in_one_line_and_nothing_is_written(
     assert not (tmp_path / "sel").exists()
 
 
+def test_an_older_selection_that_cannot_be_removed_is_named_in_one_line(tmp_path, select):
+    (tmp_path / "sel/longvideobench/blip/selected_frames.json").mkdir(parents=True)
+    check_mistake(select(), "selected_frames.json: cannot be written")
+
+
 def test_the_command_imports_no_slow_library():
     code = "import sys, frame_select; print(*sys.modules)"
     output = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)

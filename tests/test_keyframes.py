@@ -162,6 +162,17 @@ def test_pictures_of_an_earlier_call_go_with_their_folders(clips, tmp_path):
     assert write(["cat"], []) == ["02_cat", "02_cat/mine"]
 
 
+def test_an_earlier_picture_that_cannot_be_removed_is_named(clips, tmp_path):
+    moments = [[aks.Keyframe(25, 1.0, 0.5, clips / "one.mp4")]]
+    Output(clips / "one.mp4", ["cat"], tmp_path, None, None).write(moments, 0, {})
+    output = Output(clips / "one.mp4", ["cat"], tmp_path, None, None)
+    (picture,) = tmp_path.iterdir()
+    picture.unlink()
+    picture.mkdir()
+    with pytest.raises(aks.UserError, match=rf"{picture.name}: cannot be written"):
+        output.write(moments, 0, {})
+
+
 def test_a_clip_ends_with_its_video(clips, tmp_path):
     video = clips / "one.mp4"
     output = Output(video, ["?"], None, None, tmp_path)
@@ -276,6 +287,7 @@ def test_images_of_an_earlier_run_are_replaced_and_other_files_are_kept(
             "error: keyframes.py: start and end are 3 and 2 s; use 0 <=",
         ),
         ("one.mp4", ["cat", "--option", "seed=1"], "option 'seed': strategy ada has no options"),
+        ("one.mp4", ["cat", "--strategy", "apart", "--option", "distance=-1"], "distance is -1.0; it"),
         ("one.mp4", ["cat", "--sheet", "sheet.gif"], "--sheet sheet.gif: use a name that ends in .jpg"),
         ("", ["cat", "--json", "--csv"], "--csv: not allowed with argument --json"),
         ("empty", ["cat"], "empty: holds no video (.3gp .asf"),

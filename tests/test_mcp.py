@@ -224,6 +224,7 @@ def test_of_two_videos_of_one_name_the_later_has_its_whole_path(films, tmp_path)
     from aks.mcp_server import VideoFolders
 
     (tmp_path / "bad.mp4").write_text("another one")
+    (tmp_path / os.fsdecode(b"latin\xe9.mp4")).write_text("no message can name it")
     folders = VideoFolders([films, tmp_path])
     assert folders.names() == ["bad.mp4", "long.mp4", "sub/one.mp4", str(tmp_path / "bad.mp4")]
     assert [folders.find(name) for name in ("bad.mp4", str(tmp_path / "bad.mp4"))] == [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from aks import quality
 from aks.labels import Question
 from aks.quality import compare, evenness_of, gaps_of, measure
 from aks.selected_frames import SelectedFrames
@@ -154,6 +156,11 @@ def test_a_mistake_is_one_line(labels, tmp_path, flags, words):
     flags = [flag.replace("=", f"={tmp_path}/") if flag.endswith(".json") else flag for flag in flags]
     done = command("--dataset_name", "custom", "--label_file", labels, "--selected_frames", *flags)
     assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_the_examples_of_the_help_name_their_selections():
+    examples = re.findall(r"--selected_frames ([^-\n]+)", quality.__doc__)
+    assert len(examples) == 2 and all("=" in text for text in " ".join(examples).split())
 
 
 def test_what_one_selection_does_not_tell_another_does(labels, tmp_path):

@@ -24,7 +24,7 @@ import numpy as np
 from aks import errors
 from aks.arguments import ArgumentParser
 from aks.commands.flags import add_selection_flags, given_settings, parse_options
-from aks.jsonio import make_folder, read_json, write_json
+from aks.jsonio import make_folder, read_json, write_json, writing_to
 from aks.presets import PRESETS, preset_settings
 from aks.score_lists import infer_stride, read_candidate_times, read_scores
 from aks.selection import options_of, select_positions
@@ -111,11 +111,12 @@ def main() -> None:
     folder = Path(args.output_file) / args.dataset_name / args.extract_feature_model
     make_folder(folder, "--output_file")
     output, times_output = folder / "selected_frames.json", folder / "selected_times.json"
-    output.unlink(missing_ok=True)  # an older selection must not stand beside the new one's times
+    with writing_to(output):
+        output.unlink(missing_ok=True)  # an older selection must not stand beside the new one's times
+        if times is None:
+            times_output.unlink(missing_ok=True)
     write_json(folder / "selection.json", record)
-    if times is None:
-        times_output.unlink(missing_ok=True)
-    else:
+    if times is not None:
         write_json(times_output, [row[at].tolist() for row, at in zip(times, chosen, strict=True)])
     write_json(output, [row[at].tolist() for row, at in zip(frames, chosen, strict=True)])
 

@@ -49,11 +49,16 @@ def store_background(
     """
     if folder is None and not (folder := default_folder(scorer)).is_absolute():  # a user without a home
         raise UserError(f"{folder}: no place for the background; name one with --output_file")
-    paths = [str(path.absolute()) for path in videos]
+    paths, bad = [], []
+    for path in (str(video.absolute()) for video in videos):
+        # Stored features hold the path as text.
+        (paths if os.fsencode(path).decode(errors="replace") == path else bad).append(path)
     questions = [Question(index, str(index), path, "") for index, path in enumerate(paths)]
     store = FeatureStore(folder, None)
     labels = LabelSet("custom", store.folder, "", Path("/"), questions, [])
-    return store, store_features(labels, scorer, store, **decode)
+    summary = store_features(labels, scorer, store, **decode)
+    summary.failures += [{"video": path, "reason": "the path is no UTF-8 text; rename it"} for path in bad]
+    return store, summary
 
 
 @dataclass(frozen=True)

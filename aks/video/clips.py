@@ -127,14 +127,18 @@ def _packets(
     origin: Fraction | None = None
     waiting: list[av.Packet] = []  # until it is known which key frame is the last one before the part
     has_begun = False
+    first_dts: dict[int, int] = {}
 
     def ready() -> list[av.Packet]:
         # Pictures shown before the key frame need the group before it.
         return [packet for packet in waiting if packet.pts * packet.time_base >= origin]
 
     for packet in source.demux(streams):
-        if packet.dts is None:  # the end of a stream
+        if packet.dts is None and packet.pts is None:  # the end of a stream
             continue
+        if packet.dts is None:  # Matroska states none, and FFmpeg cannot tell those of the first packets
+            early = packet.pts - round(SEEK_BACK_S / packet.time_base)  # before any that it can tell
+            packet.dts = first_dts.setdefault(packet.stream.index, early)
         if packet.pts is None and packet.stream is film:
             raise VideoError("cannot be cut without encoding: its packets state no times")
         packet.pts = packet.dts if packet.pts is None else packet.pts

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import forkserver
 import pytest
+import torch
 from evaluation_setup import (
     ROOT,
     STARTUP,
@@ -408,3 +409,16 @@ def test_a_missing_selection_is_told_beside_missing_labels(tmp_path, monkeypatch
         evaluation.run.main()
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(": ")[:2] for line in lines] == [["error", str(path)] for path in missing]
+
+
+def test_the_check_names_its_own_flags_and_gpus_that_are_not_there(tmp_path, monkeypatch, capsys):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2_vl"}))
+    (tmp_path / "model.safetensors").write_bytes(bytes(100))
+    command = ["run.py", "--model", "qwen2_vl", "--dataset", "custom", "--frames", "uni", "--gpus", "99"]
+    monkeypatch.setattr(sys, "argv", [*command, "--checkpoint", str(tmp_path)])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(UserError, match="nothing was evaluated"):
+        evaluation.run.main()
+    printed = capsys.readouterr().err
+    assert "error: --dataset custom needs --labels, a .json or .jsonl file\n" in printed
+    assert "error: --gpus 99: this machine has 0; " in printed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
 import re
 import sys
 
@@ -89,6 +90,14 @@ def test_a_user_without_a_home_names_a_folder(videos, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no place for the background; name one with --output_file"):
         store_background(videos, ToyScorer())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_that_is_no_text_costs_its_video_alone(videos, tmp_path):
+    odd = tmp_path / os.fsdecode(b"caf\xe9.mp4")
+    odd.symlink_to(videos[0])
+    store, summary = store_background([odd, videos[1]], ToyScorer(), tmp_path / "mine", fps=25)
+    assert [failure["video"] for failure in summary.failures] == [str(odd)]
+    assert store.stored_videos() == [str(videos[1])]
 
 
 def test_it_grows_and_another_scorer_s_or_rate_s_is_refused(videos, tmp_path):

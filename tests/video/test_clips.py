@@ -24,6 +24,9 @@ def frames_of(path) -> np.ndarray:
     [
         ("a.mp4", {"options": {"bf": "2", "x264-params": "open-gop=1"}}),
         ("a.mkv", {"codec": "mpeg4", "options": {"bf": "2"}}),
+        # No decoding times are known of the first packets.
+        ("b.mkv", {"codec": "libx265", "options": {"x265-params": "bframes=3:b-adapt=0:log-level=none"}}),
+        ("c.mkv", {"options": {"bf": "2", "x264-params": "open-gop=1"}}),
         ("a.webm", {"codec": "libvpx"}),
         ("a.ts", {"options": {"bf": "2"}}),
         ("a.wmv", {"codec": "wmv2"}),
