@@ -147,7 +147,8 @@ def parse_arguments(arguments: Sequence[str] | None = None, quiet: bool = False)
 
     for name, choices in (("model", MODELS), ("dataset", DATASET_TASKS), ("frames", ("aks", "uni"))):
         if getattr(args, name) not in choices:
-            raise UserError(f"--{name} {getattr(args, name)}: use one of {', '.join(choices)}")
+            given = getattr(args, name) or "is missing"
+            raise UserError(f"--{name} {given}: use one of {', '.join(choices)}")
     for name, minimum in (("max_frames", 1), ("limit", 1), ("gpus", 0)):
         text = getattr(args, name)
         if text is not None:

@@ -297,6 +297,7 @@ def test_data_urls_become_the_images_of_chat_templates(frames):
         (["--ask", "http://x"], "--ask URL and --model NAME go together"),
         (["--model", "x"], "--ask URL and --model NAME go together"),
         (["--longest_side", 9], "--longest_side goes with --messages or --ask"),
+        (["--clip_margin", 1], "--clip_margin goes with --clips"),
         (["--ask", "http://x", "--model", "x", "--csv"], "--ask goes with the table or --json"),
         (["--messages", "openai", "--json"], "not allowed with argument"),
         (["--ask", "localhost:80", "--model", "x"], "localhost:80: the server's address must begin"),

@@ -56,7 +56,6 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     output.add_argument(
         "--clip_margin",
         type=at_least(0, float),
-        default=2.0,
         metavar="SECONDS",
         help="of a clip before and after a keyframe (default: 2)",
     )
@@ -113,12 +112,14 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def check_model_flags(args: argparse.Namespace, is_folder: bool) -> None:
+def check_flags(args: argparse.Namespace, is_folder: bool) -> None:
     """Refuse flags that contradict one another, before anything slow.
 
     Raises:
         UserError: one does.
     """
+    if args.clip_margin is not None and not args.clips:
+        raise errors.UserError("--clip_margin goes with --clips")
     if bool(args.ask) != bool(args.model):
         raise errors.UserError("--ask URL and --model NAME go together")
     if args.longest_side and not (args.ask or args.messages):

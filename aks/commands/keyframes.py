@@ -22,7 +22,7 @@ import numpy as np
 from aks import errors
 from aks.cli import count_workers, load_scorer_from_args
 from aks.commands.flags import given_settings, parse_options
-from aks.commands.keyframe_flags import check_model_flags, parse_arguments
+from aks.commands.keyframe_flags import check_flags, parse_arguments
 from aks.console import configure_logging
 from aks.keyframe_files import Output
 from aks.labels import check_question
@@ -36,6 +36,8 @@ if TYPE_CHECKING:  # torch takes seconds to load; a mistake should not wait for 
     from aks.match import Match
 
 logger = logging.getLogger("aks.keyframes")
+
+CLIP_MARGIN_S = 2.0
 
 
 def best_moments(rows: list[list[Keyframe]], budget: int) -> list[Keyframe]:
@@ -56,7 +58,7 @@ def main() -> int:
     paths = videos_in(source) if is_folder else [source]
     for text in args.question:
         check_question(text)
-    check_model_flags(args, is_folder)
+    check_flags(args, is_folder)
     options = options_of(args.strategy) | parse_options(args.option)
     settings = {**DEFAULT, "t2": args.t2, **given_settings(args)}
     selection = {"strategy": args.strategy, "options": options, **settings}
@@ -96,7 +98,8 @@ def main() -> int:
     }
     problems: list[errors.UserError] = []
     with _told_later(problems, source):
-        failures += output.write(moments, args.clip_margin, durations_s)
+        margin_s = CLIP_MARGIN_S if args.clip_margin is None else args.clip_margin
+        failures += output.write(moments, margin_s, durations_s)
     if args.report:
         from aks.report.found import report_found
 

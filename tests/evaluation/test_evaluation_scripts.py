@@ -193,6 +193,7 @@ def test_all_that_is_wrong_is_told_at_once_before_anything_loads(world, tmp_path
     [
         (("--frames", "topk"), "--frames topk: use one of aks, uni"),
         (("--model", "llava"), "--model llava: use one of llava_vid"),
+        (("--model", ""), "--model is missing: use one of llava_vid"),
         (("--max_frames", "0"), "--max_frames 0: must be a whole number, 1 or more"),
         (("--limit", "ten"), "--limit ten: must be a whole number"),
         (("--labels", "/nowhere.json"), "/nowhere.json: label file not found"),
