@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
@@ -161,9 +160,6 @@ def load_scorer(
     resolved_device = resolve_device(device)
     # cuDNN's convolutions would round float32 to TF32's 10 bits; scores would differ from a CPU's by 2e-4.
     torch.backends.cudnn.allow_tf32 = False
-    # transformers and LAVIS import torchvision, whose reader of image files does not load beside a CPU build
-    # of torch. Nothing here uses that reader, so its warning would only alarm.
-    warnings.filterwarnings("ignore", message="Failed to load image Python extension")
     scorer_class = pkgutil.resolve_name(scorers[name])
     accepted = inspect.signature(scorer_class).parameters
     for option in options:

@@ -6,12 +6,18 @@ takes 50 MB. Every preprocessor can be pickled, because it travels to those proc
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+# transformers and LAVIS import torchvision, whose reader of image files does not load beside a CPU build of
+# torch. Nothing here uses that reader, so its warning would only alarm. A decoding process may import them,
+# too; the preprocessor that it is sent brings this module first.
+warnings.filterwarnings("ignore", message="Failed to load image Python extension")
 
 # One frame, (height, width, 3) uint8 RGB, to one model input, (3, side, side) float32.
 Preprocessor = Callable[[np.ndarray], np.ndarray]

@@ -1,11 +1,15 @@
 """The CLIP scorer: transformers' own numbers, on version 4 and 5."""
 
+import pickle
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from conftest import ROOT
 from model_setup import QUESTIONS, ask, edit_json, encode, fails, film_frames, save_tiny_clip
 from transformers import CLIPModel, CLIPTokenizer
 
@@ -51,6 +55,13 @@ def test_preprocessed_pixels_are_the_pil_processor_s(scorer):
     std = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
     expected = ((pixels / 255 - mean) / std).transpose(2, 0, 1)
     np.testing.assert_allclose(scorer.preprocess(frame).numpy(), expected, atol=1e-6)  # grey level: 1.5e-2
+
+
+def test_a_decoding_process_starts_without_warnings(scorer):
+    """It is sent the preprocessor, whose transformers imports torchvision."""
+    command = [sys.executable, "-c", "import pickle, sys; pickle.load(sys.stdin.buffer)"]
+    done = subprocess.run(command, input=pickle.dumps(scorer.preprocessor), cwd=ROOT, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize("shape", [(3, 40), (40, 3), (1, 1), (224, 224), (300, 50)])
