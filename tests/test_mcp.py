@@ -257,4 +257,4 @@ def test_ctrl_c_ends_it_though_the_client_has_not(films):
         print(json.dumps(message), file=server.stdin, flush=True)
         assert "serverInfo" in server.stdout.readline()
         server.send_signal(signal.SIGINT)
-        assert server.wait(10) == -signal.SIGINT and server.stderr.read() == ""
+        assert server.wait(10) == 130 and server.stderr.read() == "interrupted\n"

@@ -9,7 +9,9 @@ The client, such as Claude Desktop, starts it; docs/models.md has its configurat
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
+import os
 import signal
 import sys
 from functools import partial
@@ -47,6 +49,12 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _end() -> None:
+    """End at once: the protocol's library waits for standard input in a thread that no exception reaches."""
+    print("interrupted", file=sys.stderr)
+    os._exit(130)
+
+
 def main() -> None:
     """Serve until the client closes standard input."""
     args = parse_arguments()
@@ -70,12 +78,17 @@ def main() -> None:
         video_timeout=args.video_timeout,
         cache=not args.no_cache,
     )
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        # Ctrl-C ends the process at once. The protocol's library waits for standard input in a thread that no
-        # exception reaches, and a handler in Python waits for the event loop's next event.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    takes_interrupts = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not under nohup
     if sys.stdin.isatty():
         logger.warning("waiting for an assistant's messages, as docs/models.md says; Ctrl-C ends this")
     # The model must not take a miss for proof.
     remark = " The scorer is conse, which knows ImageNet's objects and little else."
-    anyio.run(mcp_server.serve, tool, remark if args.extract_feature_model == "conse" else "")
+
+    async def serve() -> None:
+        if takes_interrupts:
+            # The loop's own handler: one of signal.signal would run at the next event where the signal comes
+            # just before the loop begins to wait.
+            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, _end)
+        await mcp_server.serve(tool, remark if args.extract_feature_model == "conse" else "")
+
+    anyio.run(serve)
