@@ -29,7 +29,7 @@ from extraction_setup import (
     wait_until,
     write_labels,
 )
-from media import everything, write_video
+from media import everything, picture, write_video
 from preprocessors import FaultyPreprocessor
 
 import aks.video
@@ -158,7 +158,11 @@ def check_loss_from_features(labels, part, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_on_request_the_readable_frames_of_a_damaged_video_are_scored(tmp_path, workers):
-    write_video(tmp_path / "whole.mp4", frames=200, fps=10, gop=10)
+    def brighter(number: int, width: int, height: int) -> np.ndarray:
+        """So much from second to second that each has a score of its own, whatever the encoder."""
+        return picture(0, width, height) // 2 + number // 2
+
+    write_video(tmp_path / "whole.mp4", frames=200, fps=10, gop=10, draw=brighter)
     shutil.copy(tmp_path / "whole.mp4", tmp_path / "hurt.mp4")
     damage(tmp_path / "hurt.mp4", 0.4, 0.6)
     entries = [{"video": name, "question": "Where?"} for name in ("whole.mp4", "hurt.mp4")]
@@ -181,8 +185,7 @@ def test_on_request_the_readable_frames_of_a_damaged_video_are_scored(tmp_path, 
     (expected,), (scores,) = whole.scores.values(), part.scores.values()
     rows = set(zip(whole.frames, whole.times_s, expected, strict=True))
     intact = {row for row in rows if not 70 <= row[0] <= 130}
-    # Some frames look alike; how many score the same is the encoder's, which differs between processors.
-    assert len(intact) >= 12 and len({score for _, _, score in intact}) > 5
+    assert len({score for _, _, score in intact}) > 10
     assert intact <= set(zip(part.frames, part.times_s, scores, strict=True))
 
     finished = extract(labels, ToyScorer(), run, workers=workers)  # nothing to do; the loss is still reported
