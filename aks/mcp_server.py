@@ -26,7 +26,7 @@ from aks.clock import format_time, parse_time
 from aks.errors import OUT_OF_MEMORY, UserError, VideoError, is_out_of_memory
 from aks.labels import check_question
 from aks.messages import jpeg_base64
-from aks.video.files import VIDEO_SUFFIXES
+from aks.video.files import VIDEO_SUFFIXES, is_utf8
 
 if TYPE_CHECKING:  # torch takes seconds to load; a client waits for the server's first word
     from aks.scorers.base import Scorer
@@ -99,12 +99,12 @@ class VideoFolders:
         found: dict[str, None] = {}
         for root in self._roots:
             for path in sorted(root.rglob("*")):
-                with contextlib.suppress(OSError, RuntimeError, UnicodeEncodeError):
+                with contextlib.suppress(OSError, RuntimeError):
                     if self._may_be_read(path.resolve(strict=True)):
                         name = str(path.relative_to(root))
                         name = str(path) if name in found else name
-                        name.encode()  # the protocol carries UTF-8 alone: no client can ask for another name
-                        found[name] = None
+                        if is_utf8(name):  # as the protocol is; no client can ask for another name
+                            found[name] = None
         return list(found)
 
     def list_names(self) -> str:

@@ -23,6 +23,7 @@ from aks.extraction.feature_store import FeatureStore
 from aks.labels import LabelSet, Question
 from aks.match import MIN_FRAMES, Match, compare_scores
 from aks.scorers.base import Scorer
+from aks.video.files import is_utf8
 
 logger = logging.getLogger("aks.keyframes")
 
@@ -51,8 +52,7 @@ def store_background(
         raise UserError(f"{folder}: no place for the background; name one with --output_file")
     paths, bad = [], []
     for path in (str(video.absolute()) for video in videos):
-        # Stored features hold the path as text.
-        (paths if os.fsencode(path).decode(errors="replace") == path else bad).append(path)
+        (paths if is_utf8(path) else bad).append(path)  # stored features hold it as text
     questions = [Question(index, str(index), path, "") for index, path in enumerate(paths)]
     store = FeatureStore(folder, None)
     labels = LabelSet("custom", store.folder, "", Path("/"), questions, [])

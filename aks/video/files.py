@@ -1,4 +1,4 @@
-"""Which files of a folder are videos, and how large one is."""
+"""Which files of a folder are videos, and what their names and sizes are like."""
 
 from __future__ import annotations
 
@@ -35,3 +35,8 @@ def file_bytes(path: Path) -> int | None:
         return path.stat().st_size
     except (OSError, ValueError):
         return None
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a file's name is UTF-8, which text can hold; a file system takes other bytes, too."""
+    return name.encode(errors="ignore").decode() == name
